@@ -1,0 +1,37 @@
+# Plain verbs: demo, test, check, bench, gpu. Each sets up `.venv` first, but for `gpu`, which uses the Python that is there.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+GPU_OUT ?= runs/gpu
+
+.PHONY: demo test check bench gpu format clean
+
+$(READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $(READY)
+
+demo: $(READY)  ## generate an archive, pretrain on it, score it before and after (no GPU, no download)
+	$(BIN)/python tools/demo.py --out demo
+
+test: $(READY)  ## every test that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(READY)  ## lint and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## every benchmark suite on this machine
+	$(BIN)/python tools/bench.py all --json runs/bench.json
+
+gpu:  ## on a machine with a CUDA GPU: its tests and every suite, log and JSON in $$GPU_OUT
+	PYTHON="$(PYTHON)" GPU_OUT="$(GPU_OUT)" sh tools/gpu.sh
+
+clean:
+	rm -rf demo runs build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The archive: shards of encoded images, an index per shard, and a manifest."""

@@ -1,0 +1,1 @@
+"""Measured speed: one file a suite, each checked before it is timed."""

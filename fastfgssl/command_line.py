@@ -1,0 +1,26 @@
+"""What every tool does around its work: bad input becomes one line and exit code 2, Ctrl-C exits quietly with 130."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from fastfgssl.errors import UserError
+
+
+def run_tool(main: Callable[[], int | None]) -> NoReturn:
+    """Calls `main` and exits with its code (None counts as 0).
+
+    A `UserError` is printed to stderr as `error: <its text>` and exits with 2; every other exception is a defect of the
+    program and keeps its traceback.
+    """
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""From an archive to batches of views: order, reader, view parameters, DALI graph."""

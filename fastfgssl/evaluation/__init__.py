@@ -1,0 +1,1 @@
+"""What a pretrained network has learned: view matching, kNN, linear probe."""

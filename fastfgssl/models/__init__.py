@@ -1,0 +1,1 @@
+"""The hierarchical network: backbone, blocks, heads."""

@@ -1,0 +1,1 @@
+"""Operators with their mathematics, reference and fast versions. Imported as `fastfgssl.kernels`."""

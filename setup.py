@@ -1,0 +1,50 @@
+"""Package description of fastfgssl.
+
+The operators live in the top-level folder `kernels/` and are imported as `fastfgssl.kernels`; a top-level package named
+`kernels` would clash with the one on PyPI.
+"""
+
+from setuptools import setup
+
+PACKAGES = [
+    "fastfgssl",
+    "fastfgssl.archive",
+    "fastfgssl.benchmarks",
+    "fastfgssl.data",
+    "fastfgssl.evaluation",
+    "fastfgssl.kernels",
+    "fastfgssl.kernels.cross_correlation",
+    "fastfgssl.kernels.views",
+    "fastfgssl.models",
+]
+
+REQUIREMENTS = [
+    "torch>=2.11",
+    "torchvision>=0.26",
+    "nvidia-dali-cuda130>=2.4",
+    "numpy>=2.0",
+    "pillow>=11.0",
+    "pyarrow>=18.0",
+    "pyyaml>=6.0",
+    "rich>=13.7",
+    "scikit-learn>=1.5",
+    "tensorboard>=2.17",
+]
+
+EXTRAS = {
+    "dicom": ["pydicom>=3.0"],
+    "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
+}
+
+setup(
+    name="fastfgssl",
+    version="0.1.0",
+    description="High-throughput fine-grained self-supervised learning on medical images",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=PACKAGES,
+    package_dir={"fastfgssl": "fastfgssl", "fastfgssl.kernels": "kernels"},
+    package_data={"fastfgssl.kernels": ["*/*.h", "*/*.cc", "*/*.cu", "*/README.md"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)
