@@ -22,6 +22,7 @@ REQUIREMENTS = [
     "torch>=2.11",
     "torchvision>=0.26",
     "nvidia-dali-cuda130>=2.4",
+    "nvidia-cuda-crt>=13.0,<14",  # headers that DALI's own include; 0.2 MB
     "numpy>=2.0",
     "pillow>=11.0",
     "pyarrow>=18.0",

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad input from outside: says what is wrong, where (file, sample, key), and what to do. Never a programming error."""
+    """Bad input from outside: says what is wrong, where (file, sample, key), and what to do."""

@@ -1,0 +1,225 @@
+"""One image on its way into the archive: decoded completely, upright, not too large, and readable in training.
+
+Two decoders have to agree on it. Pillow is the strict one, which says what is wrong with a damaged file. DALI is the
+one that training uses; a picture that it reads differently, or not at all, is encoded anew in a form that it reads.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+from PIL import Image, ImageOps
+
+SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",  # BigTIFF
+    b"MM\0+": "TIFF",
+    b"BM": "BMP",
+    b"RIFF": "WEBP",
+}
+ORIENTATION = 0x0112  # the EXIF tag
+TURNED = range(2, 9)  # its values that mean a turned or mirrored picture; 1 is upright, others are invalid
+# Mean absolute difference, of 255 levels, up to which two decoders show the same picture. Rounding of CMYK, palettes
+# and 16 bits stays below 1; a misread one (gray + alpha TIFF: 18, Lab TIFF: 12, floats: 140) is far above.
+SAME_PICTURE = 2.0
+
+
+class PreparedImage(NamedTuple):
+    """An image as it goes into a shard."""
+
+    data: bytes
+    """The encoded image: the very bytes of the file unless a note says why it was encoded anew."""
+    format: str
+    """jpeg, png, tiff, bmp or webp."""
+    width: int
+    height: int
+    """Pixels, as decoded."""
+    bit_depth: int
+    """8 or 16."""
+    changes: tuple[str, ...]
+    """Why it was encoded anew; empty if it was not."""
+    notes: tuple[str, ...]
+    """What the user should know besides."""
+
+
+class Unusable(Exception):
+    """An image that cannot go into the archive. Its text is `kind: detail` or `kind`."""
+
+
+class TrainingDecoder:
+    """The decoder of the training graph, DALI's on the CPU, for one image at a time.
+
+    Building it takes about 3 ms; a call then costs no more than the decoding.
+    """
+
+    def __init__(self) -> None:
+        self._pipeline = None
+
+    def decode(self, data: bytes) -> np.ndarray | None:
+        """The RGB picture, uint8 [height, width, 3], valid until the next call, or None if DALI cannot decode it."""
+        if self._pipeline is None:
+            self._pipeline = _decoding_pipeline()
+            self._pipeline.build()
+        try:
+            self._pipeline.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8)])
+            (pictures,) = self._pipeline.run()
+            return np.asarray(pictures[0])
+        except RuntimeError:  # DALI's only one; the pipeline cannot be used after it
+            self._pipeline = None
+            return None
+
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def _decoding_pipeline():
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+
+
+def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | None, max_pixels: int) -> PreparedImage:
+    """Verifies the encoded image `data` and changes no byte of it unless it must.
+
+    It must if EXIF says that the picture is not upright, if its short side is above `short_side` pixels (None: any
+    side is fine), or if the training decoder shows something else than Pillow. A JPEG is then encoded as JPEG of
+    quality 95 without chroma subsampling, all else as PNG; 16-bit gray stays 16-bit. Nothing but pixels survives that.
+    Raises Unusable with the reason, for more than `max_pixels` pixels before any of them is decoded.
+    """
+    format = _format(data)
+    image = _open(data, format, max_pixels)
+    turned = format == "TIFF" and image.tag_v2.get(ORIENTATION, 1) in TURNED  # these, Pillow turns as it loads them
+    try:
+        image.load()
+    except Exception as error:  # Pillow raises whatever the damage leads it to
+        raise Unusable(_damaged(format, error)) from error
+    turned = turned or _exif_orientation(image) in TURNED
+    bit_depth = _bit_depth(data, image)
+    picture = _plain(ImageOps.exif_transpose(image) if turned else image)
+
+    changes = ["turned upright"] if turned else []
+    if short_side is not None and min(picture.size) > short_side:
+        picture = _shrink(picture, short_side)
+        changes.append("made smaller")
+    if not changes and not _shows(decoder, data, picture):
+        changes.append(f"{image.mode} {format} is not read rightly in training")
+    if changes:
+        if bit_depth == 16 and picture.mode != "I;16":
+            changes.append("16-bit colour became 8-bit")  # Pillow has no 16-bit colour, and training sees 8 bits of it
+            bit_depth = 8
+        format = "JPEG" if format == "JPEG" else "PNG"
+        data = _encode(picture, format)
+        if not _shows(decoder, data, picture):
+            raise Unusable(f"not readable in training: even encoded anew as {format}")
+    # The second picture inside a JPEG is the camera's preview; in the other formats it is a page or a frame.
+    several = format != "JPEG" and getattr(image, "is_animated", False)
+    notes = ("only the first of several pages or frames is used",) if several else ()
+    return PreparedImage(data, format.lower(), *picture.size, bit_depth, tuple(changes), notes)
+
+
+def _format(data: bytes) -> str:
+    for signature, format in SIGNATURES.items():
+        if data.startswith(signature) and (format != "WEBP" or data[8:12] == b"WEBP"):
+            return format
+    if not data:
+        raise Unusable("empty file")
+    if data.startswith(b"version https://git-lfs"):
+        raise Unusable("not the image but a Git LFS pointer to it: run `git lfs pull`")
+    raise Unusable(f"not a JPEG, PNG, TIFF, BMP or WebP file: it begins with {data[:16]!r}")
+
+
+def _open(data: bytes, format: str, max_pixels: int) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None  # the limit below takes the place of Pillow's
+    try:
+        image = Image.open(io.BytesIO(data), formats=(format,))
+    except Image.UnidentifiedImageError:
+        raise Unusable(_damaged(format, _why_unidentified(data, format))) from None
+    except Exception as error:
+        raise Unusable(_damaged(format, error)) from error
+    if image.width * image.height > max_pixels:
+        raise Unusable(f"too large: {image.width} x {image.height} pixels, --max-pixels is {max_pixels}")
+    return image
+
+
+def _why_unidentified(data: bytes, format: str) -> Exception:
+    """`Image.open` keeps to itself why a plugin refused the file: ask the plugin."""
+    plugin, _ = Image.OPEN[format]
+    try:
+        plugin(io.BytesIO(data), "")
+    except Exception as error:
+        return error
+    return Image.UnidentifiedImageError("Pillow does not recognise it")
+
+
+def _damaged(format: str, error: Exception) -> str:
+    return f"damaged or unsupported {format}: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a broken EXIF block makes no bad picture
+        return 1
+
+
+def _bit_depth(data: bytes, image: Image.Image) -> int:
+    """Read from the file: Pillow's mode does not tell, it opens 16-bit colour as 8-bit."""
+    depth = 8
+    if image.format == "PNG":
+        depth = data[24]  # IHDR
+    elif image.format == "TIFF":
+        depth = max(image.tag_v2.get(258, (1,)))  # BitsPerSample
+    return 16 if depth > 8 else 8
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture in mode L, RGB or I;16, as training sees it: transparency is left out, not blended."""
+    if image.mode in ("L", "RGB", "I;16"):
+        return image
+    if image.mode == "F":
+        raise Unusable("pixels are 32-bit floats: rescale them to 16-bit integers")
+    if image.mode.startswith("I"):  # 32-bit, signed or big-endian integers
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise Unusable(f"pixels do not fit in 16 bits: they lie in {pixels.min()} to {pixels.max()}")
+        return Image.fromarray(pixels.astype(np.uint16))
+    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
+
+
+def _shrink(picture: Image.Image, short_side: int) -> Image.Image:
+    scale = short_side / min(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    if picture.mode != "I;16":
+        return picture.resize(size, Image.Resampling.BICUBIC)
+    # In floats, because Pillow's 16-bit resampling goes wrong where bicubic weights overshoot the range.
+    floats = Image.fromarray(np.asarray(picture, dtype=np.float32)).resize(size, Image.Resampling.BICUBIC)
+    return Image.fromarray(np.rint(floats).clip(0, 65535).astype(np.uint16))
+
+
+def _encode(picture: Image.Image, format: str) -> bytes:
+    picture.info = {}  # comments and profiles of the source, which Pillow would write again
+    buffer = io.BytesIO()
+    options = {"quality": 95, "subsampling": "4:4:4"} if format == "JPEG" else {}
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _shows(decoder: TrainingDecoder, data: bytes, picture: Image.Image) -> bool:
+    """Whether the training decoder makes `picture` of `data`."""
+    decoded = decoder.decode(data)
+    expected = np.asarray(picture)
+    if decoded is None or decoded.shape[:2] != expected.shape[:2]:
+        return False
+    if expected.ndim == 3 and np.array_equal(decoded, expected):  # nearly always
+        return True
+    total = 0
+    for rows in range(0, len(expected), 256):  # in strips: the copies below are many times the size of the picture
+        strip = expected[rows : rows + 256]
+        if strip.dtype == np.uint16:
+            strip = np.rint(strip / 257)
+        strip = strip.reshape(*strip.shape[:2], -1)  # gray becomes [rows, width, 1]
+        total += np.abs(decoded[rows : rows + 256] - strip.astype(np.int16)).sum(dtype=np.int64)
+    return total <= SAME_PICTURE * decoded.size

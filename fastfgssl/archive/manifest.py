@@ -1,0 +1,196 @@
+"""An archive as its readers see it: opened by its manifest, its table of samples read in place.
+
+DIR/manifest.json          what the archive holds, and the size and checksum of every file that holds samples
+DIR/samples.arrow          a row a sample, one record batch a shard (Arrow IPC file, uncompressed)
+DIR/shards/shard-*.tar     the encoded images (WebDataset convention)
+DIR/shards/shard-*.idx     where they lie (the index of DALI's webdataset reader)
+DIR/quarantine.csv         the images left out, and why
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from fastfgssl.errors import UserError
+
+FORMAT = "fastfgssl-archive"
+VERSION = 1
+MANIFEST = "manifest.json"
+TABLE = "samples.arrow"
+QUARANTINE = "quarantine.csv"
+SHARDS = "shards"
+
+
+class Archive:
+    """A prepared archive of N samples, numbered from 0 in the order of the shards, opened for reading.
+
+    Opening reads the manifest and the table's footer; a row is read when asked for. Safe to use after a fork.
+    """
+
+    path: Path
+    num_samples: int
+    shard_sizes: np.ndarray
+    """Samples in each shard, int64 [S]."""
+    classes: tuple[str, ...]
+    """Name of each label, empty if the archive was made without labels."""
+    labelled: int
+    """Samples with a label."""
+    groups: int
+    """Distinct groups (patients, lesions)."""
+    quarantined: int
+    """Images that were left out, listed in `quarantine.csv`."""
+    bit_depth: dict[int, int]
+    """Samples by bits a channel, 8 or 16."""
+    formats: dict[str, int]
+    """Samples by encoding: jpeg, png, tiff, bmp, webp."""
+    short_side: int | None
+    """What the short side was limited to, in pixels."""
+
+    def __init__(self, path: Path, manifest: dict, table: pa.ipc.RecordBatchFileReader) -> None:
+        self.path = path
+        self.num_samples = manifest["samples"]
+        self.shard_sizes = np.array([shard["samples"] for shard in manifest["shards"]], dtype=np.int64)
+        self.classes = tuple(manifest["classes"] or ())
+        self.labelled = manifest["labelled"]
+        self.groups = manifest["groups"]
+        self.quarantined = manifest["quarantined"]
+        self.bit_depth = {int(bits): count for bits, count in manifest["bit_depth"].items()}
+        self.formats = manifest["formats"]
+        self.short_side = manifest["short_side"]
+        self._manifest = manifest
+        self._table = table
+        self._first = np.concatenate([[0], np.cumsum(self.shard_sizes)])  # sample number a shard begins with
+        self._batches: dict[int, pa.RecordBatch] = {}
+        self._views: dict[tuple[int, str], np.ndarray] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Archive:
+        """Opens the archive in the folder `path`.
+
+        Raises UserError if there is none, if a newer program made it, or if a shard or the table is missing or has not
+        the size that the manifest tells. Contents are not read: `verify` does that.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        for file in (manifest["table"], *manifest["shards"]):
+            try:
+                size = (path / file["name"]).stat().st_size
+            except OSError as error:
+                raise UserError(f"archive {path} is incomplete: {file['name']}: {error.strerror}") from error
+            if size != file["bytes"]:
+                raise UserError(f"archive {path} is damaged: {file['name']} has {size} bytes, not {file['bytes']}")
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path / manifest["table"]["name"])))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"archive {path} is damaged: {manifest['table']['name']}: {error}") from error
+        return cls(path, manifest, table)
+
+    def shard_path(self, shard: int) -> Path:
+        """The tar file of shard number `shard`."""
+        return self.path / self._manifest["shards"][shard]["name"]
+
+    def columns(self, ids: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Gathers columns of the samples numbered `ids`, int64 [B], each as an array [B] in the order of `ids`.
+
+        Always there: `id` (str, object array), `shard`, `width`, `height`, `crc32` (uint32), `offset`, `size` (uint64,
+        bytes; the offset counts from the start of the tar). In archives with labels: `label` (int32, index in
+        `classes`, -1 for none), `group` (int64, -1 for none), `split` (str or None, object array).
+        Raises IndexError for an id outside 0..N-1, UserError for a column that the archive has not.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.num_samples):
+            raise IndexError(f"sample numbers must lie in 0..{self.num_samples - 1}")
+        gathered = {name: np.empty(len(ids), self._dtype(name)) for name in names}
+        shards = np.searchsorted(self._first, ids, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        present, starts = np.unique(shards[order], return_index=True)
+        for shard, places in zip(present.tolist(), np.split(order, starts[1:]), strict=False):
+            rows = ids[places] - self._first[shard]
+            for name in names:
+                gathered[name][places] = self._gather(shard, name, rows)
+        return gathered
+
+    def verify(self) -> list[str]:
+        """Reads every byte and returns what is wrong with the archive, a line a problem; nothing if all is well."""
+        problems = []
+        table_is_sound = _sha256(self.path / TABLE) == self._manifest["table"]["sha256"]
+        if not table_is_sound:
+            problems.append(f"{TABLE}: its checksum differs from the manifest's")
+        for shard in range(len(self.shard_sizes)):
+            problems += self._verify_shard(shard, table_is_sound)
+        return problems
+
+    def _dtype(self, name: str) -> np.dtype:
+        try:
+            type = self._table.schema.field(name).type
+        except KeyError:
+            hint = ": prepare it with --labels" if name in ("label", "group", "split") else ""
+            raise UserError(f"archive {self.path} has no column {name!r}{hint}") from None
+        return np.dtype(object if pa.types.is_string(type) else type.to_pandas_dtype())
+
+    def _gather(self, shard: int, name: str, rows: np.ndarray) -> np.ndarray:
+        view = self._views.get((shard, name))
+        if view is not None:
+            return view[rows]
+        if shard not in self._batches:
+            self._batches[shard] = self._table.get_batch(shard)
+        column = self._batches[shard].column(name)
+        if not self._table.schema.field(name).nullable and not pa.types.is_string(column.type):
+            view = self._views[shard, name] = column.to_numpy()  # of the mapped file itself
+            return view[rows]
+        taken = column.take(pa.array(rows))
+        return (taken if pa.types.is_string(taken.type) else taken.fill_null(-1)).to_numpy(zero_copy_only=False)
+
+    def _verify_shard(self, shard: int, table_is_sound: bool) -> Iterator[str]:
+        facts = self._manifest["shards"][shard]
+        with self.shard_path(shard).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
+            if hashlib.sha256(tar).hexdigest() != facts["sha256"]:
+                yield f"{facts['name']}: its checksum differs from the manifest's"
+            if not table_is_sound:
+                return
+            ids = np.arange(self._first[shard], self._first[shard + 1])
+            rows = self.columns(ids, ["id", "offset", "size", "crc32"])
+            places = list(zip(rows["offset"].tolist(), rows["size"].tolist(), strict=True))
+            for number, name, crc32, (offset, size) in zip(ids, rows["id"], rows["crc32"], places, strict=True):
+                if zlib.crc32(tar[offset : offset + size]) != crc32:
+                    yield f"{facts['name']}: sample {number} ({name}) is damaged"
+        try:
+            index = (self.path / facts["index"]).read_text().splitlines()[1:]
+            listed = [tuple(map(int, line.split()[1:3])) for line in index]
+        except (OSError, ValueError):
+            listed = None
+        if listed != places:
+            yield f"{facts['index']}: missing, or not what the table says"
+
+
+def read_manifest(path: Path) -> dict:
+    """The manifest of the archive in `path`. Raises UserError if there is none that this program can read."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is not an archive: it has no {MANIFEST}; tools/prepare.py makes one") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path / MANIFEST} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is not an archive of ours: {MANIFEST} names another format than {FORMAT}")
+    if manifest["version"] > VERSION:
+        raise UserError(f"{path} has archive version {manifest['version']}, this program reads {VERSION}: update it")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

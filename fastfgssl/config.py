@@ -1,0 +1,227 @@
+"""What a run is: frozen dataclasses, one docstring a key, each checked as it is made.
+
+`config_files.py` reads and writes them; nothing changes them afterwards. Checks that need the machine (world size,
+known view presets, known backbones) are made by the part that knows, before any work starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastfgssl.errors import UserError
+
+Stage = Literal[0, 1, 2, "all"]
+STAGES: tuple[Stage, ...] = (0, 1, 2, "all")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def require(condition: bool, key: str, value: object, must: str) -> None:
+    """Raises `UserError` naming the key, its value and what it must be, unless `condition` holds."""
+    if not condition:
+        raise UserError(f"{key} = {value!r}: must be {must}")
+
+
+def _require_positive(section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(value > 0, f"{section}.{name}", value, "greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str
+    """Folder of a prepared archive (tools/prepare.py)."""
+    image_size: int = 224
+    """Side of every view in pixels; divisible by every grid."""
+    views: str = "paper"
+    """View preset: paper, barlow or grayscale (fastfgssl/data/presets.py)."""
+    window: int = 16
+    """Shards whose samples are shuffled together; more mixes better, fewer reads more sequentially."""
+    threads: int = 0
+    """Decoding threads of each rank; 0 takes the cores of this machine divided by its ranks."""
+    prefetch: int = 2
+    """Batches that the DALI graph keeps ready ahead of the training step."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel that normalisation subtracts, on a scale where white is 1."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel that normalisation divides by, on a scale where white is 1."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "data.path", self.path, "the folder of a prepared archive")
+        _require_positive("data", self, "image_size", "window", "prefetch")
+        require(self.threads >= 0, "data.threads", self.threads, "0 or more")
+        require(len(self.mean) == 3, "data.mean", self.mean, "three numbers, one a channel")
+        require(len(self.std) == 3, "data.std", self.std, "three numbers, one a channel")
+        require(min(self.std) > 0, "data.std", self.std, "greater than 0 in every channel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    backbone: str = "resnet50"
+    """A torchvision ResNet: resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ..."""
+    weights: str = "imagenet"
+    """Start of the backbone: imagenet (torchvision's default weights), none, or a file with a state dict."""
+    width: float = 1.0
+    """Multiplies the backbone's channels; below 1 for small machines, and then `weights` cannot be imagenet."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """imagenet: 7 x 7 stride 2 and max pooling; small: 3 x 3 stride 1 and no pooling, for images up to 64 pixels."""
+    grids: tuple[int, ...] = (16, 8, 4)
+    """Tiles a side of the jigsaw for head 0, 1 and 2: fine to coarse."""
+    embedding_dim: int = 512
+    """Length F of every embedding."""
+    block_dim: int = 1024
+    """Channels that a hierarchical block ends with, and so the length of its pooled vector."""
+
+    def __post_init__(self) -> None:
+        require(len(self.grids) == 3, "model.grids", self.grids, "three grids, one a tapped stage")
+        require(
+            all(fine > coarse for fine, coarse in itertools.pairwise(self.grids)),
+            "model.grids",
+            self.grids,
+            "descending, finest first, such as [16, 8, 4]",
+        )
+        require(min(self.grids) >= 1, "model.grids", self.grids, "at least 1 each")
+        require(max(self.grids) <= 64, "model.grids", self.grids, "at most 64 each")
+        _require_positive("model", self, "width", "embedding_dim", "block_dim")
+        require(
+            self.weights != "imagenet" or (self.width == 1.0 and self.stem == "imagenet"),
+            "model.weights",
+            self.weights,
+            "none or a file when model.width is not 1 or model.stem is not imagenet",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    form: Literal["barlow", "official"] = "barlow"
+    """barlow: on-diagonal + lambd * off-diagonal terms; official: lambd^2 * squared distance to the identity."""
+    lambd: float = 0.0051
+    """Weight lambda of the redundancy term."""
+    algorithm: Literal["auto", "direct", "gram"] = "auto"
+    """direct forms the D x D matrix, gram two N x N ones; auto takes the cheaper."""
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0, 2.0)
+    """Weight of the loss of heads 0, 1, 2 and all."""
+
+    def __post_init__(self) -> None:
+        _require_positive("loss", self, "lambd")
+        require(len(self.weights) == 4, "loss.weights", self.weights, "four numbers: heads 0, 1, 2 and all")
+        require(min(self.weights) > 0, "loss.weights", self.weights, "greater than 0 each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    schedule: Literal["progressive", "joint"] = "progressive"
+    """progressive: an optimiser update for each head, finest first; joint: one update on the sum of their losses."""
+    heads: tuple[Stage, ...] = STAGES
+    """Heads that are trained; [2] with a coarsest grid of 1 is Barlow Twins."""
+    batch_size: int = 200
+    """Global batch: images of a step over all ranks."""
+    steps: int | None = None
+    """Length of the run in global batches; give this or epochs."""
+    epochs: float | None = None
+    """Length of the run in passes over the archive; give this or steps."""
+    accumulate: int = 1
+    """Micro-batches an update is summed over; batch and loss statistics are then those of a micro-batch."""
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Type of the forward and backward pass under autocast; float16 scales the loss. The loss itself is float32."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto takes a GPU where there is one."""
+    batch_norm: Literal["local", "sync"] = "local"
+    """Batch statistics of each rank, or of the global batch."""
+    channels_last: bool = True
+    """Keep activations as N H W C, the layout that convolutions are fastest in."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the first step, faster after it on a GPU."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; one is always written at the start, at the end and on a signal."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept beside the first."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "train", self, "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"
+        )
+        require(bool(self.heads), "train.heads", list(self.heads), "at least one of 0, 1, 2, all")
+        require(
+            list(self.heads) == [stage for stage in STAGES if stage in self.heads],
+            "train.heads",
+            list(self.heads),
+            "in the order 0, 1, 2, all, each at most once",
+        )
+        if (self.steps is None) == (self.epochs is None):
+            raise UserError("train.steps, train.epochs: give one of the two, as in train.epochs=100")
+        length = "steps" if self.epochs is None else "epochs"
+        _require_positive("train", self, length)
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises `UserError` unless every micro-batch splits evenly over the ranks, two images or more each."""
+        parts = world_size * self.accumulate
+        require(
+            self.batch_size >= 2 * parts and self.batch_size % parts == 0,
+            "train.batch_size",
+            self.batch_size,
+            f"a multiple of {parts}, at least {2 * parts}"
+            f" ({world_size} ranks x {self.accumulate} micro-batches, two images or more each)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    name: Literal["sgd", "lars", "adamw"] = "sgd"
+    """Optimiser; lars is Barlow Twins' choice for training from scratch."""
+    lr: float = 0.002
+    """Peak learning rate of blocks and heads, as it is: nothing scales it with the batch."""
+    backbone_lr: float | None = None
+    """Peak learning rate of the backbone; null takes lr."""
+    bias_lr: float | None = None
+    """Peak learning rate of biases and batch norms; null takes that of the part they belong to."""
+    momentum: float = 0.9
+    """Momentum of sgd and lars; beta 1 of adamw."""
+    weight_decay: float = 5e-4
+    """L2 term (sgd, lars) or decoupled decay (adamw)."""
+    decay_bias_and_norm: bool = False
+    """Whether weight decay (and the trust ratio of lars) also applies to biases and batch norms."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up, counted in steps."""
+    final_lr: float = 0.0
+    """Where the cosine ends, as a fraction of the peak."""
+
+    def __post_init__(self) -> None:
+        _require_positive("optim", self, "lr")
+        for name in ("backbone_lr", "bias_lr"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"optim.{name}", value, "0 or more, or null")
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
+        require(0 <= self.final_lr <= 1, "optim.final_lr", self.final_lr, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    seed: int = 0
+    """Everything random follows from it: initial weights, order, view parameters."""
+    output: str = "runs/default"
+    """Folder for metrics, checkpoints and pictures. Starting again with the same folder resumes."""
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
+        require(bool(self.output), "output", self.output, "a folder")
+        for grid in self.model.grids:
+            require(
+                self.data.image_size % grid == 0,
+                "data.image_size",
+                self.data.image_size,
+                f"divisible by every grid of model.grids {list(self.model.grids)}; {grid} does not divide it",
+            )

@@ -1,0 +1,93 @@
+"""Which sample stands at which position of the training stream: arithmetic, without state.
+
+The stream is epochs laid end to end: position p is sample p mod N of epoch p div N, and step t's global batch is
+positions [t G, (t + 1) G). In each epoch the shards are permuted, and samples are permuted inside a window of shards:
+reads stay sequential per shard, and each epoch still holds every sample exactly once.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from fastfgssl.data.philox import permutations, random_words
+
+# uses of random numbers; data/view_params.py numbers its own from 16 on
+_SHARD_ORDER = 0
+_WINDOW_ORDER = 1
+
+
+class Slots(NamedTuple):
+    """Where a batch comes from: sample `ids[i]` as it is seen in epoch `epochs[i]`; both int64 [B]."""
+
+    ids: np.ndarray
+    epochs: np.ndarray
+
+
+class _EpochLayout(NamedTuple):
+    shards: np.ndarray  # int64 [S], shards in the order of this epoch
+    starts: np.ndarray  # int64 [S + 1], position in the epoch at which each of them begins
+    window_starts: np.ndarray  # int64 [W + 1], position at which each window begins
+
+
+class Order:
+    """Random access to the training stream, in O(shards + samples of a window) memory.
+
+    shard_sizes: int64 [S], samples of each shard, in the order of the sample numbers; window: shards whose samples are
+    permuted together.
+    """
+
+    def __init__(self, shard_sizes: np.ndarray, *, seed: int, window: int) -> None:
+        self._sizes = np.asarray(shard_sizes, dtype=np.int64)
+        if self._sizes.ndim != 1 or self._sizes.sum() <= 0 or self._sizes.min() < 0:
+            raise ValueError("shard_sizes: must be a list of counts with at least one sample in all")
+        if window < 1:
+            raise ValueError(f"window = {window}: must be at least 1 shard")
+        self._first_ids = np.cumsum(self._sizes) - self._sizes
+        self._seed = seed
+        self._window = window
+        self.num_samples = int(self._sizes.sum())
+        # derived values, kept because consecutive batches share them
+        self._layout = lru_cache(maxsize=2)(self._compute_layout)
+        self._window_order = lru_cache(maxsize=2)(self._compute_window_order)
+
+    def slots(self, start: int, stop: int) -> Slots:
+        """Sample ids and epochs at stream positions [start, stop)."""
+        epochs, offsets = np.divmod(np.arange(start, stop, dtype=np.int64), self.num_samples)
+        ids = np.empty(stop - start, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            ids[here] = self._ids_in_epoch(int(epoch), offsets[here])
+        return Slots(ids, epochs)
+
+    def _ids_in_epoch(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
+        layout = self._layout(epoch)
+        windows = np.searchsorted(layout.window_starts, offsets, side="right") - 1
+        shuffled = np.empty_like(offsets)
+        for window in np.unique(windows):
+            here = windows == window
+            start = layout.window_starts[window]
+            shuffled[here] = start + self._window_order(epoch, int(window))[offsets[here] - start]
+        places = np.searchsorted(layout.starts, shuffled, side="right") - 1
+        return self._first_ids[layout.shards[places]] + shuffled - layout.starts[places]
+
+    def _compute_layout(self, epoch: int) -> _EpochLayout:
+        count = len(self._sizes)
+        keys = random_words(self._seed, epoch, np.zeros(1, dtype=np.int64), _SHARD_ORDER, count)
+        shards = permutations(keys)[0]
+        starts = np.concatenate(([0], np.cumsum(self._sizes[shards])))
+        window_starts = np.append(starts[: count : self._window], starts[-1])
+        return _EpochLayout(shards, starts, window_starts)
+
+    def _compute_window_order(self, epoch: int, window: int) -> np.ndarray:
+        start, stop = self._layout(epoch).window_starts[window : window + 2]
+        keys = random_words(self._seed, epoch, np.array([window]), _WINDOW_ORDER, int(stop - start))
+        return permutations(keys)[0]
+
+
+def global_batch(step: int, *, shard_sizes: np.ndarray, batch_size: int, seed: int, window: int) -> np.ndarray:
+    """Sample ids of one step's global batch: int64 [batch_size], over all ranks; rank r of R takes its R-th part."""
+    order = Order(shard_sizes, seed=seed, window=window)
+    return order.slots(step * batch_size, (step + 1) * batch_size).ids

@@ -1,0 +1,147 @@
+"""The random parameters of a batch's views: a pure function of (preset, seed, epoch, sample).
+
+Every number comes from Philox under a key of its own, so a sample's parameters do not depend on which rank draws them,
+on what was drawn before, or on the other samples of its batch.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from fastfgssl.data.order import Slots
+from fastfgssl.data.philox import permutations, random_words, uniform
+from fastfgssl.data.presets import Affine, Crop, Jitter, Preset, View
+
+# B images of a batch
+
+
+class ViewDraws(NamedTuple):
+    """One view's parameters; an entry that its preset never needs is None."""
+
+    flip: np.ndarray  # bool [B]
+    grayscale: np.ndarray  # bool [B]
+    solarise: np.ndarray  # bool [B]
+    sigma: np.ndarray | None  # float32 [B], pixels; 0: not blurred
+    crop: np.ndarray | None  # float32 [B, 4], x0, y0, x1, y1 in pixels of the decoded image
+    jitter: np.ndarray | None  # float32 [B, 4], factors of brightness, contrast, saturation, and hue in degrees
+    affine: np.ndarray | None  # float32 [B, 2, 3], from view pixels to pixels of the resized image
+
+
+class ViewParams(NamedTuple):
+    puzzle: ViewDraws
+    anchor: ViewDraws
+    permutations: tuple[np.ndarray, ...]  # for each grid g: int32 [B, g * g], tile t shows input tile [t]
+
+
+class _What(IntEnum):
+    """Uses of random numbers; data/order.py holds those below 16. None is reused: old runs must stay replayable."""
+
+    PUZZLE = 16
+    ANCHOR = 17
+    PUZZLE_CROP = 18
+    ANCHOR_CROP = 19
+    PERMUTATION = 32  # + index of the grid
+
+
+class _Column(IntEnum):
+    """Place of each number among those drawn for a view; new ones are appended."""
+
+    FLIP = 0
+    GRAYSCALE = 1
+    SOLARISE = 2
+    BLUR = 3
+    SIGMA = 4
+    JITTER = 5
+    BRIGHTNESS = 6
+    CONTRAST = 7
+    SATURATION = 8
+    HUE = 9
+    ROTATION = 10
+    SCALE = 11
+
+
+_CROP_TRIES = 10  # as torchvision's RandomResizedCrop
+
+
+def draw_view_params(
+    preset: Preset, slots: Slots, *, seed: int, sizes: np.ndarray, image_size: int, grids: tuple[int, ...]
+) -> ViewParams:
+    """Draws the parameters of all views of a batch.
+
+    slots: sample ids and epochs; sizes: [B, 2], width and height of the decoded images in pixels; image_size: side of
+    the views in pixels; grids: tiles a side of each puzzle.
+    """
+
+    def words(what: int, count: int) -> np.ndarray:
+        return random_words(seed, slots.epochs, slots.ids, what, count)
+
+    def view(view: View, numbers: _What, crop_numbers: _What) -> ViewDraws:
+        u = uniform(words(numbers, len(_Column)))
+        return ViewDraws(
+            flip=u[:, _Column.FLIP] < view.flip,
+            grayscale=u[:, _Column.GRAYSCALE] < view.grayscale,
+            solarise=u[:, _Column.SOLARISE] < view.solarise,
+            sigma=_sigma(view, u) if view.blur else None,
+            crop=_crop(view.crop, uniform(words(crop_numbers, 2 * _CROP_TRIES + 2)), sizes) if view.crop else None,
+            jitter=_jitter(view.jitter, u) if view.jitter else None,
+            affine=_affine(view.affine, u, image_size) if view.affine else None,
+        )
+
+    return ViewParams(
+        puzzle=view(preset.puzzle, _What.PUZZLE, _What.PUZZLE_CROP),
+        anchor=view(preset.anchor, _What.ANCHOR, _What.ANCHOR_CROP),
+        permutations=tuple(
+            permutations(words(_What.PERMUTATION + index, grid * grid)).astype(np.int32)
+            for index, grid in enumerate(grids)
+        ),
+    )
+
+
+def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:
+    return low + (high - low) * u
+
+
+def _sigma(view: View, u: np.ndarray) -> np.ndarray:
+    sigma = _between(u[:, _Column.SIGMA], *view.sigma)
+    return np.where(u[:, _Column.BLUR] < view.blur, sigma, 0).astype(np.float32)
+
+
+def _jitter(jitter: Jitter, u: np.ndarray) -> np.ndarray:
+    spread = np.array([jitter.brightness, jitter.contrast, jitter.saturation, 360 * jitter.hue])
+    neutral = np.array([1.0, 1.0, 1.0, 0.0])
+    shift = _between(u[:, _Column.BRIGHTNESS : _Column.HUE + 1], -spread, spread)
+    applied = u[:, _Column.JITTER, None] < jitter.p
+    return np.where(applied, neutral + shift, neutral).astype(np.float32)
+
+
+def _affine(affine: Affine, u: np.ndarray, image_size: int) -> np.ndarray:
+    """Rotation and magnification about the centre as the map from a view's pixel to the pixel it shows."""
+    angle = np.deg2rad(_between(u[:, _Column.ROTATION], -affine.degrees, affine.degrees))
+    inverse_scale = 1 / _between(u[:, _Column.SCALE], *affine.scale)
+    cos, sin = inverse_scale * np.cos(angle), inverse_scale * np.sin(angle)
+    linear = np.stack((cos, -sin, sin, cos), axis=-1).reshape(-1, 2, 2)
+    centre = np.full((2, 1), image_size / 2)
+    return np.concatenate((linear, centre - linear @ centre), axis=-1).astype(np.float32)
+
+
+def _crop(crop: Crop, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """torchvision's RandomResizedCrop: the first of ten random boxes that fits, else the largest centred one."""
+    width, height = np.asarray(sizes, dtype=np.float64).T[:, :, None]
+    area = width * height * _between(u[:, :_CROP_TRIES], *crop.area)
+    ratio = np.exp(_between(u[:, _CROP_TRIES : 2 * _CROP_TRIES], *np.log(crop.ratio)))
+    widths, heights = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    first = np.argmax(fits, axis=1)[:, None]
+    # none fits: the whole image, cut to the nearest ratio that is allowed
+    limited = np.clip(width / height, *crop.ratio)
+    fallback_width = np.minimum(width, np.round(height * limited))
+    fallback_height = np.minimum(height, np.round(width / limited))
+    found = fits.any(axis=1, keepdims=True)
+    w = np.where(found, np.take_along_axis(widths, first, 1), fallback_width)
+    h = np.where(found, np.take_along_axis(heights, first, 1), fallback_height)
+    x = np.where(found, np.floor(u[:, -2:-1] * (width - w + 1)), np.floor((width - w) / 2))
+    y = np.where(found, np.floor(u[:, -1:] * (height - h + 1)), np.floor((height - h) / 2))
+    return np.concatenate((x, y, x + w, y + h), axis=1).astype(np.float32)

@@ -1,0 +1,154 @@
+"""Compiles the DALI plugin on first use and caches it.
+
+With g++ alone the plugin has the CPU backend; where nvcc is on the PATH it has both, and an nvcc that fails is an
+error, never a silent build without the GPU. The cache key covers sources, flags, compilers, processor and DALI's
+version: an update of any of them builds anew, and machines that share a home folder do not share machine code.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+_SOURCES = Path(__file__).parent / "views"
+_OPTIMISATION = ["-std=c++20", "-O3", "-fPIC"]
+# native code; no fusing of multiply and add, which would round differently from the reference
+_HOST_ONLY = ["-march=native", "-ffp-contract=off"]
+_CUDA_ARCHITECTURES = (80, 90, 100)
+_OLDEST_GCC = 11
+_loaded: set[Path] = set()
+
+
+class BuildError(RuntimeError):
+    """The plugin cannot be built: says which compiler is missing, too old, or what it printed."""
+
+
+def load_plugin() -> None:
+    """Builds the plugin if need be and makes `nvidia.dali.fn.fastfgssl_views` known to DALI. Safe to call again."""
+    from nvidia.dali import plugin_manager
+
+    path = build_plugin()
+    if path not in _loaded:
+        plugin_manager.load_library(str(path))
+        _loaded.add(path)
+
+
+def build_plugin(cache: Path | None = None) -> Path:
+    """The plugin's path, built unless the cache holds it; ranks that start together wait for the one that builds.
+
+    cache: default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache.
+    """
+    commands = _compile_commands()
+    folder = cache or _default_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    plugin = folder / f"views_{_key(commands)}.so"
+    if plugin.exists():
+        return plugin
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not plugin.exists():
+            print(f"fastfgssl: building {plugin.name} with {commands[-1][0]} (once)", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(dir=folder) as build:
+                for command in commands:
+                    _run(command, Path(build))
+                (Path(build) / "views.so").replace(plugin)
+    return plugin
+
+
+def _default_cache() -> Path:
+    if explicit := os.environ.get("FASTFGSSL_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"
+
+
+def _compile_commands() -> list[list[str]]:
+    """Commands that leave `views.so` in the folder they run in."""
+    import nvidia.dali.sysconfig as dali
+
+    host = _find_host_compiler()
+    dali_flags = dali.get_compile_flags()
+    source, cuda_source = str(_SOURCES / "dali_operator.cc"), str(_SOURCES / "dali_operator.cu")
+    compile_host = [*host, *_OPTIMISATION, *_HOST_ONLY, *dali_flags]
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return [[*compile_host, f"-I{_cuda_headers()}", "-shared", source, "-o", "views.so", *dali.get_link_flags()]]
+    compile_cuda = [nvcc, "-ccbin", host[0], "-std=c++20", "-O3", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr"]
+    return [
+        [nvcc, "-ccbin", host[0], "-Xcompiler", ",".join([*_OPTIMISATION, *_HOST_ONLY]), *dali_flags, "-c", source],
+        [*compile_cuda, *_architecture_flags(), *dali_flags, "-c", cuda_source, "-o", "cuda.o"],
+        [nvcc, "-ccbin", host[0], "-shared", "dali_operator.o", "cuda.o", "-o", "views.so", *dali.get_link_flags()],
+    ]
+
+
+def _find_host_compiler() -> list[str]:
+    command = shlex.split(os.environ.get("CXX", "g++"))
+    if shutil.which(command[0]) is None:
+        raise BuildError(
+            f"no C++ compiler: {command[0]} is not on the PATH; install g++ {_OLDEST_GCC} or newer, or set CXX"
+        )
+    version = _output([*command, "-dumpversion"])
+    if "clang" not in _output([*command, "--version"]) and int(version.split(".")[0]) < _OLDEST_GCC:
+        raise BuildError(f"{command[0]} {version} is too old: install g++ {_OLDEST_GCC} or newer, or set CXX")
+    return command
+
+
+def _cuda_headers() -> Path:
+    """CUDA's headers as pip installs them beside torch; DALI's own headers include them, for the CPU too."""
+    for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *sys.path}:
+        include = Path(site) / "nvidia" / "cu13" / "include"
+        if (include / "cuda_runtime.h").exists() and (include / "crt" / "host_config.h").exists():
+            return include
+    raise BuildError(
+        "CUDA's headers are missing: pip install nvidia-cuda-runtime nvidia-cuda-crt, or put nvcc on the PATH"
+    )
+
+
+def _architecture_flags() -> list[str]:
+    """Machine code for the GPUs of this machine, or for the usual ones where there is none to ask."""
+    import torch
+
+    found = {"".join(map(str, torch.cuda.get_device_capability(i))) for i in range(torch.cuda.device_count())}
+    architectures = sorted(found) or [str(number) for number in _CUDA_ARCHITECTURES]
+    return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+
+
+def _key(commands: list[list[str]]) -> str:
+    from nvidia.dali import __version__ as dali_version
+
+    digest = hashlib.sha256(dali_version.encode())
+    for source in sorted(_SOURCES.glob("dali_operator.*")):
+        digest.update(source.read_bytes())
+    for command in commands:
+        digest.update("\0".join(command).encode())
+        digest.update(_output([command[0], "--version"]).encode())
+    digest.update(_processor().encode())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What -march=native depends on: the instruction sets of this processor."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return " ".join(re.findall(r"^(?:model name|flags|Features)\s*:.*$", info, re.MULTILINE)[:2])
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
+        raise BuildError(
+            f"{command[0]} failed: {errors[0].strip() if errors else f'exit code {done.returncode}'}\n"
+            f"command: {shlex.join(command)}\n{done.stderr[-4000:]}"
+        )

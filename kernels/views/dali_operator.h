@@ -1,0 +1,142 @@
+// FastfgsslViews: anchor, puzzle view and every puzzle of an image in one pass, as a DALI operator.
+//
+// reference.py is the specification; dali_operator.cc and dali_operator.cu run it on the CPU and on the GPU. Both use the
+// arithmetic of this file, so their float32 outputs are equal bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dali/core/host_dev.h"
+#include "dali/pipeline/operator/arg_helper.h"
+#include "dali/pipeline/operator/operator.h"
+
+namespace fastfgssl {
+
+constexpr int kMaxGrids = 16;
+
+// What is done to a view's source image, as bits of `puzzle_flags` and `anchor_flags`.
+enum ViewFlag : int { kFlip = 1, kGrayscale = 2, kSolarise = 4 };
+
+// The luminance of ITU-R 601-2 in 16-bit fixed point, as Pillow computes it; 16-bit input just fits in 32 bits.
+template <typename In>
+DALI_HOST_DEV inline In Luminance(In red, In green, In blue) {
+  return static_cast<In>((19595u * red + 38470u * green + 7471u * blue + 32768u) >> 16);
+}
+
+// Inverts what is at least half as bright as white.
+template <typename In>
+DALI_HOST_DEV inline In Solarise(In value) {
+  constexpr In white = static_cast<In>(~In{0});
+  return value > white / 2 ? static_cast<In>(white - value) : value;
+}
+
+// A subtraction, then a multiplication: nothing that a compiler may fuse, so that every backend rounds alike.
+DALI_HOST_DEV inline float Normalise(float value, float mean, float inverse_std) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(__fsub_rn(value, mean), inverse_std);
+#else
+  return (value - mean) * inverse_std;
+#endif
+}
+
+template <typename Backend>
+class Views : public dali::Operator<Backend> {
+ public:
+  explicit Views(const dali::OpSpec &spec)
+      : dali::Operator<Backend>(spec),
+        grids_(spec.GetRepeatedArgument<int>("grids")),
+        mean_(spec.GetRepeatedArgument<float>("mean")),
+        std_(spec.GetRepeatedArgument<float>("std")),
+        dtype_(spec.GetArgument<dali::DALIDataType>("dtype")),
+        puzzle_flags_("puzzle_flags", spec),
+        anchor_flags_("anchor_flags", spec),
+        permutations_("permutations", spec) {
+    DALI_ENFORCE(dtype_ == DALI_FLOAT || dtype_ == DALI_FLOAT16,
+                 dali::make_string("dtype: must be FLOAT or FLOAT16, got ", dtype_));
+    DALI_ENFORCE(grids_.size() <= kMaxGrids, dali::make_string("grids: at most ", kMaxGrids, ", got ", grids_.size()));
+    for (int grid : grids_) {
+      DALI_ENFORCE(grid >= 1 && grid <= 64, dali::make_string("grids: must be 1 to 64, got ", grid));
+      num_tiles_ += grid * grid;
+    }
+  }
+
+  bool SetupImpl(std::vector<dali::OutputDesc> &outputs, const dali::Workspace &ws) override {
+    const auto &puzzle = ws.template Input<Backend>(0);
+    const auto &anchor = ws.template Input<Backend>(1);
+    const int batch = puzzle.num_samples();
+    DALI_ENFORCE(puzzle.type() == anchor.type() && (puzzle.type() == DALI_UINT8 || puzzle.type() == DALI_UINT16),
+                 dali::make_string("images: must both be UINT8 or both UINT16, got ", puzzle.type(), " and ", anchor.type()));
+    const auto &shapes = puzzle.shape();
+    DALI_ENFORCE(shapes.sample_dim() == 3 && is_uniform(shapes) && shapes == anchor.shape(),
+                 "images: all of a batch must have one shape, height x width x channels, the same in both inputs");
+    height_ = shapes.tensor_shape_span(0)[0];
+    width_ = shapes.tensor_shape_span(0)[1];
+    channels_ = shapes.tensor_shape_span(0)[2];
+    DALI_ENFORCE(channels_ == 1 || channels_ == 3, dali::make_string("images: must have 1 or 3 channels, got ", channels_));
+    for (int grid : grids_)
+      DALI_ENFORCE(height_ % grid == 0 && width_ % grid == 0,
+                   dali::make_string("grids: ", grid, " does not divide images of ", height_, " x ", width_));
+    ReadNormalisation(puzzle.type() == DALI_UINT8 ? 255.0 : 65535.0);
+    ReadArguments(ws, batch);
+    outputs.assign(2 + grids_.size(), dali::OutputDesc{shapes, dtype_});
+    return true;
+  }
+
+  void RunImpl(dali::Workspace &ws) override;
+
+ private:
+  // Mean and inverse deviation on the scale of the input, a pair for each channel.
+  void ReadNormalisation(double white) {
+    for (const auto *values : {&mean_, &std_})
+      DALI_ENFORCE(static_cast<int>(values->size()) == channels_ || values->size() == 1,
+                   dali::make_string("mean, std: must have one value or one a channel (", channels_, "), got ", values->size()));
+    scaled_mean_.resize(channels_);
+    inverse_std_.resize(channels_);
+    for (int c = 0; c < channels_; c++) {
+      scaled_mean_[c] = static_cast<float>(white * mean_[mean_.size() > 1 ? c : 0]);
+      inverse_std_[c] = static_cast<float>(1.0 / (white * std_[std_.size() > 1 ? c : 0]));
+    }
+  }
+
+  void ReadArguments(const dali::Workspace &ws, int batch) {
+    const auto &spec = this->spec_;
+    puzzle_flags_.Acquire(spec, ws, batch);
+    anchor_flags_.Acquire(spec, ws, batch);
+    tiles_.resize(static_cast<size_t>(batch) * num_tiles_);
+    if (num_tiles_ == 0) return;
+    permutations_.Acquire(spec, ws, batch, dali::uniform_list_shape(batch, dali::TensorShape<1>{num_tiles_}));
+    std::vector<char> seen;
+    for (int i = 0; i < batch; i++) {
+      const int *permutation = permutations_[i].data;
+      int32_t *tiles = tiles_.data() + static_cast<size_t>(i) * num_tiles_;
+      for (int grid : grids_) {
+        const int count = grid * grid;
+        seen.assign(count, 0);
+        for (int t = 0; t < count; t++) {
+          const int source = permutation[t];
+          DALI_ENFORCE(source >= 0 && source < count && !seen[source],
+                       dali::make_string("permutations: sample ", i, ", grid ", grid, ": not a permutation of 0..", count - 1));
+          seen[source] = 1;
+          tiles[t] = source;
+        }
+        permutation += count;
+        tiles += count;
+      }
+    }
+  }
+
+  std::vector<int> grids_;
+  std::vector<float> mean_, std_;
+  dali::DALIDataType dtype_;
+  dali::ArgValue<int> puzzle_flags_, anchor_flags_;
+  dali::ArgValue<int, 1> permutations_;
+
+  int num_tiles_ = 0;                             // sum of grid^2
+  int64_t height_ = 0, width_ = 0, channels_ = 0;
+  std::vector<float> scaled_mean_, inverse_std_;  // a value for each channel
+  std::vector<int32_t> tiles_;                    // the batch's permutations, checked: sample, grid, tile
+};
+
+}  // namespace fastfgssl
