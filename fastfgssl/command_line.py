@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from fastfgssl.environment import rank_environment
 from fastfgssl.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every tool reports bad input: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
@@ -18,7 +27,8 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if rank_environment().rank == 0:  # the other ranks have met the same
+            print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -7,10 +7,9 @@ one that training uses; a picture that it reads differently, or not at all, is e
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
 from PIL import Image, ImageOps
 
 SIGNATURES = {
@@ -25,8 +24,8 @@ SIGNATURES = {
 }
 ORIENTATION = 0x0112  # the EXIF tag
 TURNED = range(2, 9)  # its values that mean a turned or mirrored picture; 1 is upright, others are invalid
-# Mean absolute difference, of 255 levels, up to which two decoders show the same picture. Rounding of CMYK, palettes
-# and 16 bits stays below 1; a misread one (gray + alpha TIFF: 18, Lab TIFF: 12, floats: 140) is far above.
+# Mean absolute difference, in levels, up to which two decoders show the same picture. Rounding of CMYK and palettes
+# stays below 1; of what is misread, a gray + alpha TIFF differs by 18 of 255, Lab by 12, floats by 140.
 SAME_PICTURE = 2.0
 
 
@@ -34,7 +33,7 @@ class PreparedImage(NamedTuple):
     """An image as it goes into a shard."""
 
     data: bytes
-    """The encoded image: the very bytes of the file unless a note says why it was encoded anew."""
+    """The encoded image: the very bytes of the file if there are no `changes`."""
     format: str
     """jpeg, png, tiff, bmp or webp."""
     width: int
@@ -43,7 +42,7 @@ class PreparedImage(NamedTuple):
     bit_depth: int
     """8 or 16."""
     changes: tuple[str, ...]
-    """Why it was encoded anew; empty if it was not."""
+    """Why it was encoded anew."""
     notes: tuple[str, ...]
     """What the user should know besides."""
 
@@ -59,26 +58,37 @@ class TrainingDecoder:
     """
 
     def __init__(self) -> None:
-        self._pipeline = None
+        self._pipelines: dict[np.dtype, Any] = {}
 
-    def decode(self, data: bytes) -> np.ndarray | None:
-        """The RGB picture, uint8 [height, width, 3], valid until the next call, or None if DALI cannot decode it."""
-        if self._pipeline is None:
-            self._pipeline = _decoding_pipeline()
-            self._pipeline.build()
+    def decode(self, data: bytes, dtype: type | np.dtype = np.uint8) -> np.ndarray | None:
+        """The RGB picture [height, width, 3], valid until the next call, or None if DALI cannot decode it.
+
+        `dtype` is uint8, or uint16 as training asks for if the archive has 16-bit images; both span their whole range.
+        """
+        dtype = np.dtype(dtype)
+        if dtype not in self._pipelines:
+            self._pipelines[dtype] = _decoding_pipeline(dtype)
+            self._pipelines[dtype].build()
+        pipeline = self._pipelines[dtype]
         try:
-            self._pipeline.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8)])
-            (pictures,) = self._pipeline.run()
+            pipeline.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8)])
+            (pictures,) = pipeline.run()
             return np.asarray(pictures[0])
         except RuntimeError:  # DALI's only one; the pipeline cannot be used after it
-            self._pipeline = None
+            del self._pipelines[dtype]
             return None
 
 
-@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def _decoding_pipeline():
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+def _decoding_pipeline(dtype: np.dtype) -> Any:
+    from nvidia.dali import fn, pipeline_def, types  # a second, which processes that decode nothing need not wait
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def pipeline():
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        wanted = types.UINT16 if dtype == np.uint16 else types.UINT8
+        return fn.decoders.image(encoded, device="cpu", output_type=types.RGB, dtype=wanted)
+
+    return pipeline()
 
 
 def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | None, max_pixels: int) -> PreparedImage:
@@ -108,11 +118,11 @@ def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | No
         changes.append(f"{image.mode} {format} is not read rightly in training")
     if changes:
         if bit_depth == 16 and picture.mode != "I;16":
-            changes.append("16-bit colour became 8-bit")  # Pillow has no 16-bit colour, and training sees 8 bits of it
+            changes.append("16-bit colour became 8-bit")  # Pillow has no 16-bit colour
             bit_depth = 8
         format = "JPEG" if format == "JPEG" else "PNG"
         data = _encode(picture, format)
-        if not _shows(decoder, data, picture):
+        if not _shows(decoder, data, Image.open(io.BytesIO(data))):  # not `picture`: JPEG loses some of it
             raise Unusable(f"not readable in training: even encoded anew as {format}")
     # The second picture inside a JPEG is the camera's preview; in the other formats it is a page or a frame.
     several = format != "JPEG" and getattr(image, "is_animated", False)
@@ -209,17 +219,15 @@ def _encode(picture: Image.Image, format: str) -> bytes:
 
 def _shows(decoder: TrainingDecoder, data: bytes, picture: Image.Image) -> bool:
     """Whether the training decoder makes `picture` of `data`."""
-    decoded = decoder.decode(data)
     expected = np.asarray(picture)
+    decoded = decoder.decode(data, expected.dtype)
     if decoded is None or decoded.shape[:2] != expected.shape[:2]:
         return False
     if expected.ndim == 3 and np.array_equal(decoded, expected):  # nearly always
         return True
     total = 0
-    for rows in range(0, len(expected), 256):  # in strips: the copies below are many times the size of the picture
-        strip = expected[rows : rows + 256]
-        if strip.dtype == np.uint16:
-            strip = np.rint(strip / 257)
+    for rows in range(0, len(expected), 256):  # in strips: the copies below are four times the size of the picture
+        strip = expected[rows : rows + 256].astype(np.int32)
         strip = strip.reshape(*strip.shape[:2], -1)  # gray becomes [rows, width, 1]
-        total += np.abs(decoded[rows : rows + 256] - strip.astype(np.int16)).sum(dtype=np.int64)
+        total += np.abs(decoded[rows : rows + 256] - strip).sum(dtype=np.int64)
     return total <= SAME_PICTURE * decoded.size

@@ -53,6 +53,8 @@ class Archive:
     """Samples by encoding: jpeg, png, tiff, bmp, webp."""
     short_side: int | None
     """What the short side was limited to, in pixels."""
+    fingerprint: str
+    """The same for two archives if they hold the same samples in the same order."""
 
     def __init__(self, path: Path, manifest: dict, table: pa.ipc.RecordBatchFileReader) -> None:
         self.path = path
@@ -65,11 +67,17 @@ class Archive:
         self.bit_depth = {int(bits): count for bits, count in manifest["bit_depth"].items()}
         self.formats = manifest["formats"]
         self.short_side = manifest["short_side"]
+        self.fingerprint = manifest["table"]["sha256"]
         self._manifest = manifest
         self._table = table
         self._first = np.concatenate([[0], np.cumsum(self.shard_sizes)])  # sample number a shard begins with
         self._batches: dict[int, pa.RecordBatch] = {}
         self._views: dict[tuple[int, str], np.ndarray] = {}
+
+    @property
+    def is_sixteen_bit(self) -> bool:
+        """Whether any sample has more than 8 bits a channel."""
+        return self.bit_depth.get(16, 0) > 0
 
     @classmethod
     def open(cls, path: str | Path) -> Archive:
@@ -91,7 +99,14 @@ class Archive:
             table = pa.ipc.open_file(pa.memory_map(str(path / manifest["table"]["name"])))
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"archive {path} is damaged: {manifest['table']['name']}: {error}") from error
+        counts = [shard["samples"] for shard in manifest["shards"]]
+        if sum(counts) != manifest["samples"] or len(counts) != table.num_record_batches:
+            raise UserError(f"archive {path} is damaged: {MANIFEST} and {TABLE} disagree on the number of samples")
         return cls(path, manifest, table)
+
+    def has_column(self, name: str) -> bool:
+        """Whether the table has a column of that name, such as `label`."""
+        return name in self._table.schema.names
 
     def shard_path(self, shard: int) -> Path:
         """The tar file of shard number `shard`."""

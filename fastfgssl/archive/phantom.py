@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,9 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.progress import track
 
+from fastfgssl.archive.prepare import available_cores
 from fastfgssl.errors import UserError
 
 MIN_SIDE = 32  # below it a wave is hardly three pixels long
@@ -73,17 +71,17 @@ def write_phantoms(
     height: int = 450,
     quality: int = 90,
     workers: int | None = None,
-    progress: bool = False,
+    on_progress: Callable[[int], object] = lambda done: None,
 ) -> None:
     """Writes the first `count` phantoms of `seed` as `out/images/000000.jpg`, ... and, last, `out/labels.csv`.
 
     The columns of the table are image (path below `out`), label (name of the texture), group (one an image) and split
     (a quarter of each class, give or take one image, is `val`, the rest `fit`). `quality` is JPEG's, 1 to 95;
-    `workers` processes share the work (default: one a core) and leave no trace in the bytes; `progress` shows a bar
-    on stderr. Bad arguments, or an `out` that is neither new nor an empty folder, raise `UserError`.
+    `workers` processes share the work (default: one a core) and leave no trace in the bytes; `on_progress` is told how
+    many images are done. Bad arguments, or an `out` that is neither new nor an empty folder, raise `UserError`.
     """
-    workers = _cores() if workers is None else workers
-    _check_at_least(count=(count, 1), seed=(seed, 0), quality=(quality, 1), workers=(workers, 1))
+    workers = available_cores() if workers is None else workers
+    _check_at_least(images=(count, 1), seed=(seed, 0), quality=(quality, 1), workers=(workers, 1))
     _check_at_least(width=(width, MIN_SIDE), height=(height, MIN_SIDE))
     if quality > 95:
         raise UserError(f"quality must be at most 95, not {quality}")
@@ -92,13 +90,12 @@ def write_phantoms(
     (out / "images").mkdir(parents=True, exist_ok=True)
 
     write = partial(_write_image, out=out, seed=seed, width=width, height=height, quality=quality)
-    watch = partial(track, description="phantoms", total=count, console=Console(stderr=True), disable=not progress)
-    if workers == 1:
-        labels = list(watch(map(write, range(count))))
-    else:
-        # spawn, because the fork of a process that runs threads (torch's, say) may hang
-        with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
-            labels = list(watch(pool.map(write, range(count), chunksize=8)))
+    labels = []
+    # spawn, because the fork of a process that runs threads (torch's, say) may hang
+    with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
+        for label in pool.map(write, range(count), chunksize=8):
+            labels.append(label)
+            on_progress(len(labels))
 
     with (out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -132,11 +129,6 @@ def _splits(labels: list[int], seed: int) -> list[str]:
 
 def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
-
-
-def _cores() -> int:
-    """The cores this process may use, which in a container or a SLURM job are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_at_least(**values: tuple[int, int]) -> None:
@@ -175,7 +167,7 @@ def _draw_scene(rng: np.random.Generator, height: int, width: int) -> _Scene:
     along, across = _rotate(x, y, rng.uniform(0, math.pi))
     inside = rng.uniform(0.3, 0.46) - np.hypot(along, across / rng.uniform(0.7, 1))  # an ellipse ...
     inside += 0.05 * noise(3) + 0.015 * noise(10)  # ... with a ragged outline
-    lesion = 1 / (1 + np.exp(inside / -rng.uniform(0.01, 0.04)))
+    lesion = 0.5 + 0.5 * np.tanh(inside / rng.uniform(0.02, 0.08))
     waves = WAVES_PER_SIDE * rng.uniform(0.9, 1.1)
     u, v = _rotate(waves * x, waves * y, rng.uniform(0, math.tau))
     dose, blood = rng.uniform(0.5, 1.3), rng.uniform(-0.05, 0.5)
@@ -273,10 +265,10 @@ def _ridges(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 def _streaks(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Spokes about the lesion's centre, which fork wherever they would become too broad."""
-    spokes = np.maximum(np.log2(math.tau * np.hypot(u, v) + 1e-6), 2)
-    fewer = np.floor(spokes)
-    fork = np.clip(4 * (spokes - fewer) - 1.5, 0, 1)
-    angle = np.exp2(fewer) * np.arctan2(v, u)
+    octave = np.maximum(np.log2(math.tau * np.hypot(u, v) + 1e-6), 2)  # 2 to its power is how many spokes fit
+    lower = np.floor(octave)
+    fork = np.clip(4 * (octave - lower) - 1.5, 0, 1)
+    angle = np.exp2(lower) * np.arctan2(v, u)
     return (1 - fork) * np.cos(angle) + fork * np.cos(2 * angle)
 
 

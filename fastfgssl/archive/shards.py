@@ -95,7 +95,9 @@ class ArchiveWriter:
                 shutil.rmtree(self._partial)
             (self._partial / SHARDS).mkdir(parents=True)
             self._table_file = _HashedFile(self._partial / TABLE)
-            self._quarantine_file = (self._partial / QUARANTINE).open("w", newline="", errors="backslashreplace")
+            self._quarantine_file = (self._partial / QUARANTINE).open(
+                "w", newline="", encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
             raise UserError(f"cannot write {self._partial}: {error.strerror}") from error
         self._schema = pa.schema(COLUMNS if self._classes is None else COLUMNS + LABEL_COLUMNS)
@@ -184,11 +186,18 @@ class ArchiveWriter:
                 os.fsync(file)
         check_output(self._out, self._overwrite)  # again: hours may have passed
         replaced = _beside(self._out, "replaced")
-        if self._out.exists():
-            self._out.rename(replaced)
-        self._partial.rename(self._out)
-        if replaced.exists():
+        if replaced.exists():  # left by a run that was killed
             shutil.rmtree(replaced)
+        if not self._out.exists():
+            self._partial.rename(self._out)
+            return
+        self._out.rename(replaced)
+        try:
+            self._partial.rename(self._out)
+        except BaseException:
+            replaced.rename(self._out)
+            raise
+        shutil.rmtree(replaced)
 
 
 def check_output(out: Path, overwrite: bool) -> None:

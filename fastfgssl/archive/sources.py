@@ -34,6 +34,9 @@ class Entry(NamedTuple):
             raise OSError(None, "not a regular file")
         return path.read_bytes()
 
+    def __str__(self) -> str:
+        return self.path
+
 
 class Found(NamedTuple):
     """What lies below the sources."""

@@ -32,6 +32,14 @@ class Jitter:
     saturation: float = 0.0
     hue: float = 0.0
 
+    @property
+    def colour(self) -> bool:
+        """Whether it changes more than intensity."""
+        return bool(self.saturation or self.hue)
+
+
+JITTER_PARTS = ("brightness", "contrast", "saturation", "hue")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:

@@ -1,0 +1,5 @@
+"""The cross-correlation loss (README.md has the mathematics)."""
+
+from fastfgssl.kernels.cross_correlation.op import check_arguments, cross_correlation_loss
+
+__all__ = ["check_arguments", "cross_correlation_loss"]

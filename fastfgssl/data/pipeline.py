@@ -1,0 +1,211 @@
+"""The DALI graph: encoded bytes and view parameters in, normalised views and puzzles out. One function for CPU and GPU.
+
+    external_source -> decode -> resize or crop -> affine -> colour jitter -> blur -> views operator
+
+Stock DALI operators up to the blur; flip, grayscale, solarise, normalisation, cast and all puzzles are one pass of our
+own operator (kernels/views). Nothing here is random: every parameter comes in with the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.types import BatchInfo
+
+from fastfgssl.data.order import Slots
+from fastfgssl.data.presets import JITTER_PARTS, Preset, View
+from fastfgssl.data.view_params import ViewDraws, ViewParams, draw_view_params
+from fastfgssl.errors import UserError
+from fastfgssl.kernels.build import BuildError, load_plugin
+from fastfgssl.kernels.views.reference import FLIP, GRAYSCALE, SOLARISE
+
+_INTERPOLATION = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """What a graph makes, and with what; nothing in it changes while it runs."""
+
+    batch_size: int
+    """Most images of a batch."""
+    image_size: int
+    """Side of the views in pixels."""
+    preset: Preset
+    grids: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    half: bool
+    """float16 outputs instead of float32."""
+    sixteen_bit: bool
+    """Decode to uint16, keeping what 16-bit images hold, instead of uint8."""
+    device_id: int | None
+    """The GPU to decode and distort on; None uses the CPU."""
+    threads: int
+    prefetch: int
+
+
+GraphInput = tuple[list[np.ndarray], ViewParams]
+"""Encoded images, uint8 arrays, and the parameters of their views."""
+
+
+def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipeline:
+    """Builds a pipeline whose i-th run makes the views of `source(i)`; `source` ends it by raising StopIteration.
+
+    Outputs, each a batch of [S, S, 3]: anchor, puzzle view, and a puzzle for each grid.
+    """
+    if spec.sixteen_bit and any(
+        view.jitter and view.jitter.colour for view in (spec.preset.puzzle, spec.preset.anchor)
+    ):
+        raise UserError(
+            "data.views: this preset changes hue and saturation, which 16-bit images do not allow; use grayscale"
+        )
+    try:
+        load_plugin()
+    except BuildError as error:
+        raise UserError(str(error)) from None
+    # a preset always needs the same arguments: those of any one sample name them
+    sample = draw_view_params(
+        spec.preset,
+        Slots(np.zeros(1, np.int64), np.zeros(1, np.int64)),
+        seed=0,
+        sizes=np.ones((1, 2), np.int64),
+        image_size=spec.image_size,
+        grids=spec.grids,
+    )
+    names = list(_arguments(sample, spec.preset))
+
+    def batch(info: BatchInfo) -> list:
+        encoded, params = source(info.iteration)
+        return [encoded, *_arguments(params, spec.preset).values()]
+
+    @pipeline_def(
+        batch_size=spec.batch_size,
+        num_threads=spec.threads,
+        device_id=spec.device_id,
+        prefetch_queue_depth=spec.prefetch,
+        exec_dynamic=True,  # outputs then own their memory, so that tensors can share it
+        enable_conditionals=True,  # only images that are blurred pay for the blur
+    )
+    def graph():
+        encoded, *values = fn.external_source(source=batch, num_outputs=1 + len(names), batch=True, batch_info=True)
+        arguments = {name: values[place] for place, name in enumerate(names)}
+        image = decode(encoded, spec)
+        whole = None if spec.preset.puzzle.crop and spec.preset.anchor.crop else _resize(image, spec)
+        puzzle, anchor = (
+            _distort(_crop(image, name, arguments, spec) if view.crop else whole, name, view, arguments, spec)
+            for name, view in (("puzzle", spec.preset.puzzle), ("anchor", spec.preset.anchor))
+        )
+        return tuple(
+            fn.fastfgssl_views(
+                puzzle,
+                anchor,
+                grids=list(spec.grids),
+                mean=list(spec.mean),
+                std=list(spec.std),
+                dtype=types.FLOAT16 if spec.half else types.FLOAT,
+                **{
+                    name: arguments[name]
+                    for name in ("puzzle_flags", "anchor_flags", "permutations")
+                    if name in arguments
+                },
+            )
+        )
+
+    return graph()
+
+
+def build_decoder(source: Callable[[], np.ndarray], spec: GraphSpec) -> Pipeline:
+    """The graph's decoder alone, one image a run: finds out which image of a batch it refuses."""
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=spec.device_id, prefetch_queue_depth=1)
+    def graph():
+        return decode(fn.external_source(source=lambda: [source()], batch=True), spec)
+
+    return graph()
+
+
+def decode(encoded, spec: GraphSpec):
+    """RGB of any supported format, upright."""
+    return fn.decoders.image(
+        encoded,
+        device="cpu" if spec.device_id is None else "mixed",
+        output_type=types.RGB,
+        dtype=types.UINT16 if spec.sixteen_bit else types.UINT8,
+    )
+
+
+def _arguments(params: ViewParams, preset: Preset) -> dict[str, np.ndarray]:
+    """The graph's inputs beside the images, by name."""
+    arguments = {"puzzle_flags": _flags(params.puzzle), "anchor_flags": _flags(params.anchor)}
+    if params.permutations:
+        arguments["permutations"] = np.concatenate(params.permutations, axis=1)
+    for name, view in (("puzzle", params.puzzle), ("anchor", params.anchor)):
+        if view.sigma is not None:
+            arguments[f"{name}_sigma"] = view.sigma
+        if view.crop is not None:
+            # DALI orders coordinates as the axes of an image: y, x
+            arguments[f"{name}_crop_start"] = view.crop[:, [1, 0]]
+            arguments[f"{name}_crop_end"] = view.crop[:, [3, 2]]
+        if view.jitter is not None:
+            for column, part in enumerate(_jitter_parts(getattr(preset, name))):
+                arguments[f"{name}_{part}"] = view.jitter[:, column]
+        if view.affine is not None:
+            arguments[f"{name}_affine"] = view.affine
+    # DALI refuses strided arrays
+    return {name: np.ascontiguousarray(values) for name, values in arguments.items()}
+
+
+def _jitter_parts(view: View) -> tuple[str, ...]:
+    return JITTER_PARTS if view.jitter.colour else JITTER_PARTS[:2]
+
+
+def _flags(view: ViewDraws) -> np.ndarray:
+    return (FLIP * view.flip + GRAYSCALE * view.grayscale + SOLARISE * view.solarise).astype(np.int32)
+
+
+def _resize(image, spec: GraphSpec, **region):
+    """The image, or a region of it, at the size of the views."""
+    return fn.resize(
+        image,
+        resize_x=spec.image_size,
+        resize_y=spec.image_size,
+        interp_type=_INTERPOLATION[spec.preset.interpolation],
+        antialias=True,
+        **region,
+    )
+
+
+def _crop(image, name: str, arguments: dict, spec: GraphSpec):
+    return _resize(image, spec, roi_start=arguments[f"{name}_crop_start"], roi_end=arguments[f"{name}_crop_end"])
+
+
+def _distort(image, name: str, view: View, arguments: dict, spec: GraphSpec):
+    """What stock operators do to one view, in the order of the fields of `View`."""
+    # stock operators for geometry and intensity do not take uint16; a cast back rounds and saturates
+    as_float = spec.sixteen_bit and (view.affine or view.jitter)
+    if as_float:
+        image = fn.cast(image, dtype=types.FLOAT)
+    if view.affine:
+        # without a fill value, coordinates outside the image are clamped to its edge
+        image = fn.warp_affine(image, matrix=arguments[f"{name}_affine"], interp_type=types.INTERP_LINEAR)
+    if view.jitter:
+        parts = {part: arguments[f"{name}_{part}"] for part in _jitter_parts(view)}
+        if view.jitter.colour:
+            image = fn.color_twist(image, **parts)
+        else:
+            image = fn.brightness_contrast(image, contrast_center=32768 if spec.sixteen_bit else 128, **parts)
+    if as_float:
+        image = fn.cast(image, dtype=types.UINT16)
+    if view.blur:
+        image = _blur(image, arguments[f"{name}_sigma"])
+    return image
+
+
+def _blur(image, sigma):
+    if sigma > 0:
+        image = fn.gaussian_blur(image, sigma=sigma)
+    return image

@@ -1,0 +1,189 @@
+"""The one door to torch.distributed: who this process is among its ranks, and what ranks say to each other.
+
+Started by torchrun, or alone without it. NCCL carries tensors between GPUs, gloo between CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
+
+from fastfgssl.environment import rank_environment
+from fastfgssl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among the ranks of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """Rank among those of this machine."""
+    local_size: int
+    device: torch.device
+    group: ProcessGroup | None
+    """All ranks, over the backend of `device`; None if there is one rank."""
+    control: ProcessGroup | None
+    """All ranks over gloo: small messages that must not wait for the GPU; None if there is one rank."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def start_world(device: str) -> Iterator[World]:
+    """Joins the ranks that torchrun started, or is the only one; leaves them at the end.
+
+    device: auto, cuda or cpu. Raises `UserError` if there is no such device for this rank.
+    """
+    rank, size, local_rank, local_size = rank_environment()
+    place = _device(device, local_rank)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    group = control = None
+    if size > 1:
+        options = {"device_id": place} if place.type == "cuda" else {}
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(minutes=30), **options)
+        group, control = dist.group.WORLD, dist.new_group(backend="gloo")
+    try:
+        yield World(
+            rank=rank,
+            size=size,
+            local_rank=local_rank,
+            local_size=local_size,
+            device=place,
+            group=group,
+            control=control,
+        )
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("train.device = cuda: torch sees no GPU; use train.device=cpu, or check the driver")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()};"
+            f" start torchrun with --nproc-per-node={torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def data_parallel(module: nn.Module, world: World) -> nn.Module:
+    """`module` so that backward leaves the mean of all ranks' gradients; itself if there is one rank."""
+    if world.group is None:
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        process_group=world.group,
+        broadcast_buffers=False,  # batch statistics of training do not depend on the buffers
+    )
+
+
+@contextmanager
+def one_rank_first(world: World) -> Iterator[None]:
+    """Lets local rank 0 of each machine run the body before the others: what it downloads or builds, they find."""
+    if world.local_rank > 0:
+        barrier(world)
+    try:
+        yield
+    finally:  # after an error too: the others are to meet it themselves, not to wait
+        if world.local_rank == 0:
+            barrier(world)
+
+
+def barrier(world: World) -> None:
+    """Waits until every rank is here."""
+    if world.control is not None:
+        dist.barrier(group=world.control)
+
+
+def require_agreement(value: int, world: World, what: str) -> None:
+    """Raises `UserError` on every rank unless all of them have the same `value` of `what`."""
+    if world.control is None:
+        return
+    values: list[int] = [0] * world.size
+    dist.all_gather_object(values, value, group=world.control)
+    if len(set(values)) > 1:
+        raise UserError(f"ranks differ in {what}: {values}; the folder must be one that all machines share")
+
+
+class SharedFlag:
+    """A yes-or-no that all ranks agree on without waiting: asked at the start of a step, answered at its end."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._raised = torch.zeros(1, dtype=torch.int32)
+        self._pending = None
+
+    def ask(self, raised: bool) -> None:
+        """Begins to tell the other ranks whether the flag is raised here."""
+        self._raised.fill_(raised)
+        if self._world.control is not None:
+            self._pending = dist.all_reduce(
+                self._raised, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True
+            )
+
+    def answer(self) -> bool:
+        """Whether it was raised on any rank; the same on all of them."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+        return bool(self._raised.item())
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+        ctx.rank, ctx.size, ctx.rows = dist.get_rank(group), dist.get_world_size(group), len(rows)
+        gathered = rows.new_empty((ctx.size * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        own = grad[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows]
+        # every rank computes the same loss of all rows; data parallelism divides by the number of ranks afterwards
+        return own * ctx.size, None
+
+
+def gather_rows(rows: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """All ranks' rows [N, ...] (as many on each), in the order of ranks: [size * N, ...].
+
+    Backward returns the gradient of this rank's rows times the number of ranks: for a loss that every rank computes
+    from all rows, the mean over ranks that data parallelism takes is then the true gradient.
+    """
+    return _GatherRows.apply(rows, group)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        total = values.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        return _SumOverRanks.apply(grad.contiguous(), ctx.group), None
+
+
+def sum_over_ranks(values: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """The elementwise sum of all ranks' tensors; its gradient is the sum of all ranks' gradients."""
+    return _SumOverRanks.apply(values, group)

@@ -1,0 +1,107 @@
+"""The three protocols: view matching, kNN and linear probe, each for every kind of feature of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.evaluation.features import FeatureExtractor
+from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.linear_probe import linear_probe
+from fastfgssl.evaluation.matching import matching_accuracy
+from fastfgssl.evaluation.scores import Scores, score_labels
+from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
+
+Protocol = Literal["matching", "knn", "linear"]
+BatchStatistics = Literal["stored", "recomputed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a protocol found; `results` is by feature: head 0, head 1, head 2, all, backbone, colour."""
+
+    protocol: Protocol
+    batch_statistics: BatchStatistics
+    fit_samples: int
+    val_samples: int
+    classes: tuple[str, ...]
+    results: dict[str, dict]
+
+
+def evaluate(
+    extractor: FeatureExtractor,
+    archive: Archive,
+    protocol: Protocol,
+    *,
+    batch_statistics: BatchStatistics = "stored",
+    seed: int = 0,
+) -> Report:
+    """Runs a protocol on the scoring samples of an archive (see split.py).
+
+    batch_statistics: "stored" uses those that training left in the batch norms (mean 0 and variance 1 in an untrained
+    network), "recomputed" those of the fitting samples. seed: of the distortions that view matching compares.
+    Raises `UserError` if the archive lacks what the protocol needs.
+    """
+    if protocol == "matching":
+        split = split_samples(archive)
+    else:
+        split, labels = labelled_split(archive)
+    if batch_statistics == "recomputed":
+        extractor.recompute_batch_statistics(split.fit)
+    if protocol == "matching":
+        results = _match(extractor, split.val, seed)
+    else:
+        predict = _predict_knn if protocol == "knn" else _predict_linear
+        results = _classify(extractor, archive, split.fit, split.val, labels, predict)
+    return Report(
+        protocol=protocol,
+        batch_statistics=batch_statistics,
+        fit_samples=0 if protocol == "matching" else len(split.fit),
+        val_samples=len(split.val),
+        classes=archive.classes,
+        results=results,
+    )
+
+
+def _match(extractor: FeatureExtractor, ids: np.ndarray, seed: int) -> dict[str, dict]:
+    views = extractor.views(ids, seed=seed)
+    return {
+        name: {"top1": matching_accuracy(views.puzzle[name], views.anchor[name]), "chance": 1 / len(views.ids)}
+        for name in views.anchor
+    }
+
+
+_Predict = Callable[[torch.Tensor, np.ndarray, np.ndarray, torch.Tensor, int], tuple[np.ndarray, dict]]
+
+
+def _classify(
+    extractor: FeatureExtractor,
+    archive: Archive,
+    fit_ids: np.ndarray,
+    val_ids: np.ndarray,
+    labels: np.ndarray,
+    predict: _Predict,
+) -> dict[str, dict]:
+    fit_ids, fit = extractor.plain(fit_ids)
+    val_ids, val = extractor.plain(val_ids)
+    groups, num_classes = groups_of(archive, fit_ids), len(archive.classes)
+    results = {}
+    for name in fit:
+        predictions, chosen = predict(fit[name], labels[fit_ids], groups, val[name], num_classes)
+        scores: Scores = score_labels(labels[val_ids], predictions, num_classes)
+        results[name] = scores._asdict() | chosen
+    return results
+
+
+def _predict_knn(fit, labels, groups, queries, num_classes) -> tuple[np.ndarray, dict]:
+    return knn_predict(fit, torch.from_numpy(labels), queries, num_classes=num_classes).numpy(), {}
+
+
+def _predict_linear(fit, labels, groups, queries, num_classes) -> tuple[np.ndarray, dict]:
+    probe = linear_probe(fit.numpy(), labels, groups, queries.numpy())
+    return probe.predictions, {"C": probe.strength}

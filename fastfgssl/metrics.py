@@ -1,0 +1,109 @@
+"""What a run reports at a logged step, and where it is kept: metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch.utils.tensorboard import SummaryWriter
+
+from fastfgssl.config import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    step: int
+    """Steps done, this one included."""
+    epoch: float
+    """Passes over the archive done."""
+    loss: float
+    """Sum of the heads' losses, weighted."""
+    losses: dict[Stage, float]
+    """Loss of each trained head, not weighted."""
+    lr: float
+    """Learning rate of the heads' weights."""
+    backbone_lr: float
+    """Learning rate of the backbone's weights."""
+    images_per_second: float
+    """Source images over all ranks since the last logged step; each is seen as several views."""
+    data_wait: float
+    """Share of the time since the last logged step that was spent waiting for a batch."""
+
+    def as_record(self) -> dict[str, Any]:
+        """The object that metrics.jsonl holds."""
+        record = {name: value for name, value in vars(self).items() if name != "losses"}
+        return record | {f"loss_{head}": loss for head, loss in self.losses.items()}
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and to TensorBoard events in `folder`.
+
+    start: steps that are done already. What was logged beyond them, by a run that ended without a checkpoint, is
+    dropped: those steps are made and logged again.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(path)
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def write(self, metrics: StepMetrics) -> None:
+        record = metrics.as_record()
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name != "step":
+                group = "loss" if name.startswith("loss") else "train"
+                self._board.add_scalar(f"{group}/{name}", value, metrics.step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class Lap(NamedTuple):
+    steps: int
+    seconds: float
+    waited: float  # seconds
+
+
+class Clock:
+    """Measures the time between two logged steps, and how much of it was spent waiting for batches."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def lap(self, step: int) -> Lap:
+        """Steps, seconds, and seconds of waiting since the last lap."""
+        now = time.perf_counter()
+        lap = Lap(step - self._step, now - self._start, self._waited)
+        self._step, self._start, self._waited = step, now, 0.0
+        return lap
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, in the order of steps."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinite for a line that was cut short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")

@@ -1,0 +1,51 @@
+"""Batch norm over all ranks: torch's own on GPUs, the same in plain collectives where torch has none (gloo on CPUs)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastfgssl.distributed import World, sum_over_ranks
+
+
+def synchronise_batch_norm(model: nn.Module, world: World) -> nn.Module:
+    """`model` with batch statistics of the global batch; parameters, buffers and their names stay as they are."""
+    if world.group is None:
+        return model
+    if world.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model, world.group)
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(module, name, _HostSyncBatchNorm(child, world))
+    return model
+
+
+class _HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Takes over the parameters and buffers of `source`; every rank must bring as many values of each channel."""
+
+    def __init__(self, source: nn.modules.batchnorm._BatchNorm, world: World) -> None:
+        super().__init__(source.num_features, source.eps, source.momentum, source.affine, source.track_running_stats)
+        self.load_state_dict(source.state_dict())
+        self._world = world
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected [N, C, ...], got {input.ndim} dimensions")
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(input)
+        others = [axis for axis in range(input.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        group, size = self._world.group, self._world.size
+        mean = sum_over_ranks(input.float().mean(dim=others), group) / size
+        centred = input.float() - mean.view(shape)
+        variance = sum_over_ranks(centred.square().mean(dim=others), group) / size
+        with torch.no_grad():
+            count = input.numel() // input.shape[1] * size
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        normalised = centred * (variance.view(shape) + self.eps).rsqrt()
+        return (normalised * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)

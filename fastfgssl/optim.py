@@ -1,0 +1,100 @@
+"""Optimisers, their parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fastfgssl.config import OptimConfig
+
+
+class LARS(Optimizer):
+    """SGD with momentum whose step is scaled, tensor by tensor, to the size of the weights it changes.
+
+    Each group's `trust` is eta, the length of the step over that of the weights, before the learning rate; None leaves
+    the group to plain SGD. Source: Y. You et al., arXiv 1708.03888, as Barlow Twins uses it (arXiv 2103.03230, app. A).
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float | None = 0.001,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                if group["trust"] is not None:
+                    weight_norm, update_norm = parameter.norm(), update.norm()
+                    # computed on the device: a Python `if` would wait for it
+                    ratio = group["trust"] * weight_norm / update_norm
+                    update *= torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                parameter.add_(velocity, alpha=-group["lr"])
+        return loss
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimiser that `config` describes, over four groups: weights, and biases with norms, of backbone and heads.
+
+    Each group's `peak_lr` is what `set_learning_rate` scales; `name` is what metrics call it.
+    """
+    groups = []
+    for part, is_backbone in (("backbone", True), ("heads", False)):
+        for kind, is_weight in (("weights", True), ("bias_and_norm", False)):
+            parameters = [
+                parameter
+                for name, parameter in model.named_parameters()
+                # biases and the scales of norms are the parameters with one axis
+                if name.startswith("backbone.") == is_backbone and (parameter.ndim > 1) == is_weight
+            ]
+            lr = config.backbone_lr if is_backbone and config.backbone_lr is not None else config.lr
+            if not is_weight and config.bias_lr is not None:
+                lr = config.bias_lr
+            decays = is_weight or config.decay_bias_and_norm
+            group = {"params": parameters, "name": f"{part}_{kind}", "lr": lr, "peak_lr": lr}
+            group["weight_decay"] = config.weight_decay if decays else 0.0
+            if config.name == "lars" and not decays:
+                group["trust"] = None
+            groups.append(group)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    if config.name == "lars":
+        return LARS(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+
+
+def learning_rate_factor(step: int, *, steps: int, warmup_steps: int, final: float) -> float:
+    """Share of the peak learning rate at a step: linear over `warmup_steps`, then half a cosine down to `final`.
+
+    Step 0 has 1 / warmup_steps of the peak; step `steps` would have `final`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Gives every group `factor` times its peak learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]

@@ -1,0 +1,275 @@
+"""Pretraining: batches from the archive, the losses of the heads, optimiser updates, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.batch import Batch
+from fastfgssl.checkpoint import load_newest_checkpoint, save_checkpoint
+from fastfgssl.config import STAGES, Config, Stage
+from fastfgssl.config_files import config_to_values, write_config
+from fastfgssl.data.loader import Loader, training_slots
+from fastfgssl.data.picture import save_views_picture
+from fastfgssl.data.pipeline import GraphSpec
+from fastfgssl.data.presets import find_preset
+from fastfgssl.data.quarantine import Quarantine
+from fastfgssl.display import Display
+from fastfgssl.distributed import SharedFlag, World, one_rank_first, require_agreement, start_world
+from fastfgssl.environment import available_cores
+from fastfgssl.errors import UserError
+from fastfgssl.metrics import Clock, MetricsLog, StepMetrics
+from fastfgssl.models import build_model
+from fastfgssl.models.batch_norm import synchronise_batch_norm
+from fastfgssl.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from fastfgssl.signals import StopRequest
+from fastfgssl.updates import Update, micro_batches, plan_updates
+
+log = logging.getLogger(__name__)
+
+_AUTOCAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# keys that a resumed run may change: they do not alter what a step computes from its batch, or which batch it is
+_FREE_KEYS = {
+    "output",
+    *(f"data.{name}" for name in ("path", "threads", "prefetch")),
+    *(f"train.{name}" for name in ("steps", "epochs", "log_every", "checkpoint_every", "keep_checkpoints")),
+    *(f"train.{name}" for name in ("device", "compile", "channels_last")),
+}
+
+
+class Outcome(NamedTuple):
+    steps_done: int
+    stopped_by: int | None  # the signal that ended the run early, or None if it is complete
+
+
+def pretrain(config: Config) -> Outcome:
+    """Runs, or goes on with, the pretraining that `config` describes; returns early on SIGINT or SIGTERM.
+
+    Raises `UserError` for a configuration that this machine or archive cannot satisfy.
+    """
+    with start_world(config.train.device) as world, StopRequest() as stop_request:
+        run = _Run(config, world)
+        with Display(world, start=run.step, steps=run.steps) as display:
+            return run.train(display, stop_request)
+
+
+class _Run:
+    """A run's state: everything that a step reads or changes."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        config.train.check_world_size(world.size)
+        self.config, self.world = config, world
+        self._is_mixed = config.train.precision != "float32"
+        self.archive = Archive.open(config.data.path)
+        self.spec = _graph_spec(config, world, self.archive)
+        self.steps = _planned_steps(config, self.archive)
+        self.output = Path(config.output)
+        self.checkpoints = self.output / "checkpoints"
+
+        torch.manual_seed(config.seed)
+        with one_rank_first(world):
+            model = build_model(config.model)
+        if config.train.batch_norm == "sync":
+            model = synchronise_batch_norm(model, world)
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.model = model.to(world.device, memory_format=layout).train()
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16")
+        self.step = self._resume()
+        self.updates = plan_updates(self.model, config, world)
+
+    def train(self, display: Display, stop_request: StopRequest) -> Outcome:
+        """Makes the steps that are left."""
+        config, world = self.config, self.world
+        start, stopped = self.step, False
+        if start >= self.steps:
+            log.info("%s is complete: %d of %d steps are done", self.output, start, self.steps)
+            return Outcome(start, None)
+        metrics_log = self._open_output()
+        stop_flag = SharedFlag(world)
+        with one_rank_first(world):  # the first builds the plugin, the others find it built
+            loader = self._loader()
+        clock = Clock(self.step)
+        while self.step < self.steps and not stopped:
+            stop_flag.ask(stop_request.signal_number is not None)
+            # take the next batch
+            with clock.waiting():
+                batch = next(loader)
+            if self.step == 0 and world.is_first:
+                data = config.data
+                save_views_picture(
+                    batch, self.output / "views.png", grids=config.model.grids, mean=data.mean, std=data.std
+                )
+            # train every head on it
+            set_learning_rate(self.optimizer, self._learning_rate_factor())
+            losses = {}
+            for update in self.updates:
+                losses.update(zip(update.stages, self._make(update, batch), strict=True))
+            self.step += 1
+            display.step_done()
+            stopped = stop_flag.answer()
+            # report and save
+            is_last = stopped or self.step == self.steps
+            if is_last or self.step % config.train.log_every == 0:
+                metrics = self._metrics(losses, clock)
+                display.show(metrics)
+                if metrics_log:
+                    metrics_log.write(metrics)
+            if is_last or self.step % config.train.checkpoint_every == 0:
+                self._require_finite(losses)
+                self._save()
+        if metrics_log:
+            metrics_log.close()
+        if stopped:
+            log.info("stopped after step %d of %d; run the same command to go on", self.step, self.steps)
+            return Outcome(self.step, stop_request.signal_number)
+        if self.step != self.steps:
+            raise AssertionError(f"made {self.step} steps of {self.steps}")
+        log.info("done: %d steps; results in %s", self.steps, self.output)
+        return Outcome(self.step, None)
+
+    def _make(self, update: Update, batch: Batch) -> list[torch.Tensor]:
+        """One optimiser update; returns the losses of its heads, scalars on the device."""
+        config, device = self.config.train, self.world.device
+        total = torch.zeros(len(update.stages), device=device)
+        self.optimizer.zero_grad(set_to_none=True)
+        for index, (anchor, puzzles) in enumerate(micro_batches(batch, update.stages, config.accumulate)):
+            # ranks exchange gradients once an update, with the last micro-batch
+            is_exchange = index == config.accumulate - 1 or self.world.group is None
+            with nullcontext() if is_exchange else update.losses.no_sync():
+                with torch.autocast(device.type, dtype=_AUTOCAST[config.precision], enabled=self._is_mixed):
+                    losses = update.losses(anchor, puzzles) / config.accumulate
+                self.scaler.scale(losses @ update.weights).backward()
+            total += losses.detach()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return list(total)
+
+    def _resume(self) -> int:
+        """Loads the newest checkpoint, or saves the first one; returns the steps that are done."""
+        state = load_newest_checkpoint(self.checkpoints)
+        require_agreement(state["step"] if state else 0, self.world, f"checkpoints of {self.output}")
+        if state is None:
+            self.step = 0
+            self._save()
+            return 0
+        self._check_same_run(state)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        return state["step"]
+
+    def _check_same_run(self, state: dict[str, Any]) -> None:
+        then, now = state["config"], config_to_values(self.config)
+        for key in now:
+            if key not in _FREE_KEYS and then.get(key) != now[key]:
+                raise UserError(
+                    f"{self.output} holds a run with {key} = {then.get(key)!r}, this one has {now[key]!r}:"
+                    f" set it back, or choose another folder with output=..."
+                )
+        if state["archive"] != self.archive.fingerprint:
+            raise UserError(
+                f"{self.output} holds a run on another archive than {self.archive.path}; choose another output"
+            )
+
+    def _save(self) -> None:
+        if self.world.is_first:
+            state = {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "config": config_to_values(self.config),
+                "archive": self.archive.fingerprint,
+            }
+            save_checkpoint(self.checkpoints, state, keep=self.config.train.keep_checkpoints)
+
+    def _open_output(self) -> MetricsLog | None:
+        """Writes the configuration and opens the metrics, on the first rank."""
+        if not self.world.is_first:
+            return None
+        write_config(self.config, self.output / "config.yaml")
+        return MetricsLog(self.output, self.step)
+
+    def _loader(self) -> Loader:
+        config, world = self.config, self.world
+        slots = training_slots(
+            self.archive,
+            seed=config.seed,
+            window=config.data.window,
+            batch_size=config.train.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        quarantine = Quarantine(self.archive.num_samples, self.output / "quarantine.csv")
+        return Loader(
+            self.archive, self.spec, slots, seed=config.seed, quarantine=quarantine, start=self.step, stop=self.steps
+        )
+
+    def _learning_rate_factor(self) -> float:
+        config = self.config
+        steps_an_epoch = self.archive.num_samples / config.train.batch_size
+        return learning_rate_factor(
+            self.step,
+            steps=self.steps,
+            warmup_steps=round(config.optim.warmup_epochs * steps_an_epoch),
+            final=config.optim.final_lr,
+        )
+
+    def _metrics(self, losses: dict[Stage, torch.Tensor], clock: Clock) -> StepMetrics:
+        values = {stage: loss.item() for stage, loss in losses.items()}  # waits for the device
+        weights = dict(zip(STAGES, self.config.loss.weights, strict=True))
+        lr = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        steps, seconds, waited = clock.lap(self.step)
+        batch_size = self.config.train.batch_size
+        return StepMetrics(
+            step=self.step,
+            epoch=self.step * batch_size / self.archive.num_samples,
+            loss=sum(weights[stage] * value for stage, value in values.items()),
+            losses=values,
+            lr=lr["heads_weights"],
+            backbone_lr=lr["backbone_weights"],
+            images_per_second=steps * batch_size / seconds,
+            data_wait=waited / seconds,
+        )
+
+    def _require_finite(self, losses: dict[Stage, torch.Tensor]) -> None:
+        """Ends the run before it saves a network that has diverged."""
+        broken = [str(stage) for stage, loss in losses.items() if not math.isfinite(loss.item())]
+        if broken:
+            raise UserError(
+                f"the loss of head {', '.join(broken)} is not finite at step {self.step}; the checkpoints before it are"
+                f" intact in {self.checkpoints}: lower optim.lr, lengthen optim.warmup_epochs, or try another"
+                " train.precision"
+            )
+
+
+def _planned_steps(config: Config, archive: Archive) -> int:
+    """Steps of the run; an epoch that the batch size does not divide is rounded up to a whole step."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return math.ceil(config.train.epochs * archive.num_samples / config.train.batch_size)
+
+
+def _graph_spec(config: Config, world: World, archive: Archive) -> GraphSpec:
+    on_gpu = world.device.type == "cuda"
+    return GraphSpec(
+        batch_size=config.train.batch_size // world.size,
+        image_size=config.data.image_size,
+        preset=find_preset(config.data.views),
+        grids=config.model.grids,
+        mean=config.data.mean,
+        std=config.data.std,
+        half=on_gpu and config.train.precision != "float32",
+        sixteen_bit=archive.is_sixteen_bit,
+        device_id=world.device.index if on_gpu else None,
+        threads=config.data.threads or max(1, available_cores() // world.local_size),
+        prefetch=config.data.prefetch,
+    )
