@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfgssl.archive.sources import Facts, find_images, read_labels
+from fastfgssl.archive.labels import Facts, read_labels
+from fastfgssl.archive.sources import find_images
 from fastfgssl.errors import UserError
 
 

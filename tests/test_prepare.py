@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from test_archive_image import REAL_DATA, encode, gradient, gradient_16_bit, with_orientation
+from test_archive_image import DECODER, REAL_DATA, encode, gradient, gradient_16_bit, real_data, with_orientation
 
-from fastfgssl.archive.image import TrainingDecoder
+from fastfgssl.archive.labels import read_labels
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import AHEAD, Options, in_order, prepare
-from fastfgssl.archive.sources import find_images, read_labels
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.sources import find_images
 from fastfgssl.errors import UserError
 
 TOOL = Path(__file__).parents[1] / "tools" / "prepare.py"
@@ -145,9 +142,8 @@ def test_bytes_are_the_files_own_unless_the_picture_changed(any_prepared):
 
 
 def test_every_sample_decodes_in_training(any_prepared):
-    decoder = TrainingDecoder()
     for sample in range(0, any_prepared.archive.num_samples, 1 + any_prepared.archive.num_samples // 100):
-        picture = decoder.decode(any_prepared.data(sample))
+        picture = DECODER.decode(any_prepared.data(sample))
         assert picture.shape[:2] == (any_prepared.columns["height"][sample], any_prepared.columns["width"][sample])
 
 
@@ -190,7 +186,7 @@ def test_labels_groups_and_splits(labelled, plain):
     assert plain.archive.classes == ()
 
 
-@pytest.mark.skipif(REAL_DATA is None, reason="needs FASTFGSSL_TEST_DATA")
+@real_data
 @pytest.mark.parametrize("source", ["dermoscopy", "dermoscopy/images"])
 def test_real_labels_match_from_either_folder(source):
     labels = read_labels(Path(REAL_DATA, "dermoscopy/labels.csv"), find_images([Path(REAL_DATA, source)]))
@@ -289,81 +285,3 @@ def test_bad_input_in_a_process_of_its_own(bad_folder):
     result = run_tool("nowhere", "--out", "new", cwd=bad_folder)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: the source nowhere does not exist\n"
-
-
-def living(session: int) -> list[int]:
-    """Processes of a session that have not ended (a zombie has)."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # gone meanwhile
-            continue
-        if int(its_session) == session and state != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_interrupt_leaves_no_archive_and_no_processes(tmp_path):
-    source = write_files(tmp_path / "source", {"0.png": encode(gradient(300, 300), "PNG")})
-    for i in range(1, 2000):
-        (source / f"{i}.png").symlink_to(source / "0.png")
-    command = [sys.executable, TOOL, source, "--out", tmp_path / "archive", "--workers", "2", "--shard-size", "0.01"]
-    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: run.poll() is not None or list(tmp_path.glob("archive.partial/shards/*.idx")))
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-    _, errors = run.communicate(timeout=20)
-    assert (run.returncode, errors) == (130, "interrupted\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    wait_until(lambda: not living(run.pid))
-
-
-def test_workers_end_when_their_parent_is_killed():
-    program = """
-import time
-from fastfgssl.archive.prepare import in_order
-for _ in in_order(time.sleep, [0.1] * 999, workers=2):
-    print("working", flush=True)
-"""
-    command = [sys.executable, "-c", program]
-    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert run.stdout.readline() == "working\n"
-    assert len(living(run.pid)) >= 3
-    run.kill()
-    _, errors = run.communicate()
-    assert errors == ""
-    wait_until(lambda: not living(run.pid))
-
-
-def test_killed_worker_is_a_clear_error():
-    with pytest.raises(
-        UserError, match=r"^a worker was killed by SIGKILL at 9: if memory ran out, take fewer --workers"
-    ):
-        list(in_order(signal.raise_signal, [0, 0, signal.SIGKILL.value], workers=1))
-
-
-def test_failing_worker_is_not_the_users_fault():
-    with pytest.raises(RuntimeError, match="a worker failed at -1; its traceback is above"):
-        list(in_order(math.factorial, [-1], workers=1))
-
-
-def test_in_order_yields_in_order_and_bounds_what_is_ahead():
-    class Watched(list):
-        taken = 0
-
-        def __getitem__(self, index):
-            self.taken = max(self.taken, index + 1)
-            return super().__getitem__(index)
-
-    numbers = Watched([20_000, *range(99)])  # the first takes longest
-    for position, result in enumerate(in_order(math.factorial, numbers, workers=2)):
-        assert result == math.factorial(list(numbers)[position])
-        assert numbers.taken <= position + 1 + 2 * AHEAD
-    assert position == 99

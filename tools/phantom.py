@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from pathlib import Path
 
@@ -10,11 +9,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastfgssl.archive.phantom import TEXTURES, write_phantoms
-from fastfgssl.command_line import run_tool
+from fastfgssl.command_line import Parser, run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=f"{__doc__} The classes: {', '.join(TEXTURES)}.")
+    parser = Parser(description=f"{__doc__} The classes: {', '.join(TEXTURES)}.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make: images/ and labels.csv")
     parser.add_argument("--images", type=int, metavar="N", required=True, help="how many")
     parser.add_argument("--width", type=int, metavar="PIXELS", default=600, help="default %(default)s")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastfgssl.archive.prepare import available_cores
+from fastfgssl.environment import available_cores
 from fastfgssl.errors import UserError
 
 MIN_SIDE = 32  # below it a wave is hardly three pixels long

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastfgssl.archive.image import PreparedImage, TrainingDecoder, Unusable, prepare_image
+from fastfgssl.archive.labels import Facts, read_labels
 from fastfgssl.archive.shards import SHARD_BYTES, ArchiveWriter, Sample, check_output
-from fastfgssl.archive.sources import Entry, Facts, find_images, read_labels
+from fastfgssl.archive.sources import Entry, find_images
+from fastfgssl.archive.workers import in_order
+from fastfgssl.environment import available_cores
 from fastfgssl.errors import UserError
 
 MIB = 1 << 20
-AHEAD = 4  # images for each worker that may be in work or wait for an earlier one: what bounds the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +32,7 @@ class Options:
     out: Path
     """The archive's folder; it must not exist unless `overwrite`, and lie in none of the sources."""
     labels: Path | None = None
-    """A CSV, see `sources.read_labels`."""
+    """A CSV, see `labels.read_labels`."""
     group_column: str | None = None
     """Its column that says which images belong together."""
     short_side: int | None = None
@@ -151,11 +148,6 @@ def _sample(entry: Entry, image: PreparedImage, facts: Facts | None) -> Sample:
     )
 
 
-def available_cores() -> int:
-    """Cores that this process may use, which a scheduler may have made fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Verification:
     """What a worker does with an entry: returns the image, or what is wrong with it."""
 
@@ -187,91 +179,3 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-class _Worker(NamedTuple):
-    process: BaseProcess
-    pipe: Connection
-
-
-def in_order(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
-    """Yields function(item) for each item, in order, computed by `workers` processes.
-
-    A result waits for the earlier ones, so at most `AHEAD` results for each worker exist at a time. The processes end
-    with the generator, and by themselves if this process is killed. Raises UserError if a worker is killed.
-    """
-    with _ignored_interrupt():  # Ctrl-C reaches every process of the terminal: workers inherit that they ignore it
-        pool = [_start(function) for _ in range(min(workers, len(items)))]
-    try:
-        idle = list(pool)
-        busy: dict[Connection, tuple[_Worker, int]] = {}
-        finished: dict[int, Any] = {}
-        given = due = 0
-        while due < len(items):
-            while idle and given < min(len(items), due + AHEAD * len(pool)):
-                worker = idle.pop()
-                try:
-                    worker.pipe.send(items[given])
-                except OSError:
-                    raise _death(worker, items[given]) from None
-                busy[worker.pipe] = worker, given
-                given += 1
-            for pipe in wait(list(busy)):
-                worker, index = busy.pop(pipe)
-                try:
-                    finished[index] = pipe.recv()
-                except (EOFError, OSError):
-                    raise _death(worker, items[index]) from None
-                idle.append(worker)
-            while due in finished:
-                yield finished.pop(due)
-                due += 1
-    finally:
-        for worker in pool:
-            worker.process.kill()  # it holds nothing that would have to be put in order
-        for worker in pool:
-            worker.process.join()
-            worker.pipe.close()
-
-
-def _start(function: Callable[[Any], Any]) -> _Worker:
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of pyarrow's and rich's threads
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(function, theirs), daemon=True)
-    process.start()
-    theirs.close()  # so that the end of the worker is the end of the pipe
-    return _Worker(process, ours)
-
-
-def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
-    while True:
-        try:
-            item = pipe.recv()
-        except (EOFError, ConnectionError):  # the parent is gone
-            return
-        result = function(item)
-        with suppress(ConnectionError):
-            pipe.send(result)
-
-
-def _death(worker: _Worker, item: Any) -> Exception:
-    worker.process.join()
-    code = worker.process.exitcode
-    if code >= 0:
-        return RuntimeError(f"a worker failed at {item}; its traceback is above")
-    return UserError(
-        f"a worker was killed by {signal.Signals(-code).name} at {item}: if memory ran out, take fewer --workers "
-        "or a lower --max-pixels; if it happens again at that file, move the file away"
-    )
-
-
-@contextmanager
-def _ignored_interrupt() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python sets signals in the main thread only
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
