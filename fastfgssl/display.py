@@ -6,18 +6,28 @@ import logging
 from types import TracebackType
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fastfgssl.distributed import World
 from fastfgssl.metrics import StepMetrics
 
 
+class _ConsoleHandler(logging.Handler):
+    """Prints log records above the live line, and unwrapped where the output is a file."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
 class Display:
     """Shows a run's progress on the first rank; warnings of the other ranks carry their rank."""
 
     def __init__(self, world: World, *, start: int, steps: int) -> None:
-        self._console = Console(soft_wrap=True)
+        self._console = Console()
         self._is_live = world.is_first and self._console.is_terminal
         self._shows = world.is_first
         self._steps = steps
@@ -36,7 +46,7 @@ class Display:
         logging.basicConfig(
             level=logging.INFO if world.is_first else logging.WARNING,
             format="%(message)s" if world.is_first else f"rank {world.rank}: %(message)s",
-            handlers=[RichHandler(console=self._console, show_time=False, show_path=False, markup=False)],
+            handlers=[_ConsoleHandler(self._console)],
             force=True,
         )
 
@@ -63,4 +73,5 @@ class Display:
         elif self._shows:
             left = (self._steps - metrics.step) / max(self._progress.tasks[0].speed or 0, 1e-9)
             eta = f"  eta {left:.0f} s" if self._progress.tasks[0].speed else ""
-            self._console.print(f"step {metrics.step}/{self._steps}  epoch {metrics.epoch:.2f}  {text}{eta}")
+            line = f"step {metrics.step}/{self._steps}  epoch {metrics.epoch:.2f}  {text}{eta}"
+            self._console.print(line, highlight=False, soft_wrap=True)

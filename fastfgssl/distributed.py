@@ -91,7 +91,7 @@ def data_parallel(module: nn.Module, world: World) -> nn.Module:
         module,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         process_group=world.group,
-        broadcast_buffers=False,  # batch statistics of training do not depend on the buffers
+        broadcast_buffers=False,  # training does not read them: each rank keeps its own running statistics
     )
 
 

@@ -29,7 +29,7 @@ from fastfgssl.models import build_model
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from fastfgssl.signals import StopRequest
-from fastfgssl.updates import Update, micro_batches, plan_updates
+from fastfgssl.updates import Update, memory_format, micro_batches, plan_updates
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ class _Run:
             model = build_model(config.model)
         if config.train.batch_norm == "sync":
             model = synchronise_batch_norm(model, world)
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.model = model.to(world.device, memory_format=layout).train()
+        self.model = model.to(world.device, memory_format=memory_format(config.train)).train()
         self.optimizer = build_optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16")
         self.step = self._resume()
@@ -140,7 +139,7 @@ class _Run:
         config, device = self.config.train, self.world.device
         total = torch.zeros(len(update.stages), device=device)
         self.optimizer.zero_grad(set_to_none=True)
-        for index, (anchor, puzzles) in enumerate(micro_batches(batch, update.stages, config.accumulate)):
+        for index, (anchor, puzzles) in enumerate(micro_batches(batch, update.stages, config)):
             # ranks exchange gradients once an update, with the last micro-batch
             is_exchange = index == config.accumulate - 1 or self.world.group is None
             with nullcontext() if is_exchange else update.losses.no_sync():

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fastfgssl.batch import Batch
-from fastfgssl.config import STAGES, Config, Stage
+from fastfgssl.config import STAGES, Config, Stage, TrainConfig
 from fastfgssl.distributed import World, data_parallel
 from fastfgssl.loss import cross_correlation_loss
 from fastfgssl.models import FGSSL
@@ -44,7 +44,7 @@ class HeadsLoss(nn.Module):
             self._stages, puzzles, self._embed(anchor, self._stages), strict=True
         ):
             loss = cross_correlation_loss(
-                self._embed(puzzle, stage),
+                self._embed(puzzle, (stage,))[0],  # the same call as the anchor's where there is one stage
                 anchor_embedding,
                 lambd=self._loss.lambd,
                 form=self._loss.form,
@@ -83,8 +83,14 @@ class MicroBatch(NamedTuple):
     puzzles: tuple[torch.Tensor, ...]  # [b, 3, S, S] for each head of the update
 
 
-def micro_batches(batch: Batch, stages: Sequence[Stage], count: int) -> list[MicroBatch]:
-    """`batch` in `count` equal parts, with what each of the heads `stages` is shown: its puzzle, or the whole view."""
-    shown = [batch.puzzle_view if stage == "all" else batch.puzzles[stage] for stage in stages]
-    parts = zip(batch.anchor.chunk(count), *(images.chunk(count) for images in shown), strict=True)
+def micro_batches(batch: Batch, stages: Sequence[Stage], config: TrainConfig) -> list[MicroBatch]:
+    """`batch` in equal parts, with what each of the heads `stages` is shown: its puzzle, or the whole view."""
+    layout = memory_format(config)
+    shown = [batch.anchor, *(batch.puzzle_view if stage == "all" else batch.puzzles[stage] for stage in stages)]
+    parts = zip(*(images.contiguous(memory_format=layout).chunk(config.accumulate) for images in shown), strict=True)
     return [MicroBatch(anchor, tuple(puzzles)) for anchor, *puzzles in parts]
+
+
+def memory_format(config: TrainConfig) -> torch.memory_format:
+    """The layout of images, activations and weights."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format

@@ -1,0 +1,61 @@
+"""What several test files need: a small archive, a small configuration, and the operator built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastfgssl.archive.phantom import write_phantoms
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.config import Config
+from fastfgssl.config_files import config_from_values
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory) -> Path:
+    """84 labelled phantoms of 48 x 40 pixels."""
+    folder = tmp_path_factory.mktemp("phantoms") / "source"
+    write_phantoms(folder, 84, seed=1, width=48, height=40, workers=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive_path(phantom_folder, tmp_path_factory) -> Path:
+    """An archive of them, in several shards."""
+    out = tmp_path_factory.mktemp("archives") / "phantoms"
+    prepare(Options(sources=[phantom_folder], out=out, labels=phantom_folder / "labels.csv", shard_size=0.03))
+    return out
+
+
+@pytest.fixture
+def make_config(archive_path, tmp_path):
+    """Builds a configuration that trains a tiny network in seconds; dotted keys override."""
+
+    def make(**overrides) -> Config:
+        values = {
+            "output": str(tmp_path / "run"),
+            "data.path": str(archive_path),
+            "data.image_size": 32,
+            "data.threads": 2,
+            "data.window": 2,
+            "model.backbone": "resnet18",
+            "model.weights": "none",
+            "model.width": 0.125,
+            "model.grids": [8, 4, 2],
+            "model.embedding_dim": 24,
+            "model.block_dim": 16,
+            "train.batch_size": 12,
+            "train.steps": 4,
+            "train.precision": "float32",
+            "train.device": "cpu",
+            "train.log_every": 1,
+            "optim.name": "sgd",
+            "optim.lr": 0.05,
+        }
+        overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+        if "train.epochs" in overrides:
+            del values["train.steps"]
+        return config_from_values(values | overrides)
+
+    return make

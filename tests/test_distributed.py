@@ -1,0 +1,86 @@
+"""What ranks say to each other: batch statistics, sums, flags, agreement; and who a process is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from torch import nn
+
+from fastfgssl.distributed import SharedFlag, require_agreement, start_world
+from fastfgssl.environment import RankEnvironment, rank_environment
+from fastfgssl.errors import UserError
+from fastfgssl.models.batch_norm import synchronise_batch_norm
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    convolution = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*convolution, nn.Linear(16, 3), nn.BatchNorm1d(3))
+
+
+def forward_and_backward(network: nn.Module, images: torch.Tensor, upstream: torch.Tensor):
+    outputs = network(images)
+    outputs.backward(upstream)
+    return outputs.detach(), [p.grad for p in network.parameters()], network.state_dict()
+
+
+def with_synchronised_norms(world, images, upstream):
+    network = synchronise_batch_norm(small_network(), world)
+    part = slice(world.rank * 2, world.rank * 2 + 2)
+    return forward_and_backward(network, images[part], upstream[part])
+
+
+def test_synchronised_batch_norm_is_that_of_one_process():
+    images, upstream = torch.randn(4, 2, 4, 4), torch.randn(4, 3)
+    outputs, gradients, state = forward_and_backward(small_network(), images, upstream)
+    ranks = run_on_ranks(with_synchronised_norms, 2, images, upstream)
+    torch.testing.assert_close(torch.cat([rank[0] for rank in ranks]), outputs, rtol=1e-4, atol=1e-5)
+    for index, gradient in enumerate(gradients):
+        torch.testing.assert_close(sum(rank[1][index] for rank in ranks), gradient, rtol=1e-3, atol=1e-4)
+    for rank in ranks:
+        assert rank[2].keys() == state.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(rank[2][name], value, rtol=1e-4, atol=1e-5)
+
+
+def raise_the_flag_on_the_last_rank(world):
+    flag, answers = SharedFlag(world), []
+    for step in range(3):
+        flag.ask(step == 1 and world.rank == world.size - 1)
+        answers.append(flag.answer())
+    return answers
+
+
+def test_a_flag_raised_on_one_rank_is_seen_on_all():
+    assert run_on_ranks(raise_the_flag_on_the_last_rank, 3) == [[False, True, False]] * 3
+
+
+def disagree(world):
+    require_agreement(7, world, "luck")
+    try:
+        require_agreement(world.rank, world, "the step")
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def test_ranks_that_differ_all_say_so():
+    assert all("ranks differ in the step: [0, 1]" in message for message in run_on_ranks(disagree, 2))
+
+
+def test_torchruns_variables_are_read(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert rank_environment() == RankEnvironment(rank=0, size=1, local_rank=0, local_size=1)
+    for name, value in {"RANK": 9, "WORLD_SIZE": 16, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    assert rank_environment() == RankEnvironment(rank=9, size=16, local_rank=1, local_size=8)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_one_clear_line():
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        start_world("cuda").__enter__()
+    with start_world("auto") as world:
+        assert world.device.type == "cpu"

@@ -1,0 +1,158 @@
+"""The network: any ResNet, any side, no layer beyond the tap, weights in and out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models import get_model, get_model_weights
+
+from fastfgssl.config import STAGES, ModelConfig
+from fastfgssl.errors import UserError
+from fastfgssl.models import build_model
+
+
+def model(**changes):
+    values = {"backbone": "resnet18", "weights": "none", "width": 0.125, "embedding_dim": 20, "block_dim": 12}
+    torch.manual_seed(0)
+    return build_model(ModelConfig(**(values | changes)))
+
+
+RESNETS = [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)]
+RESNETS += ["wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_every_resnet_of_torchvision_fits(name):
+    network = model(backbone=name, width=1.0, embedding_dim=8, block_dim=8).eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 3, 64, 64), "all").shape == (1, 8)
+
+
+@pytest.mark.parametrize("side", [32, 33, 64, 100])
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_any_image_side(side, stem):
+    network = model(stem=stem)
+    for stage in STAGES:
+        assert network(torch.randn(2, 3, side, side), stage).shape == (2, 20)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ran"),
+    [
+        (0, {"layer2", "block 0", "head 0"}),
+        (1, {"layer2", "layer3", "block 1", "head 1"}),
+        (2, {"layer2", "layer3", "layer4", "block 2", "head 2"}),
+        ("all", {"layer2", "layer3", "layer4", "block 0", "block 1", "block 2", "head 3"}),
+        ((0, 2), {"layer2", "layer3", "layer4", "block 0", "block 2", "head 0", "head 2"}),
+    ],
+)
+def test_a_stage_runs_and_trains_only_what_it_needs(stage, ran):
+    network = model()
+    parts = {name: getattr(network.backbone, name) for name in ("layer2", "layer3", "layer4")}
+    parts |= {f"block {i}": block for i, block in enumerate(network.blocks)}
+    parts |= {f"head {i}": head for i, head in enumerate(network.heads)}
+    called = set()
+    for name, part in parts.items():
+        part.register_forward_hook(lambda *_, name=name: called.add(name))
+    embeddings = network(torch.randn(4, 3, 32, 32), stage)
+    total = sum(z.square().sum() for z in (embeddings if isinstance(embeddings, tuple) else (embeddings,)))
+    total.backward()
+    assert called == ran
+    trained = {id(p) for p in network.parameters() if p.grad is not None}
+    promised = network.modules_of(stage if isinstance(stage, tuple) else (stage,))
+    assert trained == {id(p) for module in promised for p in module.parameters()}
+
+
+def test_many_stages_at_once_are_those_one_by_one():
+    network = model().eval()
+    images = torch.randn(3, 3, 48, 48)
+    for stage, embedding in zip(STAGES, network(images, STAGES), strict=True):
+        torch.testing.assert_close(embedding, network(images, stage))
+
+
+def test_the_shapes_are_those_of_the_method():
+    network = model(backbone="resnet50", width=1.0, embedding_dim=512, block_dim=1024)
+    assert network.backbone.tap_channels == (512, 1024, 2048)
+    images = torch.randn(1, 3, 224, 224)
+    taps = network.backbone.eval()(images)
+    assert [tuple(tap.shape[1:]) for tap in taps] == [(512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+    assert [head[1].weight.shape for head in network.heads] == [(512, 1024)] * 3 + [(512, 3072)]
+
+
+def test_width_scales_every_layer_and_keeps_names():
+    narrow, whole = model().backbone.state_dict(), model(width=1.0).backbone.state_dict()
+    assert narrow.keys() == whole.keys()
+    assert narrow["layer4.1.conv2.weight"].shape == (64, 64, 3, 3)
+
+
+def test_imagenet_weights_come_from_torchvision_and_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", _no_network)
+    with pytest.raises(UserError, match="put the file into"):
+        model(weights="imagenet", width=1.0)
+    torch.manual_seed(7)
+    resnet = get_model("resnet18", weights=None)
+    file = tmp_path / "checkpoints" / get_model_weights("resnet18").DEFAULT.url.rsplit("/", 1)[1]
+    file.parent.mkdir(exist_ok=True)
+    torch.save(resnet.state_dict(), file)
+    network = model(weights="imagenet", width=1.0)
+    torch.testing.assert_close(network.backbone.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
+
+
+def _no_network(*_, **__):
+    raise OSError("no network")
+
+
+def test_own_weights_as_a_backbone_a_resnet_or_a_checkpoint(tmp_path):
+    source = model()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(1)
+    network_state = source.state_dict()
+    files = {
+        "backbone": source.backbone.state_dict(),
+        "with a classifier": source.backbone.state_dict() | {"fc.weight": torch.zeros(2, 2)},
+        "network": network_state,
+        "checkpoint": {"model": network_state, "step": 3},
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+        loaded = model(weights=str(tmp_path / name))
+        for key, value in source.backbone.state_dict().items():
+            torch.testing.assert_close(loaded.backbone.state_dict()[key], value)
+
+
+class NotATensor:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"garbage", "not a file of tensors"),
+        ({"conv1.weight": torch.zeros(1)}, "lacks bn1.weight and"),
+        ([1, 2], "must hold a state dict"),
+        ({"code": NotATensor()}, "not a file of tensors"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_clear_line(tmp_path, content, message):
+    file = tmp_path / "weights"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(UserError, match=message) as error:
+        model(weights=str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_width_name_the_tensor(tmp_path):
+    torch.save(model(width=0.25).state_dict(), tmp_path / "wide")
+    with pytest.raises(UserError, match=r"conv1.weight is \[16, 3, 7, 7\], but resnet18 has \[8, 3, 7, 7\]"):
+        model(weights=str(tmp_path / "wide"))
+
+
+def test_an_unknown_backbone_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'resnet50'"):
+        model(backbone="resnet55", width=1.0)

@@ -1,0 +1,85 @@
+"""Optimisers: groups and rates, LARS against its formula, the schedule's corners."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastfgssl.config import ModelConfig, OptimConfig
+from fastfgssl.models import build_model
+from fastfgssl.optim import LARS, build_optimizer, learning_rate_factor, set_learning_rate
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(ModelConfig(backbone="resnet18", weights="none", width=0.125, embedding_dim=8, block_dim=8))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_every_parameter_is_in_one_group_with_its_rate(model, name):
+    config = OptimConfig(name=name, lr=0.1, backbone_lr=0.01, bias_lr=0.001, weight_decay=0.5)
+    optimizer = build_optimizer(model, config)
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
+        "backbone_weights": (0.01, 0.5),
+        "backbone_bias_and_norm": (0.001, 0.0),
+        "heads_weights": (0.1, 0.5),
+        "heads_bias_and_norm": (0.001, 0.0),
+    }
+    counted = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(counted) == sorted(id(parameter) for parameter in model.parameters())
+    in_backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    assert in_backbone == {id(p) for name in groups if name.startswith("backbone") for p in groups[name]["params"]}
+    assert all(parameter.ndim > 1 for parameter in groups["heads_weights"]["params"])
+    set_learning_rate(optimizer, 0.5)
+    assert groups["backbone_weights"]["lr"] == 0.005
+
+
+def test_rates_default_to_the_one_that_is_given_and_decay_can_be_for_all(model):
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.5, decay_bias_and_norm=True))
+    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.1, 0.5)}
+
+
+def test_lars_takes_the_step_of_its_formula():
+    weight, bias = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([1.0]))
+    groups = [{"params": [weight], "weight_decay": 0.1, "trust": 0.02}, {"params": [bias], "trust": None}]
+    optimizer = LARS(groups, lr=0.5, momentum=0.9)
+    velocity = torch.zeros(2)
+    expected_weight, expected_bias, bias_velocity = weight.detach().clone(), 1.0, 0.0
+    for _ in range(3):
+        weight.grad, bias.grad = torch.tensor([0.6, -0.8]), torch.tensor([2.0])
+        optimizer.step()
+        update = torch.tensor([0.6, -0.8]) + 0.1 * expected_weight
+        velocity = 0.9 * velocity + 0.02 * expected_weight.norm() / update.norm() * update
+        expected_weight = expected_weight - 0.5 * velocity
+        bias_velocity = 0.9 * bias_velocity + 2.0
+        expected_bias -= 0.5 * bias_velocity
+        torch.testing.assert_close(weight.detach(), expected_weight)
+        assert bias.item() == pytest.approx(expected_bias)
+
+
+def test_lars_moves_weights_that_are_zero():
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    LARS([weight], lr=0.5, momentum=0).step()
+    torch.testing.assert_close(weight.detach(), torch.full((2,), -0.5))
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_where_it_should():
+    factors = [learning_rate_factor(step, steps=110, warmup_steps=10, final=0.1) for step in range(111)]
+    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert factors[10] == 1
+    assert factors[60] == pytest.approx(0.55)
+    assert factors[110] == pytest.approx(0.1)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_no_warm_up_begins_at_the_peak_and_warm_up_can_be_the_whole_run():
+    assert learning_rate_factor(0, steps=10, warmup_steps=0, final=0) == 1
+    assert learning_rate_factor(9, steps=10, warmup_steps=0, final=0) == pytest.approx(
+        0.5 * (1 + math.cos(0.9 * math.pi))
+    )
+    assert learning_rate_factor(4, steps=5, warmup_steps=5, final=0) == 1

@@ -1,0 +1,308 @@
+"""The trainer: what it leaves behind, both schedules, every precision, and going on after any kind of end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.config import STAGES
+from fastfgssl.config_files import load_config, write_config
+from fastfgssl.display import Display
+from fastfgssl.errors import UserError
+from fastfgssl.metrics import read_metrics
+from fastfgssl.pretrain import pretrain
+
+TOOL = Path(__file__).parent.parent / "tools" / "train.py"
+
+
+def losses(output) -> list[dict]:
+    """The losses of each logged step: what must not depend on how a run came to it."""
+    return [
+        {name: value for name, value in record.items() if name == "step" or name.startswith("loss")}
+        for record in read_metrics(Path(output))
+    ]
+
+
+def test_a_run_leaves_what_the_readme_names(make_config):
+    config = make_config(train__steps=5, train__checkpoint_every=2, train__keep_checkpoints=2)
+    outcome = pretrain(config)
+    assert outcome == (5, None)
+    output = Path(config.output)
+    assert load_config(output / "config.yaml") == config
+    records = read_metrics(output)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
+    names = "step epoch loss loss_0 loss_1 loss_2 loss_all lr backbone_lr images_per_second data_wait"
+    assert records[-1].keys() == set(names.split())
+    assert records[-1]["epoch"] == pytest.approx(5 * 12 / 84)
+    last = records[-1]
+    assert last["loss"] == pytest.approx(sum(last[f"loss_{head}"] for head in (0, 1, 2)) + 2 * last["loss_all"])
+    assert 0 <= last["data_wait"] <= 1
+    assert last["images_per_second"] > 0
+    steps = [load_checkpoint(path)["step"] for path in list_checkpoints(output / "checkpoints")]
+    assert steps == [0, 4, 5]
+    events = EventAccumulator(str(output)).Reload()
+    assert [scalar.step for scalar in events.Scalars("loss/loss_all")] == [1, 2, 3, 4, 5]
+    with Image.open(output / "views.png") as picture:
+        assert picture.width > 5 * 96
+
+
+def test_training_lowers_the_loss(make_config):
+    config = make_config(train__steps=40, optim__name="adamw", optim__lr=2e-3, train__log_every=1)
+    pretrain(config)
+    records = losses(config.output)
+    for head in STAGES:
+        first, last = (sum(r[f"loss_{head}"] for r in part) / 5 for part in (records[:5], records[-5:]))
+        assert last < 0.8 * first
+
+
+def stop_during_step(monkeypatch, step: int, number: int) -> None:
+    """Sends this process a signal while it makes step `step`, counted from the start of the process."""
+    done = []
+    original = Display.step_done
+
+    def step_done(display) -> None:
+        original(display)
+        done.append(1)
+        if len(done) == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Display, "step_done", step_done)
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(make_config, tmp_path, monkeypatch, schedule):
+    settings = {"train__schedule": schedule, "train__steps": 5, "optim__name": "lars", "optim__warmup_epochs": 0.3}
+    whole = make_config(output=str(tmp_path / "whole"), **settings)
+    pretrain(whole)
+    for step in (1, 2, 3):
+        config = make_config(output=str(tmp_path / f"stopped-{step}"), **settings)
+        with monkeypatch.context() as patch:
+            stop_during_step(patch, step, signal.SIGTERM if step == 1 else signal.SIGINT)
+            outcome = pretrain(config)
+        # the signal comes after the step's question to the other ranks: the next step answers it
+        assert outcome == (step + 1, signal.SIGTERM if step == 1 else signal.SIGINT)
+        assert pretrain(config) == (5, None)
+        assert losses(config.output) == losses(whole.output)
+    states = [load_checkpoint(list_checkpoints(Path(run) / "checkpoints")[-1]) for run in (whole.output, config.output)]
+    for name, value in states[0]["model"].items():
+        torch.testing.assert_close(value, states[1]["model"][name], rtol=0, atol=0)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_logs_no_step_twice(make_config, tmp_path):
+    settings = {"train__steps": 6, "train__checkpoint_every": 2}
+    whole = make_config(output=str(tmp_path / "whole"), **settings)
+    pretrain(whole)
+    # what a run leaves that is killed in its fifth step, in the middle of a line and of a checkpoint
+    output = tmp_path / "killed"
+    shutil.copytree(whole.output, output)
+    (output / "checkpoints" / "step_000000006.pt").unlink()
+    (output / "checkpoints" / "step_000000006.partial").write_bytes(b"half")
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    (output / "metrics.jsonl").write_text("\n".join([*lines[:5], lines[5][:20]]))
+    config = make_config(output=str(output), **settings)
+    assert pretrain(config) == (6, None)
+    assert losses(output) == losses(whole.output)
+
+
+def test_a_complete_run_is_left_alone_and_can_be_lengthened(make_config, caplog):
+    config = make_config(train__steps=2)
+    pretrain(config)
+    before = (Path(config.output) / "metrics.jsonl").read_bytes()
+    assert pretrain(config) == (2, None)
+    assert (Path(config.output) / "metrics.jsonl").read_bytes() == before
+    longer = make_config(train__steps=3)
+    assert pretrain(longer) == (3, None)
+    assert len(read_metrics(Path(config.output))) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train__batch_size": 14}, "train.batch_size = 12, this one has 14"),
+        ({"seed": 3}, "seed = 0, this one has 3"),
+        ({"train__heads": [0, 1]}, r"train.heads = \[0, 1, 2, 'all'\], this one has \[0, 1\]"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(make_config, change, message):
+    pretrain(make_config(train__steps=1))
+    with pytest.raises(UserError, match=message):
+        pretrain(make_config(**({"train__steps": 2} | change)))
+
+
+def test_a_moved_archive_is_the_same_and_another_one_is_not(make_config, archive_path, tmp_path, phantom_folder):
+    pretrain(make_config(train__steps=1))
+    shutil.copytree(archive_path, tmp_path / "moved")
+    assert pretrain(make_config(train__steps=2, data__path=str(tmp_path / "moved"))) == (2, None)
+
+    prepare(
+        Options(sources=[phantom_folder / "images" / "000000.jpg", phantom_folder / "images"][1:], out=tmp_path / "x")
+    )
+    with pytest.raises(UserError, match="another archive"):
+        pretrain(make_config(train__steps=3, data__path=str(tmp_path / "x")))
+
+
+def first_loss(config) -> float:
+    """The loss of the first step, before any update has changed the network."""
+    assert pretrain(config) == (1, None)
+    return losses(config.output)[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    [
+        ({"train__precision": "bfloat16"}, 0.1),
+        ({"train__precision": "float16"}, 0.02),
+        ({"train__channels_last": False}, 1e-4),
+        ({"train__compile": True}, 1e-4),
+        ({"loss__algorithm": "direct"}, 1e-4),
+    ],
+)
+def test_means_of_speed_change_no_result(make_config, tmp_path, change, tolerance):
+    settings = {"train__steps": 1, "train__schedule": "joint", "train__heads": ["all"]}
+    exact = first_loss(make_config(output=str(tmp_path / "exact"), **settings))
+    config = make_config(output=str(tmp_path / "changed"), **settings, **change)
+    assert first_loss(config) == pytest.approx(exact, rel=tolerance)
+    state = load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+    assert bool(state["scaler"]) == (change.get("train__precision") == "float16")
+    assert all(value.dtype != torch.float16 for value in state["model"].values())
+
+
+def test_micro_batches_are_averaged(make_config, tmp_path):
+    settings = {"train__steps": 1, "train__schedule": "joint", "train__heads": ["all"], "train__batch_size": 24}
+    config = make_config(output=str(tmp_path / "both"), train__accumulate=2, **settings)
+    both = first_loss(config)
+    halves = make_config(output=str(tmp_path / "halves"), **(settings | {"train__batch_size": 12, "train__steps": 2}))
+    # at a rate of zero the second step of the halves sees the network of the first
+    pretrain(dataclasses.replace(halves, optim=dataclasses.replace(halves.optim, lr=1e-30)))
+    assert both == pytest.approx(sum(record["loss"] for record in losses(halves.output)) / 2, rel=1e-5)
+
+
+def test_barlow_twins_is_one_head_without_puzzles(make_config):
+    config = make_config(train__heads=[2], model__grids=[4, 2, 1], train__steps=2, data__views="barlow")
+    pretrain(config)
+    assert set(losses(config.output)[0]) == {"step", "loss", "loss_2"}
+
+
+def test_a_run_that_diverges_ends_before_it_saves(make_config):
+    config = make_config(train__steps=20, optim__lr=1e12, train__checkpoint_every=5)
+    with pytest.raises(UserError, match="not finite at step 5"):
+        pretrain(config)
+    assert [path.name for path in list_checkpoints(Path(config.output) / "checkpoints")] == ["step_000000000.pt"]
+
+
+def run_tool(*arguments, ranks: int = 0) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(TOOL), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def trained_change(output: str) -> torch.Tensor:
+    """How far training moved all parameters, as one vector."""
+    first, *_, last = list_checkpoints(Path(output) / "checkpoints")
+    before, after = (load_checkpoint(path)["model"] for path in (first, last))
+    learned = [name for name in before if not re.search("running|num_batches", name)]
+    return torch.cat([(after[name] - before[name]).flatten() for name in learned])
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_train_as_one_process_does(make_config, tmp_path, ranks, schedule):
+    """With batch statistics of the global batch, a step on several ranks is that of one process on all images."""
+    settings = {"train__steps": 1, "train__batch_norm": "sync", "train__schedule": schedule, "optim__lr": 1e-6}
+    alone = make_config(output=str(tmp_path / "alone"), **settings)
+    pretrain(alone)
+    config = dataclasses.replace(alone, output=str(tmp_path / "ranks"))
+    write_config(config, tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=ranks)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert losses(config.output)[0] == pytest.approx(losses(alone.output)[0], rel=1e-3)
+    change, expected = trained_change(config.output), trained_change(alone.output)
+    assert (change - expected).norm() < 0.01 * expected.norm()
+
+
+def wait_for_steps(output: Path, count: int, process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        path = output / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError("the run made no step")
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_ctrl_c_saves_and_the_same_command_goes_on(make_config, tmp_path, ranks):
+    config = make_config(train__steps=2000, train__heads=[0])
+    write_config(config, tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=ranks)
+    output = Path(config.output)
+    wait_for_steps(output, 2, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the launcher and to every rank
+    out, errors = process.communicate(timeout=120)
+    done = read_metrics(output)[-1]["step"]
+    assert f"stopped after step {done} of 2000" in out
+    if not ranks:
+        assert process.returncode == 128 + signal.SIGINT
+        assert "Traceback" not in errors
+    assert load_checkpoint(list_checkpoints(output / "checkpoints")[-1])["step"] == done
+    process = run_tool("--config", str(tmp_path / "config.yaml"), f"train.steps={done + 2}", ranks=ranks)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert [record["step"] for record in read_metrics(output)] == list(range(1, done + 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["--config", "{config}", "optim.lrr=1"], "did you mean 'optim.lr'"),
+        (["--config", "{config}", "data.path=nowhere"], "nowhere is not an archive"),
+        (["--config", "{config}", "data.views=papers"], "did you mean 'paper'"),
+        (["--config", "{config}", "model.backbone=resnet"], "must be a ResNet of torchvision"),
+        (["--config", "{config}", "output=/proc/run"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(make_config, tmp_path, arguments, message):
+    write_config(make_config(), tmp_path / "config.yaml")
+    process = run_tool(*(argument.format(config=tmp_path / "config.yaml") for argument in arguments))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    lines = [line for line in errors.splitlines() if not re.match(r".*[Ww]arning|\s", line)]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_more_ranks_than_images_is_one_line(make_config, tmp_path):
+    config = make_config(train__batch_size=2)
+    write_config(config, tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("error: train.batch_size = 2: must be a multiple of 2, at least 4") == 1
+
+
+def test_the_archive_of_these_tests_has_several_shards(archive_path):
+    assert len(Archive.open(archive_path).shard_sizes) > 2

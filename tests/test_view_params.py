@@ -1,0 +1,130 @@
+"""View parameters: pure in the sample, and distributed as their preset says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastfgssl.data.order import Slots
+from fastfgssl.data.presets import PRESETS, Affine, Crop, Preset, View, find_preset
+from fastfgssl.data.view_params import ViewDraws, draw_view_params
+from fastfgssl.errors import UserError
+
+COUNT = 20_000
+SLOTS = Slots(np.arange(COUNT), np.arange(COUNT) // 500)
+SIZES = np.tile([60, 45], (COUNT, 1))
+
+
+def draw(preset: Preset, slots: Slots = SLOTS, sizes: np.ndarray = SIZES, seed: int = 3, grids=(4, 2)):
+    return draw_view_params(preset, slots, seed=seed, sizes=sizes, image_size=32, grids=grids)
+
+
+def arrays(params) -> list[np.ndarray]:
+    drawn = [value for view in (params.puzzle, params.anchor) for value in view if value is not None]
+    return drawn + list(params.permutations)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_sample_is_drawn_alike_in_any_company(name):
+    sizes = np.random.default_rng(0).integers(20, 90, (COUNT, 2))
+    everything = draw(PRESETS[name], sizes=sizes)
+    chosen = np.array([17, 3, 11_000, 4])
+    alone = draw(PRESETS[name], Slots(SLOTS.ids[chosen], SLOTS.epochs[chosen]), sizes[chosen])
+    for whole, part in zip(arrays(everything), arrays(alone), strict=True):
+        np.testing.assert_array_equal(whole[chosen], part)
+
+
+def test_epochs_seeds_and_views_are_drawn_apart():
+    base = draw(PRESETS["paper"])
+    for other in (draw(PRESETS["paper"], seed=4), draw(PRESETS["paper"], Slots(SLOTS.ids, SLOTS.epochs + 1))):
+        for a, b in zip(arrays(base), arrays(other), strict=True):
+            assert a.any() == b.any()
+            assert not a.any() or not np.array_equal(a, b)
+    assert not np.array_equal(base.puzzle.grayscale, base.anchor.grayscale)
+
+
+def share(values: np.ndarray, expected: float) -> bool:
+    return abs(values.mean() - expected) < 5 * np.sqrt(expected * (1 - expected) / len(values)) + 1e-12
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_probabilities_are_those_of_the_preset(name):
+    params = draw(PRESETS[name])
+    for view, drawn in ((PRESETS[name].puzzle, params.puzzle), (PRESETS[name].anchor, params.anchor)):
+        assert share(drawn.flip, view.flip)
+        assert share(drawn.grayscale, view.grayscale)
+        assert share(drawn.solarise, view.solarise)
+        if view.blur:
+            assert share(drawn.sigma > 0, view.blur)
+            used = drawn.sigma[drawn.sigma > 0]
+            assert view.sigma[0] <= used.min() < 0.12
+            assert 1.98 < used.max() <= view.sigma[1]
+        if view.jitter:
+            assert share((drawn.jitter != [1, 1, 1, 0]).any(axis=1), view.jitter.p)
+            assert np.abs(drawn.jitter[:, 0] - 1).max() <= view.jitter.brightness + 1e-6
+
+
+def test_the_paper_preset_is_the_published_one():
+    paper = PRESETS["paper"]
+    assert paper.puzzle == View(flip=0.5, grayscale=0.2, blur=1.0, sigma=(0.1, 2.0), solarise=0.0)
+    assert paper.anchor == View(flip=0.0, grayscale=0.2, blur=0.1, sigma=(0.1, 2.0), solarise=0.2)
+
+
+def test_permutations_are_fresh_for_every_sample_and_grid():
+    first, second = draw(PRESETS["paper"]).permutations
+    assert first.shape == (COUNT, 16)
+    assert second.shape == (COUNT, 4)
+    np.testing.assert_array_equal(np.sort(first, axis=1), np.tile(np.arange(16), (COUNT, 1)))
+    _, counts = np.unique(second, axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert len(np.unique(first, axis=0)) > 0.99 * COUNT
+
+
+def crops(sizes, crop=None) -> np.ndarray:
+    view = View(crop=crop or Crop())
+    return draw(Preset(puzzle=view, anchor=View()), sizes=np.asarray(sizes)).puzzle.crop
+
+
+def test_crops_lie_inside_and_keep_to_area_and_ratio():
+    x0, y0, x1, y1 = crops(SIZES).T
+    assert x0.min() >= 0
+    assert y0.min() >= 0
+    assert x1.max() <= 60
+    assert y1.max() <= 45
+    area, ratio = (x1 - x0) * (y1 - y0) / (60 * 45), (x1 - x0) / (y1 - y0)
+    assert 0.07 < area.min() < 0.1  # rounding to pixels moves it a little
+    assert area.max() > 0.95
+    assert 0.7 < ratio.min() < 0.8
+    assert 1.25 < ratio.max() < 1.42
+    # both ends are reached: nothing keeps crops away from the edges
+    assert x0.min() == 0
+    assert x1.max() == 60
+
+
+def test_an_image_too_narrow_for_any_crop_is_cut_to_the_nearest_ratio():
+    x0, y0, x1, y1 = crops(np.tile([100, 4], (COUNT, 1)), Crop(area=(0.9, 1.0))).T
+    np.testing.assert_array_equal(y1 - y0, 4)
+    np.testing.assert_array_equal(x1 - x0, 5)
+    np.testing.assert_array_equal(x0, 47)
+
+
+def test_affine_maps_turn_and_scale_about_the_centre():
+    preset = Preset(puzzle=View(affine=Affine(degrees=10, scale=(0.9, 1.1))), anchor=View())
+    matrices = draw(preset).puzzle.affine
+    centre = np.array([16.0, 16.0, 1.0])
+    np.testing.assert_allclose(matrices @ centre, np.tile([16, 16], (COUNT, 1)), atol=1e-4)
+    magnification = 1 / np.sqrt(np.linalg.det(matrices[:, :, :2].astype(np.float64)))
+    assert 0.9 - 1e-3 <= magnification.min() < 0.905
+    assert 1.095 < magnification.max() <= 1.1 + 1e-3
+    angle = np.degrees(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
+    assert -10 - 1e-3 <= angle.min() < -9.9
+    assert 9.9 < angle.max() <= 10 + 1e-3
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'paper'"):
+        find_preset("papers")
+
+
+def test_what_a_preset_never_does_is_not_drawn():
+    assert draw(PRESETS["paper"]).puzzle._replace(sigma=None)[3:] == ViewDraws(*[None] * 7)[3:]
