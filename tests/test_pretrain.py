@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,13 +17,11 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.config import STAGES
-from fastfgssl.config_files import load_config, write_config
+from fastfgssl.config_files import load_config
 from fastfgssl.display import Display
 from fastfgssl.errors import UserError
 from fastfgssl.metrics import read_metrics
 from fastfgssl.pretrain import pretrain
-
-TOOL = Path(__file__).parent.parent / "tools" / "train.py"
 
 
 def losses(output) -> list[dict]:
@@ -203,105 +197,6 @@ def test_a_run_that_diverges_ends_before_it_saves(make_config):
     with pytest.raises(UserError, match="not finite at step 5"):
         pretrain(config)
     assert [path.name for path in list_checkpoints(Path(config.output) / "checkpoints")] == ["step_000000000.pt"]
-
-
-def run_tool(*arguments, ranks: int = 0) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(TOOL), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def trained_change(output: str) -> torch.Tensor:
-    """How far training moved all parameters, as one vector."""
-    first, *_, last = list_checkpoints(Path(output) / "checkpoints")
-    before, after = (load_checkpoint(path)["model"] for path in (first, last))
-    learned = [name for name in before if not re.search("running|num_batches", name)]
-    return torch.cat([(after[name] - before[name]).flatten() for name in learned])
-
-
-@pytest.mark.parametrize("schedule", ["progressive", "joint"])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_train_as_one_process_does(make_config, tmp_path, ranks, schedule):
-    """With batch statistics of the global batch, a step on several ranks is that of one process on all images."""
-    settings = {"train__steps": 1, "train__batch_norm": "sync", "train__schedule": schedule, "optim__lr": 1e-6}
-    alone = make_config(output=str(tmp_path / "alone"), **settings)
-    pretrain(alone)
-    config = dataclasses.replace(alone, output=str(tmp_path / "ranks"))
-    write_config(config, tmp_path / "config.yaml")
-    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=ranks)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    assert losses(config.output)[0] == pytest.approx(losses(alone.output)[0], rel=1e-3)
-    change, expected = trained_change(config.output), trained_change(alone.output)
-    assert (change - expected).norm() < 0.01 * expected.norm()
-
-
-def wait_for_steps(output: Path, count: int, process: subprocess.Popen) -> None:
-    for _ in range(1200):
-        path = output / "metrics.jsonl"
-        if path.exists() and len(path.read_text().splitlines()) >= count:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    raise AssertionError("the run made no step")
-
-
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_ctrl_c_saves_and_the_same_command_goes_on(make_config, tmp_path, ranks):
-    config = make_config(train__steps=2000, train__heads=[0])
-    write_config(config, tmp_path / "config.yaml")
-    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=ranks)
-    output = Path(config.output)
-    wait_for_steps(output, 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the launcher and to every rank
-    out, errors = process.communicate(timeout=120)
-    done = read_metrics(output)[-1]["step"]
-    assert f"stopped after step {done} of 2000" in out
-    if not ranks:
-        assert process.returncode == 128 + signal.SIGINT
-        assert "Traceback" not in errors
-    assert load_checkpoint(list_checkpoints(output / "checkpoints")[-1])["step"] == done
-    process = run_tool("--config", str(tmp_path / "config.yaml"), f"train.steps={done + 2}", ranks=ranks)
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    assert [record["step"] for record in read_metrics(output)] == list(range(1, done + 3))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "the following arguments are required: --config"),
-        (["--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
-        (["--config", "{config}", "optim.lrr=1"], "did you mean 'optim.lr'"),
-        (["--config", "{config}", "data.path=nowhere"], "nowhere is not an archive"),
-        (["--config", "{config}", "data.views=papers"], "did you mean 'paper'"),
-        (["--config", "{config}", "model.backbone=resnet"], "must be a ResNet of torchvision"),
-        (["--config", "{config}", "output=/proc/run"], "cannot write"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(make_config, tmp_path, arguments, message):
-    write_config(make_config(), tmp_path / "config.yaml")
-    process = run_tool(*(argument.format(config=tmp_path / "config.yaml") for argument in arguments))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    lines = [line for line in errors.splitlines() if not re.match(r".*[Ww]arning|\s", line)]
-    assert len(lines) == 1
-    assert message in lines[0]
-
-
-def test_more_ranks_than_images_is_one_line(make_config, tmp_path):
-    config = make_config(train__batch_size=2)
-    write_config(config, tmp_path / "config.yaml")
-    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=2)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert errors.count("error: train.batch_size = 2: must be a multiple of 2, at least 4") == 1
 
 
 def test_the_archive_of_these_tests_has_several_shards(archive_path):

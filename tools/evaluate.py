@@ -40,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the distortions that matching compares")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--quiet", action="store_true", help="prints no table; for use with --json")
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args()
 
@@ -55,7 +56,8 @@ def main() -> None:
     with start_world(args.device) as world:
         extractor = FeatureExtractor(model, config, archive, world.device, args.batch_size)
         report = evaluate(extractor, archive, args.protocol, batch_statistics=args.batch_statistics, seed=args.seed)
-    _print(report, step)
+    if not args.quiet:
+        _print(report, step)
     if args.json:
         record = dataclasses.asdict(report) | {"checkpoint": str(args.checkpoint), "data": str(args.data), "step": step}
         record |= {"untrained_seed": args.untrained, "seed": args.seed}

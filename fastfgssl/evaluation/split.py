@@ -29,8 +29,8 @@ def split_samples(archive: Archive) -> Split:
     Without groups every sample is its own. The random split is the same for every run and network.
     """
     ids = np.arange(archive.num_samples)
-    if archive.has_column("split"):
-        names = archive.columns(ids, ("split",))["split"]
+    names = archive.columns(ids, ("split",))["split"] if archive.has_column("split") else np.full(len(ids), None)
+    if any(name is not None for name in names):
         split = Split(ids[np.isin(names, FIT_NAMES)], ids[np.isin(names, VAL_NAMES)])
         if len(split.fit) == 0 or len(split.val) == 0:
             found = sorted({str(name) for name in names})

@@ -1,0 +1,127 @@
+"""Suite `input`: the whole DALI graph from JPEG to views, against a PIL DataLoader and against decoding alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from PIL import Image, ImageFilter, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional
+
+from fastfgssl.archive.phantom import phantom_image
+from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
+from fastfgssl.data.order import Slots
+from fastfgssl.data.pipeline import GraphSpec, build_graph
+from fastfgssl.data.presets import PRESETS
+from fastfgssl.data.view_params import draw_view_params
+from fastfgssl.kernels import jigsaw
+
+BATCH, SIDE, GRIDS, BATCHES, THREADS = 64, 224, (16, 8, 4), 4, 2
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def encoded_images(count: int = 16, width: int = 600, height: int = 450) -> list[np.ndarray]:
+    """Phantoms as JPEG of quality 90."""
+    files = []
+    for index in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(phantom_image(index, seed=0, width=width, height=height).image).save(buffer, "JPEG", quality=90)
+        files.append(np.frombuffer(buffer.getvalue(), dtype=np.uint8))
+    return files
+
+
+class PillowViews(Dataset):
+    """The same five views as a competent user makes them in a Dataset: Pillow, torchvision, one indexing a puzzle."""
+
+    def __init__(self, files: list[np.ndarray], length: int) -> None:
+        self._files, self._length = files, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        rng = np.random.default_rng(index)
+        image = Image.open(io.BytesIO(self._files[index % len(self._files)].tobytes())).convert("RGB")
+        image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        anchor = puzzle = image
+        if rng.random() < 0.5:
+            puzzle = ImageOps.mirror(puzzle)
+        if rng.random() < 0.2:
+            puzzle = ImageOps.grayscale(puzzle).convert("RGB")
+        puzzle = puzzle.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2)))
+        if rng.random() < 0.2:
+            anchor = ImageOps.grayscale(anchor).convert("RGB")
+        if rng.random() < 0.1:
+            anchor = anchor.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2)))
+        if rng.random() < 0.2:
+            anchor = ImageOps.solarize(anchor, 128)
+        anchor, puzzle = (
+            functional.normalize(functional.to_dtype(functional.to_image(view), torch.float32, scale=True), MEAN, STD)
+            for view in (anchor, puzzle)
+        )
+        orders = [torch.from_numpy(rng.permutation(grid * grid))[None] for grid in GRIDS]
+        puzzles = [jigsaw(puzzle[None], order, grid)[0] for order, grid in zip(orders, GRIDS, strict=True)]
+        return [anchor, puzzle, *puzzles]
+
+
+def run(device: torch.device) -> Iterator[Record]:
+    """One record for the `paper` preset at 224 px on 600 x 450 JPEGs."""
+    files = encoded_images()
+    batch = [files[i % len(files)] for i in range(BATCH)]
+    ids, sizes = np.arange(BATCH), np.tile([600, 450], (BATCH, 1))
+    on_gpu = device.type == "cuda"
+    spec = GraphSpec(
+        batch_size=BATCH,
+        image_size=SIDE,
+        preset=PRESETS["paper"],
+        grids=GRIDS,
+        mean=MEAN,
+        std=STD,
+        half=on_gpu,
+        sixteen_bit=False,
+        device_id=0 if on_gpu else None,
+        threads=THREADS,
+        prefetch=2,
+    )
+
+    def source(iteration: int):
+        slots = Slots(ids + iteration * BATCH, np.zeros_like(ids))
+        return batch, draw_view_params(spec.preset, slots, seed=0, sizes=sizes, image_size=SIDE, grids=GRIDS)
+
+    graph = build_graph(source, spec)
+
+    @pipeline_def(batch_size=BATCH, num_threads=THREADS, device_id=spec.device_id, prefetch_queue_depth=2)
+    def decoding():
+        encoded = fn.external_source(source=lambda: batch, batch=True)
+        return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+
+    decoder = decoding()
+    for pipeline in (graph, decoder):
+        pipeline.build()
+    # the whole of each batch is asked for, so that none is still in work when the clock stops
+    images = BATCHES * BATCH
+    loader = DataLoader(PillowViews(files, images), batch_size=BATCH, num_workers=THREADS)
+    _check(graph.run(), next(iter(loader)))
+    yield compare(
+        "input",
+        f"paper preset, {SIDE} px, JPEG 600 x 450 quality 90, {THREADS} threads",
+        ours=lambda: [graph.run() for _ in range(BATCHES)],
+        baseline=(f"Pillow DataLoader, {THREADS} workers", lambda: list(loader)),
+        limit=("DALI decoding alone", lambda: [decoder.run() for _ in range(BATCHES)]),
+        items=images,
+        unit="images/s",
+        runs=5,
+        device=device,
+    )
+
+
+def _check(outputs, baseline: list[torch.Tensor]) -> None:
+    """Both make five views a batch with statistics alike; tests/test_loader.py compares pixels."""
+    for ours, theirs in zip(outputs, baseline, strict=True):
+        pixels = torch.from_numpy(np.array(ours.as_cpu().as_tensor(), dtype=np.float32)).permute(0, 3, 1, 2)
+        if pixels.shape != theirs.shape or abs(pixels.mean() - theirs.mean()) > 0.1:
+            raise CheckFailed(f"views differ: {tuple(pixels.shape)}, mean {pixels.mean():.3f} and {theirs.mean():.3f}")

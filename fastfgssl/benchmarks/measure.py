@@ -1,0 +1,123 @@
+"""How every suite measures: checked first, interleaved, medians with their spread, next to a baseline and a limit."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+Case = Callable[[], Any]
+
+
+class CheckFailed(Exception):
+    """A benchmark's results are wrong: it has no speed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One measured case. Values are rates: more is better."""
+
+    suite: str
+    case: str
+    value: float
+    unit: str
+    baseline: str
+    baseline_value: float
+    ratio: float
+    """value / baseline_value: above 1, ours is faster."""
+    limit: str
+    limit_value: float
+    fraction_of_limit: float
+    runs: int
+    spread: float
+    """Interquartile range of the ratio over the runs: how far the machine's noise reaches."""
+    device: str
+    versions: dict[str, str]
+
+
+def interleaved(cases: Mapping[str, Case], *, runs: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call of each case: all of them in turn, `runs` times, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(runs + 1):
+        for name, case in cases.items():
+            _synchronise(device)
+            start = time.perf_counter()
+            case()
+            _synchronise(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compare(
+    suite: str,
+    case: str,
+    *,
+    ours: Case,
+    baseline: tuple[str, Case],
+    limit: tuple[str, Case],
+    items: float,
+    unit: str,
+    runs: int,
+    device: torch.device,
+) -> Record:
+    """Measures `ours` beside a baseline and a limit, which are (name, call); each call makes `items` items."""
+    seconds = interleaved({"ours": ours, "baseline": baseline[1], "limit": limit[1]}, runs=runs, device=device)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["baseline"], strict=True)]
+    value, baseline_value, limit_value = (items / statistics.median(seconds[name]) for name in seconds)
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [0, 0, 0]
+    return Record(
+        suite=suite,
+        case=case,
+        value=value,
+        unit=unit,
+        baseline=baseline[0],
+        baseline_value=baseline_value,
+        ratio=statistics.median(ratios),
+        limit=limit[0],
+        limit_value=limit_value,
+        fraction_of_limit=value / limit_value,
+        runs=runs,
+        spread=quartiles[2] - quartiles[0],
+        device=describe_device(device),
+        versions=versions(),
+    )
+
+
+def require_close(name: str, got: torch.Tensor, want: torch.Tensor, *, tolerance: float) -> None:
+    """Raises `CheckFailed` unless the relative error of `got` against `want` is at most `tolerance`."""
+    error = ((got.double() - want.double()).norm() / want.double().norm()).item()
+    if not error <= tolerance:
+        raise CheckFailed(f"{name}: relative error {error:.2e}, allowed {tolerance:.2e}")
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of {_processor()}"
+
+
+def versions() -> dict[str, str]:
+    from nvidia.dali import __version__ as dali
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "dali": dali}
+
+
+def as_json(records: list[Record]) -> list[dict[str, Any]]:
+    return [asdict(record) for record in records]
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:  # noqa: PTH123
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,102 @@
+"""Suite `step`: one training step on resident images, against the plain loop of the published code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastfgssl.batch import Batch
+from fastfgssl.benchmarks.measure import Record, compare, require_close
+from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, TrainConfig
+from fastfgssl.distributed import World
+from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
+from fastfgssl.models import FGSSL, build_model
+from fastfgssl.updates import memory_format, micro_batches, plan_updates
+
+WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))
+
+
+def run(device: torch.device) -> Iterator[Record]:
+    """A record for each schedule: resnet50, four heads, SGD; the limit is one full forward and backward pass."""
+    side, batch_size = (224, 200) if device.type == "cuda" else (96, 16)
+    precision = "bfloat16" if device.type == "cuda" else "float32"
+    generator = torch.Generator(device).manual_seed(0)
+    anchor, view, *puzzles = (
+        torch.randn(batch_size, 3, side, side, device=device, generator=generator) for _ in range(5)
+    )
+    batch = Batch(anchor, view, tuple(puzzles), np.arange(batch_size))
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=device, group=None, control=None)
+    for schedule in ("progressive", "joint"):
+        config = Config(
+            data=DataConfig(path="none", image_size=side),
+            model=ModelConfig(weights="none"),
+            train=TrainConfig(steps=1, batch_size=batch_size, schedule=schedule, precision=precision),
+        )
+        step = _Step(config, world)
+        plain = _PlainStep(config, device)
+        require_close(f"{schedule}, first head", step(batch)[:1], plain(batch)[:1], tolerance=0.05)
+        network = plain.model
+        yield compare(
+            "step",
+            f"{schedule}, resnet50, {side} px, batch {batch_size}, {precision}",
+            ours=lambda step=step: step(batch),
+            baseline=("published loop in plain PyTorch", lambda plain=plain: plain(batch)),
+            limit=("one full forward and backward", lambda n=network: n(batch.anchor, "all").square().sum().backward()),
+            items=batch_size,
+            unit="images/s",
+            runs=10 if device.type == "cuda" else 3,
+            device=device,
+        )
+
+
+class _Step:
+    """The trainer's step without its loop: updates on a resident batch."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        torch.manual_seed(0)
+        self._config = config.train
+        self._device = world.device.type
+        model = build_model(config.model).to(world.device, memory_format=memory_format(config.train)).train()
+        self._updates = plan_updates(model, config, world)
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        losses = []
+        for update in self._updates:
+            (micro,) = micro_batches(batch, update.stages, self._config)
+            self._optimizer.zero_grad(set_to_none=True)
+            mixed = self._config.precision != "float32"
+            with torch.autocast(self._device, dtype=torch.bfloat16, enabled=mixed):
+                values = update.losses(micro.anchor, micro.puzzles)
+            (values @ update.weights).backward()
+            self._optimizer.step()
+            losses.append(values.detach())
+        return torch.cat(losses)
+
+
+class _PlainStep:
+    """The method as the published loop runs it: four steps, each with full forward passes of both inputs."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.model: FGSSL = build_model(config.model).to(device).train()
+        self._mixed = config.train.precision != "float32"
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        losses = []
+        for stage, images in zip(STAGES, (*batch.puzzles, batch.puzzle_view), strict=True):
+            self._optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(batch.anchor.device.type, dtype=torch.bfloat16, enabled=self._mixed):
+                place = STAGES.index(stage)
+                z1, z2 = (nn.Module.__call__(self.model, x, STAGES)[place] for x in (images, batch.anchor))
+            loss = cross_correlation_loss_reference(
+                standardise(z1.float()), standardise(z2.float()), lambd=0.0051, form="barlow"
+            )
+            (WEIGHTS[stage] * loss).backward()
+            self._optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)

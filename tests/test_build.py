@@ -1,0 +1,108 @@
+"""The plugin's build: cached, safe when ranks start together, clear about a compiler that is missing or too old."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastfgssl.kernels import build
+from fastfgssl.kernels.build import BuildError, build_plugin
+
+
+@pytest.fixture
+def fake_compiler(tmp_path, monkeypatch):
+    """A compiler that writes its output and notes each call; returns the file of notes."""
+    notes = tmp_path / "calls"
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    compiler = folder / "g++"
+    compiler.write_text(
+        f"""#!/bin/sh
+case "$1" in -dumpversion) echo 12; exit;; --version) echo "g++ 12"; exit;; esac
+echo call >> {notes}
+sleep 1
+while [ $# -gt 0 ]; do [ "$1" = -o ] && echo library > "$2"; shift; done
+"""
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.delenv("CXX", raising=False)
+    # as on a machine without CUDA's compiler
+    monkeypatch.setattr(build.shutil, "which", lambda name: None if name == "nvcc" else str(folder / name))
+    return notes
+
+
+def calls(notes: Path) -> int:
+    return len(notes.read_text().splitlines()) if notes.exists() else 0
+
+
+def test_a_second_build_is_found_in_the_cache(fake_compiler, tmp_path):
+    first = build_plugin(tmp_path / "cache")
+    assert first.exists()
+    assert build_plugin(tmp_path / "cache") == first
+    assert calls(fake_compiler) == 1
+
+
+def test_other_flags_sources_or_dali_build_anew(fake_compiler, tmp_path, monkeypatch):
+    built = {build_plugin(tmp_path / "cache")}
+    monkeypatch.setattr(build, "_HOST_ONLY", ["-march=native"])
+    built.add(build_plugin(tmp_path / "cache"))
+    monkeypatch.setattr("nvidia.dali.__version__", "0.0")
+    built.add(build_plugin(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_processor", lambda: "another")
+    built.add(build_plugin(tmp_path / "cache"))
+    assert len(built) == calls(fake_compiler) == 4
+
+
+def test_a_failing_compiler_is_an_error_that_shows_its_words(fake_compiler, tmp_path):
+    compiler = tmp_path / "bin" / "g++"
+    compiler.write_text(compiler.read_text().replace("sleep 1", "echo 'x.cc:1: error: out of luck' >&2; exit 1"))
+    with pytest.raises(BuildError, match=r"g\+\+ failed: x.cc:1: error: out of luck"):
+        build_plugin(tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.so"))
+
+
+def test_an_nvcc_that_fails_is_an_error_and_no_cpu_build(fake_compiler, tmp_path, monkeypatch):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit; echo 'nvcc fatal error: no licence' >&2; exit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(build.shutil, "which", lambda name: str(tmp_path / "bin" / name))
+    with pytest.raises(BuildError, match="nvcc failed: nvcc fatal error: no licence"):
+        build_plugin(tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("version", "message"), [("9", "g\\+\\+ 9 is too old: install g\\+\\+ 11 or newer"), (None, "no C\\+\\+ compiler")]
+)
+def test_a_compiler_that_is_missing_or_too_old_is_named(fake_compiler, tmp_path, monkeypatch, version, message):
+    if version is None:
+        monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    else:
+        compiler = tmp_path / "bin" / "g++"
+        compiler.write_text(compiler.read_text().replace("echo 12", f"echo {version}"))
+    with pytest.raises(BuildError, match=message):
+        build_plugin(tmp_path / "cache")
+
+
+RANK = """
+import shutil, sys
+from pathlib import Path
+from fastfgssl.kernels import build
+which = shutil.which
+build.shutil.which = lambda name: None if name == "nvcc" else which(name)
+print(build.build_plugin(Path(sys.argv[1])))
+"""
+
+
+def test_ranks_that_start_together_build_once(fake_compiler, tmp_path):
+    command = [sys.executable, "-c", RANK, str(tmp_path / "cache")]
+    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(3)]
+    paths = {rank.communicate(timeout=60)[0].strip() for rank in ranks}
+    assert len(paths) == 1
+    assert Path(paths.pop()).read_text() == "library\n"
+    assert calls(fake_compiler) == 1

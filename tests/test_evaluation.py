@@ -1,0 +1,243 @@
+"""Scores: each on data whose answer is known, then the tool on a real checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.checkpoint import list_checkpoints
+from fastfgssl.errors import UserError
+from fastfgssl.evaluation.features import FeatureExtractor, build_untrained, load_pretrained
+from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.linear_probe import linear_probe
+from fastfgssl.evaluation.matching import matching_accuracy
+from fastfgssl.evaluation.protocols import evaluate
+from fastfgssl.evaluation.scores import score_labels
+from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
+from fastfgssl.pretrain import pretrain
+
+TOOL = Path(__file__).parent.parent / "tools" / "evaluate.py"
+CPU = torch.device("cpu")
+
+
+def test_matching_finds_what_is_there():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(2500, 16, generator=generator)
+    assert matching_accuracy(3 * keys, keys) == 1
+    assert matching_accuracy(torch.randn(2500, 16, generator=generator), keys) < 0.005
+    half = torch.cat([keys[:1250], torch.randn(1250, 16, generator=generator)])
+    assert matching_accuracy(half, keys) == pytest.approx(0.5, abs=0.01)
+
+
+def test_features_that_are_all_alike_match_nothing():
+    assert matching_accuracy(torch.ones(10, 4), torch.ones(10, 4)) == 0
+
+
+def clusters(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three directions with noise, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    return 2 * torch.eye(8)[labels] + torch.randn(count, 8, generator=generator), labels
+
+
+def test_knn_is_the_weighted_vote_of_sklearn():
+    (fit, labels), (queries, _) = clusters(500, 0), clusters(300, 1)
+    ours = knn_predict(fit, labels, queries, num_classes=3, k=20, temperature=0.07)
+    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    np.testing.assert_array_equal(ours, theirs.fit(fit, labels).predict(queries))
+
+
+def test_knn_with_fewer_samples_than_neighbours():
+    fit = torch.eye(3)
+    assert knn_predict(fit, torch.arange(3), fit + 0.1, num_classes=3).tolist() == [0, 1, 2]
+
+
+def test_the_probe_learns_what_is_linear_and_chooses_its_strength_without_the_queries():
+    (fit, labels), (queries, truth) = clusters(400, 0), clusters(400, 1)
+    groups = np.arange(400) // 2
+    probe = linear_probe(fit.numpy(), labels.numpy(), groups, queries.numpy())
+    assert balanced_accuracy_score(truth, probe.predictions) > 0.7
+    noise = linear_probe(fit.numpy(), labels.numpy()[::-1].copy(), groups, queries.numpy())
+    assert balanced_accuracy_score(truth, noise.predictions) < 0.5
+    alone = linear_probe(fit.numpy(), labels.numpy(), groups, queries.numpy()[:7])
+    assert alone.strength == probe.strength
+    np.testing.assert_array_equal(alone.predictions, probe.predictions[:7])
+
+
+def test_scores_of_a_known_confusion():
+    truth = np.array([0] * 8 + [1] * 2)
+    predictions = np.array([0] * 6 + [1] * 2 + [1, 0])
+    scores = score_labels(truth, predictions, num_classes=3)
+    assert scores.accuracy == pytest.approx(0.7)
+    assert scores.balanced_accuracy == pytest.approx((6 / 8 + 1 / 2) / 2)
+    assert scores.macro_f1 == pytest.approx((2 * 6 / (2 * 6 + 1 + 2) + 2 * 1 / (2 + 2 + 1)) / 2)
+    assert scores.confusion == [[6, 2, 0], [1, 1, 0], [0, 0, 0]]
+    # standard error of the mean of two binomial shares
+    expected = 0.5 * np.sqrt(0.75 * 0.25 / 8 + 0.5 * 0.5 / 2)
+    assert scores.balanced_accuracy_se == pytest.approx(expected, rel=0.1)
+
+
+def test_the_archives_own_split_is_used(archive_path):
+    archive = Archive.open(archive_path)
+    split = split_samples(archive)
+    assert len(split.fit) + len(split.val) == 84
+    names = archive.columns(split.val, ("split",))["split"]
+    assert set(names) == {"val"}
+
+
+def prepare_with(folder: Path, tmp_path: Path, rows: list[str]) -> Archive:
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    prepare(Options(sources=[folder / "images"], out=tmp_path / "archive", labels=tmp_path / "labels.csv"))
+    return Archive.open(tmp_path / "archive")
+
+
+def test_without_a_split_groups_are_kept_together(phantom_folder, tmp_path):
+    rows = ["image,label,group"] + [f"{i:06d}.jpg,{'ab'[i % 2]},{i // 4}" for i in range(80)]
+    archive = prepare_with(phantom_folder, tmp_path, rows)
+    split = split_samples(archive)
+    assert sorted([*split.fit, *split.val]) == list(range(84))
+    assert 8 <= len(split.val) <= 34
+    groups = groups_of(archive, np.arange(84))
+    assert not set(groups[split.fit]) & set(groups[split.val])
+    assert len(set(groups[80:])) == 4  # images without a group are groups of their own
+    labelled, labels = labelled_split(archive)
+    assert (labels[80:] == -1).all()
+    assert sorted([*labelled.fit, *labelled.val]) == list(range(80))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["image,label,split", "000000.jpg,a,x", "000001.jpg,b,y"], "column split holds None, x, y"),
+        (["image,label", "000000.jpg,a", "000001.jpg,a"], "needs two classes"),
+    ],
+)
+def test_an_archive_that_cannot_be_scored_says_why(phantom_folder, tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        labelled_split(prepare_with(phantom_folder, tmp_path, rows))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(archive_path, tmp_path_factory) -> list[Path]:
+    """Of a run of a few steps: the first and the last."""
+    from fastfgssl.config_files import config_from_values
+
+    output = tmp_path_factory.mktemp("evaluated") / "run"
+    values = {
+        "output": str(output),
+        "data.path": str(archive_path),
+        "data.image_size": 32,
+        "model.backbone": "resnet18",
+        "model.weights": "none",
+        "model.width": 0.25,
+        "model.grids": [8, 4, 2],
+        "model.embedding_dim": 32,
+        "model.block_dim": 32,
+        "train.batch_size": 28,
+        "train.steps": 60,
+        "train.schedule": "joint",
+        "train.precision": "float32",
+        "optim.name": "adamw",
+        "optim.lr": 2e-3,
+    }
+    pretrain(config_from_values(values))
+    return list_checkpoints(output / "checkpoints")
+
+
+def extractor(checkpoint: Path, archive: Archive, batch_size: int = 16) -> FeatureExtractor:
+    model, config, _ = load_pretrained(checkpoint)
+    return FeatureExtractor(model, config, archive, CPU, batch_size)
+
+
+def test_features_are_of_the_named_samples_in_any_batching(archive_path, checkpoints):
+    archive = Archive.open(archive_path)
+    ids = np.array([7, 3, 50, 81, 4])
+    kept, features = extractor(checkpoints[-1], archive).plain(ids)
+    np.testing.assert_array_equal(kept, ids)
+    assert {name: value.shape[1] for name, value in features.items()} == {
+        "head 0": 32, "head 1": 32, "head 2": 32, "all": 96, "backbone": 128, "colour": 12,
+    }  # fmt: skip
+    _, alone = extractor(checkpoints[-1], archive, batch_size=2).plain(ids[2:])
+    for name, value in alone.items():
+        torch.testing.assert_close(value, features[name][2:], rtol=1e-3, atol=1e-4)
+
+
+def test_training_raises_view_matching(archive_path, checkpoints):
+    archive = Archive.open(archive_path)
+    before, after = (
+        evaluate(extractor(path, archive), archive, "matching") for path in (checkpoints[0], checkpoints[-1])
+    )
+    assert before.val_samples == len(split_samples(archive).val)
+    assert after.results["all"]["top1"] > before.results["all"]["top1"]
+
+
+def test_recomputed_statistics_are_those_of_the_images(archive_path, checkpoints):
+    archive = Archive.open(archive_path)
+    ids = np.arange(64)
+    subject = extractor(checkpoints[0], archive, batch_size=64)
+    stem = subject._model.backbone
+    seen = []
+    handle = stem.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    subject.recompute_batch_statistics(ids)
+    handle.remove()
+    torch.testing.assert_close(stem.bn1.running_mean, seen[0].mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert stem.bn1.momentum == 0.1
+    assert not subject._model.training
+
+
+def test_untrained_networks_differ_by_seed_and_load_no_weights(checkpoints):
+    config = load_pretrained(checkpoints[0]).config
+    first, again, other = (build_untrained(config, seed) for seed in (1, 1, 2))
+    torch.testing.assert_close(first.backbone.conv1.weight, again.backbone.conv1.weight)
+    assert not torch.equal(first.backbone.conv1.weight, other.backbone.conv1.weight)
+
+
+def run_tool(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("protocol", ["matching", "knn", "linear"])
+def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp_path, protocol):
+    report = tmp_path / "report.json"
+    done = run_tool("--checkpoint", checkpoints[-1], "--data", archive_path, "--protocol", protocol, "--json", report)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(report.read_text())
+    assert record["step"] == 60
+    assert record["protocol"] == protocol
+    names = {"head 0", "head 1", "head 2", "all", "backbone"} | ({"colour"} if protocol != "matching" else set())
+    assert record["results"].keys() == names
+    assert all(name in done.stdout for name in names)
+    for result in record["results"].values():
+        if protocol == "matching":
+            assert result["chance"] < result["top1"] <= 1
+        else:
+            assert sum(map(sum, result["confusion"])) == record["val_samples"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"--checkpoint": "nowhere.pt"}, "nowhere.pt: no such checkpoint"),
+        ({"--data": "nowhere"}, "nowhere is not an archive"),
+        ({"--protocol": "best"}, "invalid choice: 'best'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(archive_path, checkpoints, arguments, message):
+    values = {"--checkpoint": checkpoints[0], "--data": archive_path, "--protocol": "knn"} | arguments
+    done = run_tool(*(part for pair in values.items() for part in pair))
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(" ") and "arning" not in line]
+    assert len(lines) == 1
+    assert message in lines[0]

@@ -1,0 +1,106 @@
+"""What only a GPU can show: the same batches, losses and training as on the CPU. Run by `make gpu`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_loader import BATCH, loader, tensors
+from test_loss import embeddings, loss_and_gradients
+from test_pretrain import losses
+
+from fastfgssl.checkpoint import list_checkpoints
+from fastfgssl.data.presets import PRESETS
+from fastfgssl.evaluation.features import FeatureExtractor, load_pretrained
+from fastfgssl.kernels import jigsaw
+from fastfgssl.kernels.views.reference import jigsaw_reference
+from fastfgssl.pretrain import pretrain
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_batches_are_those_of_the_cpu(archive_path, name):
+    on_gpu = loader(archive_path, device_id=0, stop=3, preset=PRESETS[name])
+    on_cpu = loader(archive_path, stop=3, preset=PRESETS[name])
+    for a, b in zip(on_gpu, on_cpu, strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+        for x, y in zip(tensors(a), tensors(b), strict=True):
+            assert x.device == GPU
+            assert x.shape == (BATCH, 3, 32, 32)
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            # decoders and resampling differ by a grey level or two; solarise turns some of them over
+            assert (x.cpu() - y).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_gpu_stream_can_be_had_from_any_step(archive_path, half):
+    whole = list(loader(archive_path, device_id=0, half=half, stop=5))
+    rest = list(loader(archive_path, device_id=0, half=half, start=3, stop=5))
+    for a, b in zip(whole[3:], rest, strict=True):
+        for x, y in zip(tensors(a), tensors(b), strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "gram"])
+@pytest.mark.parametrize("form", ["barlow", "official"])
+def test_the_loss_is_that_of_float64(algorithm, form):
+    z1, z2 = embeddings(128, 300)
+    truth = loss_and_gradients(*(z.detach().double().requires_grad_() for z in (z1, z2)), form=form)
+    on_gpu = [z.detach().to(GPU).requires_grad_() for z in (z1, z2)]
+    for got, true in zip(loss_and_gradients(*on_gpu, form=form, algorithm=algorithm), truth, strict=True):
+        assert (got.cpu() - true).norm() < 1e-4 * true.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_jigsaw_is_the_reference(dtype):
+    images = torch.randn(5, 3, 96, 96, device=GPU).to(dtype)
+    for grid in (32, 16, 3):
+        permutation = torch.rand(5, grid * grid, device=GPU).argsort(dim=1)
+        torch.testing.assert_close(
+            jigsaw(images, permutation, grid), jigsaw_reference(images, permutation, grid), rtol=0, atol=0
+        )
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_training_runs_and_learns(make_config, precision, schedule):
+    config = make_config(
+        train__device="cuda",
+        train__precision=precision,
+        train__schedule=schedule,
+        train__steps=40,
+        optim__name="adamw",
+        optim__lr=2e-3,
+    )
+    assert pretrain(config) == (40, None)
+    records = losses(config.output)
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+    # and it goes on
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=42))
+    assert pretrain(longer) == (42, None)
+
+
+def test_the_first_loss_is_that_of_the_cpu(make_config, tmp_path):
+    settings = {"train__steps": 1, "train__schedule": "joint"}
+    first = {}
+    for device in ("cpu", "cuda"):
+        config = make_config(output=str(tmp_path / device), train__device=device, **settings)
+        pretrain(config)
+        first[device] = losses(config.output)[0]["loss"]
+    assert first["cuda"] == pytest.approx(first["cpu"], rel=0.05)
+
+
+def test_a_checkpoint_of_the_gpu_is_evaluated_there(make_config, archive_path):
+    from fastfgssl.archive.manifest import Archive
+
+    config = make_config(train__device="cuda", train__steps=2)
+    pretrain(config)
+    model, config, step = load_pretrained(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+    ids, features = FeatureExtractor(model, config, Archive.open(archive_path), GPU, 16).plain(np.arange(20))
+    assert step == 2
+    assert len(ids) == len(features["all"]) == 20

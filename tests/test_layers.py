@@ -1,0 +1,92 @@
+"""Imports run one way, and each outside world has one door."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# from the ground up; a module may import its own layer and those below
+LAYERS = [
+    {"errors", "environment"},
+    {"config", "config_files", "command_line", "kernels", "signals"},
+    {"batch", "distributed"},
+    {"archive", "data", "models"},
+    {"loss", "optim", "checkpoint", "metrics", "display"},
+    {"updates", "pretrain", "evaluation", "benchmarks"},
+    {"tools"},
+]
+
+
+def python_files() -> list[Path]:
+    return [path for folder in ("fastfgssl", "kernels", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] in ("kernels", "tools"):
+        return parts[0]
+    return "" if parts[1] == "__init__" else parts[1]
+
+
+def imports(path: Path) -> list[str]:
+    """Full names of all modules that a file imports, also inside functions."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def layer(name: str) -> int:
+    return next(index for index, rooms in enumerate(LAYERS) if name in rooms)
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    if not room(path):
+        return
+    for name in imports(path):
+        if name.startswith("fastfgssl."):
+            target = name.split(".")[1]
+            assert room(path) == target or layer(target) <= layer(room(path)), f"{path} imports {name}"
+            if room(path) == "kernels":
+                assert target == "kernels", f"{path} imports {name}"
+            # rooms of one layer may know each other only where the way of the data leads
+            if layer(target) == layer(room(path)) == layer("data") and target != room(path):
+                assert (room(path), target) == ("data", "archive"), f"{path} imports {name}"
+
+
+DOORS = {
+    r"torch\.distributed": ["fastfgssl/distributed.py"],
+    r"nvidia\.dali": ["fastfgssl/data/", "fastfgssl/archive/", "fastfgssl/benchmarks/", "kernels/"],
+    r"triton": ["triton_kernel.py"],
+}
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_outside_world_has_one_door(library):
+    for path in python_files():
+        where = str(path.relative_to(ROOT))
+        for name in imports(path):
+            # the type of a process group may be named anywhere; only the door calls
+            if re.match(library, name) and name != "torch.distributed.ProcessGroup":
+                assert any(door in where for door in DOORS[library]), f"{where} imports {name}"
+
+
+def test_only_the_environment_reads_the_ranks():
+    for path in python_files():
+        if path.name != "environment.py":
+            assert not re.search(r"[\"'](LOCAL_)?(RANK|WORLD_SIZE)[\"']", path.read_text()), path
+
+
+def test_no_file_is_longer_than_a_reader_likes():
+    for path in [*python_files(), *(ROOT / "kernels").rglob("*.c[cu]"), *(ROOT / "tests").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 300, path

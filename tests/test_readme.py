@@ -1,0 +1,66 @@
+"""The README cannot rot: its commands parse, its paths exist, its demo runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastfgssl.config_files import load_config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "kernels").glob("*/README.md"))]
+
+
+def commands() -> list[str]:
+    """The lines of all shell blocks of all pages, without their comments."""
+    blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line.partition("#")[0].strip() for line in joined.splitlines() if line.partition("#")[0].strip()]
+
+
+def test_there_are_commands():
+    assert {"make demo", "make test"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_commands_name_what_exists(command):
+    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    assert words[0] in ("python", "torchrun"), command
+    tool = next(word for word in words if word.startswith("tools/"))
+    source = (ROOT / tool).read_text()
+    for option in (word for word in words[words.index(tool) :] if word.startswith("--")):
+        assert f'"{option}"' in source, f"{tool} has no {option}"
+    if "--config" in words:
+        config = ROOT / words[words.index("--config") + 1]
+        load_config(config, [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"\b((?:fastfgssl|kernels|configs|tools|tests|docs)/[\w./]+\w/?)", text):
+        assert (ROOT / path).exists(), f"{page}: {path}"
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_demo_runs(tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "demo.py"), "--out", str(tmp_path / "demo"), "--images", "80"]
+    overrides = ["train.steps=2", "train.batch_size=16", "train.device=cpu"]
+    done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "view matching, top-1" in done.stdout
+    assert "kNN, balanced accuracy" in done.stdout
+    for name in ("run/views.png", "run/metrics.jsonl", "run/config.yaml"):
+        assert (tmp_path / "demo" / name).exists()
+        assert name.partition("/")[2] in done.stdout or name == "run/config.yaml"
+    assert json.loads((tmp_path / "demo" / "matching_after.json").read_text())["step"] == 2

@@ -1,0 +1,67 @@
+"""Measures speed: each suite is checked before it is timed, next to its baseline and its limit.
+
+python tools/bench.py all --json runs/bench.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastfgssl.command_line import Parser, run_tool
+
+SUITES = ("loss", "jigsaw", "input", "step")
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=(*SUITES, "all"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+
+    from fastfgssl.benchmarks.measure import CheckFailed, as_json
+    from fastfgssl.distributed import start_world
+
+    records = []
+    with start_world(args.device) as world:
+        for suite in SUITES if args.suite == "all" else (args.suite,):
+            try:
+                for record in importlib.import_module(f"fastfgssl.benchmarks.{suite}").run(world.device):
+                    records.append(record)
+                    print(f"{suite}: {record.case}: {record.value:.4g} {record.unit}", file=sys.stderr)
+            except CheckFailed as error:
+                print(f"error: suite {suite} computes wrong results: {error}", file=sys.stderr)
+                return 1
+    _print(records)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(as_json(records), indent=2) + "\n")
+    return 0
+
+
+def _print(records: list) -> None:
+    table = Table(title=f"{records[0].device}; " + ", ".join(f"{k} {v}" for k, v in records[0].versions.items()))
+    for column in ("suite", "case", "ours", "baseline", "ratio (iqr)", "limit", "of limit"):
+        table.add_column(column)
+    for record in records:
+        table.add_row(
+            record.suite,
+            record.case,
+            f"{record.value:.4g} {record.unit}",
+            f"{record.baseline_value:.4g} ({record.baseline})",
+            f"{record.ratio:.2f} ({record.spread:.2f})",
+            f"{record.limit_value:.4g} ({record.limit})",
+            f"{record.fraction_of_limit:.2f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_tool(main)

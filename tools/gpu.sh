@@ -1,0 +1,23 @@
+#!/bin/sh
+# On a machine with a CUDA GPU: the tests marked `gpu`, then every benchmark suite; log and JSON in $GPU_OUT.
+# Uses the Python that has torch and DALI (PYTHON, default python3); needs no network. Ends within 8 minutes.
+set -u
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+OUT=${GPU_OUT:-runs/gpu}
+mkdir -p "$OUT"
+status=0
+note() { echo "== $*" | tee -a "$OUT/gpu.log"; }
+
+"$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"; print(torch.cuda.get_device_name())' \
+  2>&1 | tee -a "$OUT/gpu.log"
+note "tests"
+timeout 220 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --durations=5 >"$OUT/tests.log" 2>&1 || status=1
+tail -n 15 "$OUT/tests.log"
+for suite in loss jigsaw input step; do
+  note "bench $suite"
+  timeout 60 "$PYTHON" tools/bench.py "$suite" --device cuda --json "$OUT/$suite.json" >"$OUT/$suite.log" 2>&1 || status=1
+  tail -n 12 "$OUT/$suite.log"
+done
+note "exit code $status"
+exit $status
