@@ -17,12 +17,17 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
+
+from fastfgssl.environment import available_cores
 
 _SOURCES = Path(__file__).parent / "views"
 _OPTIMISATION = ["-std=c++20", "-O3", "-fPIC"]
 # native code; no fusing of multiply and add, which would round differently from the reference
 _HOST_ONLY = ["-march=native", "-ffp-contract=off"]
+_HOST_SOURCES = ("dali_operator", "dali_resize")
 _CUDA_ARCHITECTURES = (80, 90, 100)
 _OLDEST_GCC = 11
 _loaded: set[Path] = set()
@@ -33,7 +38,7 @@ class BuildError(RuntimeError):
 
 
 def load_plugin() -> None:
-    """Builds the plugin if need be and makes `nvidia.dali.fn.fastfgssl_views` known to DALI. Safe to call again."""
+    """Builds the plugin if need be and makes `fn.fastfgssl_views` and `fn.fastfgssl_resize` known to DALI."""
     from nvidia.dali import plugin_manager
 
     path = build_plugin()
@@ -47,19 +52,23 @@ def build_plugin(cache: Path | None = None) -> Path:
 
     cache: default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache.
     """
-    commands = _compile_commands()
+    commands = _build_commands()
     folder = cache or _default_cache()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(f"cannot make the cache folder {folder}: {error.strerror}; set FASTFGSSL_CACHE") from None
     plugin = folder / f"views_{_key(commands)}.so"
     if plugin.exists():
         return plugin
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not plugin.exists():
-            print(f"fastfgssl: building {plugin.name} with {commands[-1][0]} (once)", file=sys.stderr, flush=True)
+            print(f"fastfgssl: building {plugin.name} with {commands.link[0]} (once)", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(dir=folder) as build:
-                for command in commands:
-                    _run(command, Path(build))
+                with ThreadPoolExecutor(available_cores()) as compilers:
+                    list(compilers.map(lambda command: _run(command, Path(build)), commands.compile))
+                _run(commands.link, Path(build))
                 (Path(build) / "views.so").replace(plugin)
     return plugin
 
@@ -70,32 +79,45 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"
 
 
-def _compile_commands() -> list[list[str]]:
-    """Commands that leave `views.so` in the folder they run in."""
+class _Commands(NamedTuple):
+    """What makes `views.so` in the folder it runs in."""
+
+    compile: list[list[str]]  # each on its own
+    link: list[str]
+
+
+def _build_commands() -> _Commands:
     import nvidia.dali.sysconfig as dali
 
     host = _find_host_compiler()
-    dali_flags = dali.get_compile_flags()
-    source, cuda_source = str(_SOURCES / "dali_operator.cc"), str(_SOURCES / "dali_operator.cu")
-    compile_host = [*host, *_OPTIMISATION, *_HOST_ONLY, *dali_flags]
     nvcc = shutil.which("nvcc")
+    # nvcc hands these sources to the same compiler, with its own headers
+    compile_host = (
+        [nvcc, "-ccbin", host[0], "-Xcompiler", ",".join([*_OPTIMISATION, *_HOST_ONLY])]
+        if nvcc
+        else [*host, *_OPTIMISATION, *_HOST_ONLY, f"-I{_cuda_headers()}"]
+    )
+    flags = dali.get_compile_flags()
+    commands = [[*compile_host, *flags, "-c", str(_SOURCES / f"{name}.cc")] for name in _HOST_SOURCES]
+    objects = [f"{name}.o" for name in _HOST_SOURCES]
     if nvcc is None:
-        return [[*compile_host, f"-I{_cuda_headers()}", "-shared", source, "-o", "views.so", *dali.get_link_flags()]]
+        return _Commands(commands, [*host, "-shared", *objects, "-o", "views.so", *dali.get_link_flags()])
     compile_cuda = [nvcc, "-ccbin", host[0], "-std=c++20", "-O3", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr"]
-    return [
-        [nvcc, "-ccbin", host[0], "-Xcompiler", ",".join([*_OPTIMISATION, *_HOST_ONLY]), *dali_flags, "-c", source],
-        [*compile_cuda, *_architecture_flags(), *dali_flags, "-c", cuda_source, "-o", "cuda.o"],
-        [nvcc, "-ccbin", host[0], "-shared", "dali_operator.o", "cuda.o", "-o", "views.so", *dali.get_link_flags()],
-    ]
+    source = str(_SOURCES / "dali_operator.cu")
+    commands.append([*compile_cuda, *_architecture_flags(), *flags, "-c", source, "-o", "cuda.o"])
+    link = [nvcc, "-ccbin", host[0], "-shared", *objects, "cuda.o", "-o", "views.so", *dali.get_link_flags()]
+    return _Commands(commands, link)
 
 
 def _find_host_compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CXX", "g++"))
+    command = shlex.split(os.environ.get("CXX") or "g++")
     if shutil.which(command[0]) is None:
         raise BuildError(
             f"no C++ compiler: {command[0]} is not on the PATH; install g++ {_OLDEST_GCC} or newer, or set CXX"
         )
     version = _output([*command, "-dumpversion"])
+    if not re.match(r"\d", version):
+        raise BuildError(f"{shlex.join(command)} is no C++ compiler: it does not tell its version; set CXX")
     if "clang" not in _output([*command, "--version"]) and int(version.split(".")[0]) < _OLDEST_GCC:
         raise BuildError(f"{command[0]} {version} is too old: install g++ {_OLDEST_GCC} or newer, or set CXX")
     return command
@@ -121,13 +143,13 @@ def _architecture_flags() -> list[str]:
     return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
 
 
-def _key(commands: list[list[str]]) -> str:
+def _key(commands: _Commands) -> str:
     from nvidia.dali import __version__ as dali_version
 
     digest = hashlib.sha256(dali_version.encode())
-    for source in sorted(_SOURCES.glob("dali_operator.*")):
+    for source in sorted(path for path in _SOURCES.iterdir() if path.suffix in (".h", ".cc", ".cu")):
         digest.update(source.read_bytes())
-    for command in commands:
+    for command in (*commands.compile, commands.link):
         digest.update("\0".join(command).encode())
         digest.update(_output([command[0], "--version"]).encode())
     digest.update(_processor().encode())
@@ -148,7 +170,7 @@ def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
-        raise BuildError(
-            f"{command[0]} failed: {errors[0].strip() if errors else f'exit code {done.returncode}'}\n"
-            f"command: {shlex.join(command)}\n{done.stderr[-4000:]}"
-        )
+        log = folder.parent / "build_failed.log"
+        log.write_text(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+        reason = errors[0].strip() if errors else f"exit code {done.returncode}"
+        raise BuildError(f"{command[0]} failed: {reason} (all of it in {log})")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
 
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import Options, prepare

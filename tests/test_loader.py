@@ -21,7 +21,7 @@ from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
 from fastfgssl.errors import UserError
-from fastfgssl.kernels.views.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
+from fastfgssl.kernels.views.reference import FLIP, GRAYSCALE, SOLARISE, blur_reference, fan_out_reference
 
 SEED, BATCH = 5, 12
 
@@ -98,17 +98,6 @@ def test_ranks_together_see_the_global_batches(archive_path, world_size):
             torch.testing.assert_close(view, torch.cat([tensors(part)[k] for part in together]), rtol=0, atol=0)
 
 
-def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian blur of uint8 [H, W, C] by definition, in float64, edges reflected."""
-    radius = int(np.ceil(3 * sigma))
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel /= kernel.sum()
-    padded = np.pad(image.astype(np.float64), ((radius, radius), (radius, radius), (0, 0)), mode="reflect")
-    rows = sum(weight * padded[i : i + image.shape[0]] for i, weight in enumerate(kernel))
-    both = sum(weight * rows[:, i : i + image.shape[1]] for i, weight in enumerate(kernel))
-    return np.rint(both).astype(np.uint8)
-
-
 def test_the_paper_views_are_those_of_pillow_and_torchvision(archive_path):
     """Decode by Pillow, resize by torchvision, blur by definition, the rest by the operator's reference."""
     archive = Archive.open(archive_path)
@@ -123,7 +112,7 @@ def test_the_paper_views_are_those_of_pillow_and_torchvision(archive_path):
         resized = functional.resize(image, [32, 32], antialias=True).permute(1, 2, 0).numpy()
         for name, images in sources.items():
             sigma = getattr(params, name).sigma[i]
-            images.append(blurred(resized, sigma) if sigma > 0 else resized)
+            images.append(np.rint(blur_reference(resized, sigma)).astype(np.uint8) if sigma > 0 else resized)
     flags = [
         FLIP * view.flip + GRAYSCALE * view.grayscale + SOLARISE * view.solarise
         for view in (params.puzzle, params.anchor)

@@ -1,45 +1,21 @@
 // FastfgsslViews: anchor, puzzle view and every puzzle of an image in one pass, as a DALI operator.
 //
-// reference.py is the specification; dali_operator.cc and dali_operator.cu run it on the CPU and on the GPU. Both use the
-// arithmetic of this file, so their float32 outputs are equal bit for bit.
+// reference.py is the specification; dali_operator.cc and dali_operator.cu run it on the CPU and on the GPU.
 #pragma once
 
 #include <cstdint>
-#include <string>
+#include <type_traits>
 #include <vector>
 
-#include "dali/core/host_dev.h"
 #include "dali/pipeline/operator/arg_helper.h"
 #include "dali/pipeline/operator/operator.h"
+
+#include "arithmetic.h"
 
 namespace fastfgssl {
 
 constexpr int kMaxGrids = 16;
-
-// What is done to a view's source image, as bits of `puzzle_flags` and `anchor_flags`.
-enum ViewFlag : int { kFlip = 1, kGrayscale = 2, kSolarise = 4 };
-
-// The luminance of ITU-R 601-2 in 16-bit fixed point, as Pillow computes it; 16-bit input just fits in 32 bits.
-template <typename In>
-DALI_HOST_DEV inline In Luminance(In red, In green, In blue) {
-  return static_cast<In>((19595u * red + 38470u * green + 7471u * blue + 32768u) >> 16);
-}
-
-// Inverts what is at least half as bright as white.
-template <typename In>
-DALI_HOST_DEV inline In Solarise(In value) {
-  constexpr In white = static_cast<In>(~In{0});
-  return value > white / 2 ? static_cast<In>(white - value) : value;
-}
-
-// A subtraction, then a multiplication: nothing that a compiler may fuse, so that every backend rounds alike.
-DALI_HOST_DEV inline float Normalise(float value, float mean, float inverse_std) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(__fsub_rn(value, mean), inverse_std);
-#else
-  return (value - mean) * inverse_std;
-#endif
-}
+constexpr float kMaxSigma = 1000;
 
 template <typename Backend>
 class Views : public dali::Operator<Backend> {
@@ -52,6 +28,8 @@ class Views : public dali::Operator<Backend> {
         dtype_(spec.GetArgument<dali::DALIDataType>("dtype")),
         puzzle_flags_("puzzle_flags", spec),
         anchor_flags_("anchor_flags", spec),
+        puzzle_sigma_("puzzle_sigma", spec),
+        anchor_sigma_("anchor_sigma", spec),
         permutations_("permutations", spec) {
     DALI_ENFORCE(dtype_ == DALI_FLOAT || dtype_ == DALI_FLOAT16,
                  dali::make_string("dtype: must be FLOAT or FLOAT16, got ", dtype_));
@@ -60,6 +38,9 @@ class Views : public dali::Operator<Backend> {
       DALI_ENFORCE(grid >= 1 && grid <= 64, dali::make_string("grids: must be 1 to 64, got ", grid));
       num_tiles_ += grid * grid;
     }
+    if constexpr (std::is_same_v<Backend, dali::GPUBackend>)
+      for (const auto *sigma : {&puzzle_sigma_, &anchor_sigma_})
+        DALI_ENFORCE(!sigma->HasExplicitValue(), "puzzle_sigma, anchor_sigma: the CPU backend blurs; use gaussian_blur on a GPU");
   }
 
   bool SetupImpl(std::vector<dali::OutputDesc> &outputs, const dali::Workspace &ws) override {
@@ -77,7 +58,7 @@ class Views : public dali::Operator<Backend> {
     DALI_ENFORCE(channels_ == 1 || channels_ == 3, dali::make_string("images: must have 1 or 3 channels, got ", channels_));
     for (int grid : grids_)
       DALI_ENFORCE(height_ % grid == 0 && width_ % grid == 0,
-                   dali::make_string("grids: ", grid, " does not divide images of ", height_, " x ", width_));
+                   dali::make_string("grid = ", grid, ": must divide the images' height ", height_, " and width ", width_));
     ReadNormalisation(puzzle.type() == DALI_UINT8 ? 255.0 : 65535.0);
     ReadArguments(ws, batch);
     outputs.assign(2 + grids_.size(), dali::OutputDesc{shapes, dtype_});
@@ -104,6 +85,12 @@ class Views : public dali::Operator<Backend> {
     const auto &spec = this->spec_;
     puzzle_flags_.Acquire(spec, ws, batch);
     anchor_flags_.Acquire(spec, ws, batch);
+    for (auto *sigma : {&puzzle_sigma_, &anchor_sigma_}) {
+      sigma->Acquire(spec, ws, batch);
+      for (int i = 0; i < batch; i++)
+        DALI_ENFORCE((*sigma)[i].data[0] >= 0 && (*sigma)[i].data[0] <= kMaxSigma,
+                     dali::make_string("puzzle_sigma, anchor_sigma: must be 0 to ", kMaxSigma, ", got ", (*sigma)[i].data[0]));
+    }
     tiles_.resize(static_cast<size_t>(batch) * num_tiles_);
     if (num_tiles_ == 0) return;
     permutations_.Acquire(spec, ws, batch, dali::uniform_list_shape(batch, dali::TensorShape<1>{num_tiles_}));
@@ -117,7 +104,7 @@ class Views : public dali::Operator<Backend> {
         for (int t = 0; t < count; t++) {
           const int source = permutation[t];
           DALI_ENFORCE(source >= 0 && source < count && !seen[source],
-                       dali::make_string("permutations: sample ", i, ", grid ", grid, ": not a permutation of 0..", count - 1));
+                       dali::make_string("permutations: grid ", grid, ", row ", i, " is not a permutation of 0..", count - 1));
           seen[source] = 1;
           tiles[t] = source;
         }
@@ -131,6 +118,7 @@ class Views : public dali::Operator<Backend> {
   std::vector<float> mean_, std_;
   dali::DALIDataType dtype_;
   dali::ArgValue<int> puzzle_flags_, anchor_flags_;
+  dali::ArgValue<float> puzzle_sigma_, anchor_sigma_;
   dali::ArgValue<int, 1> permutations_;
 
   int num_tiles_ = 0;                             // sum of grid^2

@@ -1,0 +1,164 @@
+"""The jigsaw of tensors: every version against the reference bit for bit, gradients, registration, bad input.
+
+The Triton kernel runs in its interpreter where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastfgssl.kernels import jigsaw
+from fastfgssl.kernels.views.reference import jigsaw_reference
+from fastfgssl.kernels.views.triton_jigsaw import jigsaw_triton
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+VERSIONS = {"public": jigsaw, "triton": jigsaw_triton, "reference": jigsaw_reference}
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poisoned_memory():
+    """Fresh tensors are filled with NaN, or the largest integer: what is not written stays so."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_fresh_memory_is_poisoned():
+    assert torch.empty(1000).isnan().all()
+
+
+def make_case(batch: int, channels: int, height: int, width: int, grid: int, *, seed: int = 0):
+    """Random images, a random permutation for each, on the GPU if there is one."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch, channels, height, width, generator=generator)
+    permutation = torch.stack([torch.randperm(grid * grid, generator=generator) for _ in range(batch)])
+    return images.to(DEVICE), permutation.to(DEVICE)
+
+
+def require_same_bits(version, images: torch.Tensor, permutation: torch.Tensor, grid: int) -> None:
+    """The checker: values and memory format."""
+    shuffled = version(images, permutation, grid)
+    torch.testing.assert_close(shuffled, jigsaw_reference(images, permutation, grid), rtol=0, atol=0)
+    assert shuffled.stride() == images.stride()
+
+
+@pytest.mark.parametrize("version", ["public", "triton"])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.uint8, torch.uint16])
+@pytest.mark.parametrize(("side", "grid"), [(33, 11), (63, 9), (96, 32), (96, 1), (64, 64), (224, 16), (448, 7)])
+def test_jigsaw_equals_reference(version, side, grid, dtype, memory_format):
+    images, permutation = make_case(2, 3, side, side, grid)
+    images = (images * 50).abs().to(dtype).contiguous(memory_format=memory_format)
+    require_same_bits(VERSIONS[version], images, permutation, grid)
+
+
+@pytest.mark.parametrize("version", ["public", "triton"])
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 5),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    grid=st.integers(1, 9),
+    memory_format=st.sampled_from(FORMATS),
+)
+def test_jigsaw_equals_reference_for_any_shape(version, batch, channels, height, width, grid, memory_format):
+    images, permutation = make_case(batch, channels, height * grid, width * grid, grid)
+    require_same_bits(VERSIONS[version], images.contiguous(memory_format=memory_format), permutation, grid)
+
+
+def test_strided_images_are_taken():
+    images, permutation = make_case(2, 3, 24, 48, 4)
+    torch.testing.assert_close(
+        jigsaw(images[..., ::2], permutation, 4), jigsaw_reference(images[..., ::2], permutation, 4), rtol=0, atol=0
+    )
+
+
+def _inverse(images, permutation, grid):
+    return jigsaw_reference(images, permutation.argsort(dim=1), grid)
+
+
+def _first_permutation_for_all(images, permutation, grid):
+    return jigsaw_reference(images, permutation[:1].expand_as(permutation), grid)
+
+
+def _columns_first(images, permutation, grid):
+    swapped = permutation.view(-1, grid, grid).transpose(1, 2).flatten(1)
+    return jigsaw_reference(images, swapped, grid)
+
+
+def _last_row_forgotten(images, permutation, grid):
+    target = torch.empty_like(images)
+    target[:, :, :-1] = jigsaw_reference(images, permutation, grid)[:, :, :-1]
+    return target
+
+
+@pytest.mark.parametrize("wrong", [_inverse, _first_permutation_for_all, _columns_first, _last_row_forgotten])
+def test_the_checker_rejects_wrong_kernels(wrong):
+    images, permutation = make_case(3, 3, 24, 24, 4)
+    with pytest.raises(AssertionError):
+        require_same_bits(wrong, images, permutation, 4)
+
+
+def test_the_gradient_is_the_jigsaw_of_the_inverse_permutation():
+    images, permutation = make_case(2, 3, 12, 12, 4)
+    images.requires_grad_()
+    inverse = permutation.argsort(dim=1)
+    shuffled = jigsaw(images, permutation, 4)
+    torch.testing.assert_close(jigsaw(shuffled, inverse, 4), images, rtol=0, atol=0)
+    upstream = torch.randn_like(images)
+    shuffled.backward(upstream)
+    torch.testing.assert_close(images.grad, jigsaw(upstream, inverse, 4), rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda x: jigsaw(x, permutation, 4), images.detach().double().requires_grad_())
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_registration(memory_format):
+    images, permutation = make_case(2, 3, 12, 12, 4)
+    images = images.contiguous(memory_format=memory_format).requires_grad_()
+    torch.library.opcheck(torch.ops.fastfgssl.jigsaw.default, (images, permutation, 4))
+
+
+def test_no_graph_break_under_compile():
+    images, permutation = make_case(2, 3, 12, 12, 4)
+    images.requires_grad_()
+    compiled = torch.compile(lambda x: jigsaw(2 * x, permutation, 4).sin(), backend="aot_eager", fullgraph=True)
+    loss = compiled(images).sum()
+    (gradient,) = torch.autograd.grad(loss, images)
+    expected = jigsaw(2 * images, permutation, 4).sin()
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), images)[0])
+
+
+ORDER = torch.arange(4).expand(2, 4)
+
+
+@pytest.mark.parametrize("version", ["public", "reference"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(2, 3, 8), ORDER, 2), r"images: must be \[B, C, H, W\], got shape \[2, 3, 8\]"),
+        ((torch.zeros(0, 3, 8, 8), ORDER[:0], 2), r"images: must not be empty, got shape \[0, 3, 8, 8\]"),
+        ((torch.zeros(2, 3, 9, 8), ORDER, 2), "grid = 2: must divide the images' height 9 and width 8"),
+        ((torch.zeros(2, 3, 8, 8), ORDER, 0), "grid = 0: must divide"),
+        ((torch.zeros(2, 3, 8, 8), ORDER[:1], 2), r"permutation: must be \[2, 4\], got shape \[1, 4\]"),
+        ((torch.zeros(2, 3, 8, 8), ORDER.int(), 2), "permutation: must be int64, got torch.int32"),
+        ((torch.zeros(2, 3, 8, 8), ORDER.to("meta"), 2), "permutation: must be on cpu like the images, got meta"),
+    ],
+)
+def test_bad_arguments_are_named(version, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VERSIONS[version](*arguments)
+
+
+def test_what_is_no_permutation_is_named_in_debug_mode(monkeypatch):
+    images = torch.zeros(2, 3, 8, 8)
+    order = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 2]])
+    monkeypatch.setenv("FASTFGSSL_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"permutation: row 1 is not a permutation of 0\.\.3"):
+        jigsaw(images, order, 2)
+    assert np.array_equal(jigsaw(images, ORDER, 2), images)
