@@ -15,8 +15,6 @@ from test_pretrain import losses
 from fastfgssl.checkpoint import list_checkpoints
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.evaluation.features import FeatureExtractor, load_pretrained
-from fastfgssl.kernels import jigsaw
-from fastfgssl.kernels.views.reference import jigsaw_reference
 from fastfgssl.pretrain import pretrain
 
 pytestmark = pytest.mark.gpu
@@ -54,16 +52,6 @@ def test_the_loss_is_that_of_float64(algorithm, form):
     on_gpu = [z.detach().to(GPU).requires_grad_() for z in (z1, z2)]
     for got, true in zip(loss_and_gradients(*on_gpu, form=form, algorithm=algorithm), truth, strict=True):
         assert (got.cpu() - true).norm() < 1e-4 * true.norm()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_jigsaw_is_the_reference(dtype):
-    images = torch.randn(5, 3, 96, 96, device=GPU).to(dtype)
-    for grid in (32, 16, 3):
-        permutation = torch.rand(5, grid * grid, device=GPU).argsort(dim=1)
-        torch.testing.assert_close(
-            jigsaw(images, permutation, grid), jigsaw_reference(images, permutation, grid), rtol=0, atol=0
-        )
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])

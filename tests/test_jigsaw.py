@@ -1,23 +1,37 @@
 """The jigsaw of tensors: every version against the reference bit for bit, gradients, registration, bad input.
 
-The Triton kernel runs in its interpreter where there is no GPU.
+Where there is no GPU the Triton kernel runs in its interpreter (conftest.py).
 """
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.views.reference import jigsaw_reference
-from fastfgssl.kernels.views.triton_jigsaw import jigsaw_triton
+from fastfgssl.kernels.views.triton_kernel import jigsaw_triton
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VERSIONS = {"public": jigsaw, "triton": jigsaw_triton, "reference": jigsaw_reference}
 FORMATS = [torch.contiguous_format, torch.channels_last]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], scope="module")
+def device(request) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["public", "triton"])
+def version(request, device):
+    if request.param == "triton" and device.type == "cpu" and not INTERPRETED:
+        pytest.skip("the Triton kernel runs on the GPU here")
+    return VERSIONS[request.param]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,12 +46,12 @@ def test_fresh_memory_is_poisoned():
     assert torch.empty(1000).isnan().all()
 
 
-def make_case(batch: int, channels: int, height: int, width: int, grid: int, *, seed: int = 0):
-    """Random images, a random permutation for each, on the GPU if there is one."""
-    generator = torch.Generator().manual_seed(seed)
+def make_case(batch: int, channels: int, height: int, width: int, grid: int, device: torch.device):
+    """Random images and a random permutation for each."""
+    generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, channels, height, width, generator=generator)
     permutation = torch.stack([torch.randperm(grid * grid, generator=generator) for _ in range(batch)])
-    return images.to(DEVICE), permutation.to(DEVICE)
+    return images.to(device), permutation.to(device)
 
 
 def require_same_bits(version, images: torch.Tensor, permutation: torch.Tensor, grid: int) -> None:
@@ -47,18 +61,16 @@ def require_same_bits(version, images: torch.Tensor, permutation: torch.Tensor, 
     assert shuffled.stride() == images.stride()
 
 
-@pytest.mark.parametrize("version", ["public", "triton"])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.uint8, torch.uint16])
 @pytest.mark.parametrize(("side", "grid"), [(33, 11), (63, 9), (96, 32), (96, 1), (64, 64), (224, 16), (448, 7)])
-def test_jigsaw_equals_reference(version, side, grid, dtype, memory_format):
-    images, permutation = make_case(2, 3, side, side, grid)
+def test_jigsaw_equals_reference(version, side, grid, dtype, memory_format, device):
+    images, permutation = make_case(2, 3, side, side, grid, device)
     images = (images * 50).abs().to(dtype).contiguous(memory_format=memory_format)
-    require_same_bits(VERSIONS[version], images, permutation, grid)
+    require_same_bits(version, images, permutation, grid)
 
 
-@pytest.mark.parametrize("version", ["public", "triton"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 4),
     channels=st.integers(1, 5),
@@ -67,13 +79,13 @@ def test_jigsaw_equals_reference(version, side, grid, dtype, memory_format):
     grid=st.integers(1, 9),
     memory_format=st.sampled_from(FORMATS),
 )
-def test_jigsaw_equals_reference_for_any_shape(version, batch, channels, height, width, grid, memory_format):
-    images, permutation = make_case(batch, channels, height * grid, width * grid, grid)
-    require_same_bits(VERSIONS[version], images.contiguous(memory_format=memory_format), permutation, grid)
+def test_jigsaw_equals_reference_for_any_shape(version, device, batch, channels, height, width, grid, memory_format):
+    images, permutation = make_case(batch, channels, height * grid, width * grid, grid, device)
+    require_same_bits(version, images.contiguous(memory_format=memory_format), permutation, grid)
 
 
-def test_strided_images_are_taken():
-    images, permutation = make_case(2, 3, 24, 48, 4)
+def test_strided_images_are_taken(device):
+    images, permutation = make_case(2, 3, 24, 48, 4, device)
     torch.testing.assert_close(
         jigsaw(images[..., ::2], permutation, 4), jigsaw_reference(images[..., ::2], permutation, 4), rtol=0, atol=0
     )
@@ -99,14 +111,14 @@ def _last_row_forgotten(images, permutation, grid):
 
 
 @pytest.mark.parametrize("wrong", [_inverse, _first_permutation_for_all, _columns_first, _last_row_forgotten])
-def test_the_checker_rejects_wrong_kernels(wrong):
-    images, permutation = make_case(3, 3, 24, 24, 4)
+def test_the_checker_rejects_wrong_kernels(wrong, device):
+    images, permutation = make_case(3, 3, 24, 24, 4, device)
     with pytest.raises(AssertionError):
         require_same_bits(wrong, images, permutation, 4)
 
 
-def test_the_gradient_is_the_jigsaw_of_the_inverse_permutation():
-    images, permutation = make_case(2, 3, 12, 12, 4)
+def test_the_gradient_is_the_jigsaw_of_the_inverse_permutation(device):
+    images, permutation = make_case(2, 3, 12, 12, 4, device)
     images.requires_grad_()
     inverse = permutation.argsort(dim=1)
     shuffled = jigsaw(images, permutation, 4)
@@ -118,14 +130,14 @@ def test_the_gradient_is_the_jigsaw_of_the_inverse_permutation():
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_registration(memory_format):
-    images, permutation = make_case(2, 3, 12, 12, 4)
+def test_registration(memory_format, device):
+    images, permutation = make_case(2, 3, 12, 12, 4, device)
     images = images.contiguous(memory_format=memory_format).requires_grad_()
     torch.library.opcheck(torch.ops.fastfgssl.jigsaw.default, (images, permutation, 4))
 
 
-def test_no_graph_break_under_compile():
-    images, permutation = make_case(2, 3, 12, 12, 4)
+def test_no_graph_break_under_compile(device):
+    images, permutation = make_case(2, 3, 12, 12, 4, device)
     images.requires_grad_()
     compiled = torch.compile(lambda x: jigsaw(2 * x, permutation, 4).sin(), backend="aot_eager", fullgraph=True)
     loss = compiled(images).sum()
@@ -137,7 +149,7 @@ def test_no_graph_break_under_compile():
 ORDER = torch.arange(4).expand(2, 4)
 
 
-@pytest.mark.parametrize("version", ["public", "reference"])
+@pytest.mark.parametrize("name", ["public", "reference"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -150,9 +162,9 @@ ORDER = torch.arange(4).expand(2, 4)
         ((torch.zeros(2, 3, 8, 8), ORDER.to("meta"), 2), "permutation: must be on cpu like the images, got meta"),
     ],
 )
-def test_bad_arguments_are_named(version, arguments, message):
+def test_bad_arguments_are_named(name, arguments, message):
     with pytest.raises(ValueError, match=message):
-        VERSIONS[version](*arguments)
+        VERSIONS[name](*arguments)
 
 
 def test_what_is_no_permutation_is_named_in_debug_mode(monkeypatch):

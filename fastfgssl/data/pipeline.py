@@ -135,6 +135,7 @@ def decode(encoded, spec: GraphSpec):
     return fn.decoders.image(
         encoded,
         device="cpu" if spec.device_id is None else "mixed",
+        hw_decoder_load=0.9,  # of the JPEG files, where a GPU has engines for them
         output_type=types.RGB,
         dtype=types.UINT16 if spec.sixteen_bit else types.UINT8,
     )

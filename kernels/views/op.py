@@ -61,7 +61,7 @@ def _jigsaw(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch
 
 @_jigsaw.register_kernel("cuda")
 def _jigsaw_cuda(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch.Tensor:
-    from fastfgssl.kernels.views.triton_jigsaw import jigsaw_triton
+    from fastfgssl.kernels.views.triton_kernel import jigsaw_triton
 
     return jigsaw_triton(images.contiguous(memory_format=_memory_format(images)), permutation, grid)
 
