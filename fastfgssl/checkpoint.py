@@ -5,17 +5,28 @@ from __future__ import annotations
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from fastfgssl.errors import UserError
+from fastfgssl.errors import UserError, file_errors
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_ENTRIES = {"step": int, "model": dict, "optimizer": dict, "scaler": dict, "config": dict, "archive": str}
 _NAME = re.compile(r"step_(\d{9})\.pt")
+
+
+class DamagedCheckpoint(UserError):
+    """A file that could be read but is not, or no longer, a checkpoint."""
+
+
+class Newest(NamedTuple):
+    state: dict[str, Any] | None  # of the newest checkpoint that is whole; None if there is no checkpoint at all
+    damaged: list[Path]  # newer ones that are not
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -26,23 +37,44 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def save_checkpoint(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
     """Writes `state`, which tells its `step`, and removes all but the first and the `keep` newest checkpoints.
 
-    The file appears under its name only when all of it is on the disk.
+    The file appears under its name only when all of it is on the disk. Raises `UserError` if it cannot be written.
     """
     path = checkpoint_path(folder, state["step"])
+    try:
+        with file_errors("write the checkpoint", path):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(path, {"format_version": FORMAT_VERSION, **state})
+            for old in list_checkpoints(folder)[1:-keep]:
+                if old != path:
+                    old.unlink()
+    except UserError as error:
+        raise UserError(f"{error}; earlier checkpoints are untouched") from None
+    return path
+
+
+def _write_whole(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            torch.save({"format_version": FORMAT_VERSION, **state}, file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write the checkpoint {path}: {error.strerror}; earlier ones are untouched") from None
-    partial.replace(path)
-    for old in list_checkpoints(folder)[1:-keep]:
-        old.unlink()
-    return path
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        # a short write makes torch's zip writer fail in its turn, and hides why
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    with suppress(OSError):  # the name, too; not every file system can
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -53,27 +85,51 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state that `save_checkpoint` wrote, on the CPU. Holds tensors and plain values only; no code is run.
 
-    Raises `UserError` if the file is damaged or not a checkpoint of ours.
+    Raises `DamagedCheckpoint` if the file is not a checkpoint of ours, and another `UserError` if it cannot be read or
+    a newer program made it.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # torch raises what its unpickler and its zip reader happen to raise
-        raise UserError(f"{path}: damaged, or not a checkpoint: {str(error).splitlines()[0]}") from None
+    with file_errors("read the checkpoint", path), path.open("rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):  # the machine's fault: the file may be whole
+            raise
+        except Exception:  # torch raises what its unpickler and its zip reader happen to raise
+            raise DamagedCheckpoint(f"{path}: damaged, or not a checkpoint of fastfgssl") from None
     version = state.get("format_version") if isinstance(state, dict) else None
-    if version is None:
-        raise UserError(f"{path}: not a checkpoint of fastfgssl")
+    if not isinstance(version, int):
+        raise DamagedCheckpoint(f"{path}: not a checkpoint of fastfgssl")
     if version > FORMAT_VERSION:
         raise UserError(f"{path}: made by a newer fastfgssl (format {version}); update to read it")
+    for name, type in _ENTRIES.items():
+        if not isinstance(state.get(name), type):
+            raise DamagedCheckpoint(f"{path}: not a whole checkpoint of fastfgssl: it lacks {name!r}")
     return state
 
 
-def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that can be read, or None if there is none; damaged ones are passed over."""
+def load_newest_checkpoint(folder: Path) -> Newest:
+    """The newest checkpoint that is whole; damaged ones are passed over.
+
+    Raises `UserError` if there are checkpoints and none is whole, or one cannot be read for another reason than damage.
+    """
+    damaged: list[Path] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            return load_checkpoint(path)
-        except UserError as error:
+            return Newest(load_checkpoint(path), damaged)
+        except DamagedCheckpoint as error:
             log.warning("%s; trying the one before", error)
-    return None
+            damaged.append(path)
+    if damaged:
+        raise UserError(
+            f"none of the {len(damaged)} checkpoints in {folder} is whole: put back a copy of one,"
+            " or move the folder away to start from step 0"
+        )
+    return Newest(None, damaged)
+
+
+def tidy_checkpoints(folder: Path, damaged: list[Path]) -> None:
+    """Renames damaged checkpoints to *.damaged, out of the way of new ones, and deletes half-written ones."""
+    with file_errors("tidy up", folder):
+        for path in damaged:
+            path.replace(path.with_suffix(".damaged"))
+        for partial in folder.glob("step_*.partial"):
+            partial.unlink()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from fastfgssl.environment import rank_environment
-from fastfgssl.errors import UserError
+from fastfgssl.errors import RankError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,15 +22,22 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Calls `main` and exits with its code (None counts as 0).
 
     A `UserError` is printed to stderr as `error: <its text>` and exits with 2; every other exception is a defect of the
-    program and keeps its traceback.
+    program and keeps its traceback. Of several ranks the first of each machine prints it, which has files and a log of
+    its own, and every rank prints a `RankError`.
     """
     try:
         code = main() or 0
     except UserError as error:
-        if rank_environment().rank == 0:  # the other ranks have met the same
-            print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _print_error(error: UserError) -> None:
+    rank, _, local_rank, _ = rank_environment()
+    if local_rank == 0 or isinstance(error, RankError):
+        where = f"rank {rank}: " if rank > 0 else ""
+        print(f"error: {where}{error}", file=sys.stderr)

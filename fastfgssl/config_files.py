@@ -1,7 +1,8 @@
 """Configuration from YAML files and `key.sub=value` overrides, and back to YAML.
 
-Later sources win. Every value is converted by the type of its field, since YAML reads `1e-4` as a string; an unknown
-key is an error that names the nearest known one.
+Later sources win. YAML gives the structure alone: every value stays the text that was written until the type of its
+field converts it, since YAML itself takes `1e-4` for a string, `007` for 7 and `2024-01-15` for a date. An unknown key
+is an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -25,7 +27,22 @@ from fastfgssl.config import Config
 from fastfgssl.errors import UserError
 
 _ALTERNATIVES = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
-_WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+_WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
+_NULL = ("", "~", "null")
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Reads every scalar as its text, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        mapping = super().construct_mapping(node, deep)
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise UserError(f"line {key.start_mark.line + 1}: {key.value} is given twice; keep one of the two")
+            seen.add(key.value)
+        return mapping
 
 
 def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -33,39 +50,49 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises `UserError` naming the file and the key for anything that is not a valid configuration.
     """
-    file = Path(file)
+    flat = _read_file(Path(file))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"override {override!r}: must be key=value, such as train.batch_size=64")
+        # a run is as long as was said last: steps given on the command line replace the file's epochs
+        flat.pop(_ALTERNATIVES.get(key), None)
+        flat[key] = _read_override(key, text)
+    return config_from_values(flat)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), _TextLoader)
+        if not isinstance(values, dict):
+            raise UserError(f"must hold keys such as `data:` and `train:`, not {type(values).__name__}")
+        return _flatten(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"cannot read the configuration {file}: {reason}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: must hold keys such as `data:` and `train:`, not {type(values).__name__}")
-    flat = _flatten(values)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise UserError(f"override {override!r}: must be key=value, such as train.batch_size=64")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"override {override!r}: the value is not YAML; quote it") from None
-        # a run is as long as was said last: steps given on the command line replace the file's epochs
-        flat.pop(_ALTERNATIVES.get(key), None)
-        flat[key] = value
-    return config_from_values(flat)
+
+
+def _read_override(key: str, text: str) -> Any:
+    if any(name == key and field.type is str for name, field in _fields()):
+        return text  # a file name may hold what means something to YAML
+    try:
+        return yaml.load(text, _TextLoader)
+    except (yaml.YAMLError, UserError):
+        raise UserError(f"override {key}={text}: the value is not YAML; quote it") from None
 
 
 def config_from_values(flat: dict[str, Any]) -> Config:
     """Builds a `Config` from dotted keys, such as `{"data.path": "archive", "train.steps": 10}`."""
-    known = {key: field.type for key, field in _fields()}
+    known, sections = {key: field.type for key, field in _fields()}, _sections()
     for key in flat:
-        if any(name.startswith(f"{key}.") for name in known):
+        if key in sections:
             raise UserError(f"{key} = {flat[key]!r}: {key} is a section; set one of its keys, such as {key}.NAME=VALUE")
         if key not in known:
-            raise UserError(f"unknown key {key!r}{_nearest(key, known)}")
+            raise UserError(f"unknown key {key!r}{_nearest(key, [*known, *sections])}")
     for key, field in _fields():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and key not in flat:
@@ -100,16 +127,30 @@ def describe_keys() -> str:
     return "\n".join(lines)
 
 
-def _flatten(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of a nested mapping; only the sections of `Config` nest."""
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a nested mapping; a section without any is left to its defaults."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{key}."))
+        if isinstance(value, dict) and value:
+            below = _flatten(value, f"{key}.")
+        elif key in _sections() and (value == {} or _is_null(value)):
+            below = {}
         else:
-            flat[key] = value
+            below = {key: value}
+        if twice := flat.keys() & below.keys():
+            raise UserError(f"{min(twice)} is given twice; keep one of the two")
+        flat |= below
     return flat
+
+
+def _sections() -> set[str]:
+    """Keys that hold keys."""
+    return {key.rpartition(".")[0] for key, _ in _fields()} - {""}
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.lower() in _NULL)
 
 
 def _fields(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -154,7 +195,7 @@ def _convert(key: str, value: Any, to: Any) -> Any:
         names = [str(option) for option in options]
         raise UserError(f"{key} = {value!r}: must be one of {', '.join(names)}{_nearest(str(value), names)}")
     if origin in (Union, types.UnionType):
-        if value is None and types.NoneType in options:
+        if _is_null(value) and types.NoneType in options:
             return None
         return _convert(key, value, next(option for option in options if option is not types.NoneType))
     if origin is tuple:
@@ -164,28 +205,28 @@ def _convert(key: str, value: Any, to: Any) -> Any:
         return tuple(_convert(key, part, options[0]) for part in parts)
     converted = _convert_scalar(value, to)
     if converted is None:
-        raise UserError(f"{key} = {value!r}: must be {_WORDS[to.__name__]}, not {type(value).__name__}")
+        raise UserError(f"{key} = {value!r}: must be {_WORDS[to.__name__]}")
     return converted
 
 
 def _convert_scalar(value: Any, to: type) -> Any:
-    """`value` as a bool, int, float or str; None if it is not one."""
-    if to is bool or isinstance(value, bool):
-        return value if to is bool and isinstance(value, bool) else None
-    if to is str:
-        return str(value) if isinstance(value, (str, int, float)) else None
-    if not isinstance(value, (int, float, str)):
+    """`value`, or the text of it, as a bool, int, float or str; None if it is not one."""
+    if to is bool:
+        return _BOOLS.get(str(value).lower()) if isinstance(value, (bool, str)) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    if to is str:
+        return str(value)
+    if to is int and not isinstance(value, float):
+        with suppress(ValueError):  # text such as 1e3
+            return int(value)
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if to is float:
         return number if math.isfinite(number) else None
-    try:
-        return int(value) if isinstance(value, (int, str)) else int(number) if number.is_integer() else None
-    except ValueError:  # text such as 1e3
-        return int(number) if number.is_integer() else None
+    return int(number) if number.is_integer() else None
 
 
 def _nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from fastfgssl.environment import rank_environment
-from fastfgssl.errors import UserError
+from fastfgssl.errors import RankError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,9 @@ def _device(name: str, local_rank: int) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("train.device = cuda: torch sees no GPU; use train.device=cpu, or check the driver")
+        raise UserError("device cuda: torch sees no GPU; use the device cpu, or check the driver")
     if local_rank >= torch.cuda.device_count():
-        raise UserError(
+        raise RankError(
             f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()};"
             f" start torchrun with --nproc-per-node={torch.cuda.device_count()}"
         )
@@ -121,6 +121,28 @@ def require_agreement(value: int, world: World, what: str) -> None:
     dist.all_gather_object(values, value, group=world.control)
     if len(set(values)) > 1:
         raise UserError(f"ranks differ in {what}: {values}; the folder must be one that all machines share")
+
+
+@contextmanager
+def shared_errors(world: World) -> Iterator[None]:
+    """Raises a `UserError` that any rank meets in the body on all of them, so that they end together and say it once.
+
+    Entered by every rank. The body must not call collectives that a rank would miss after its error.
+    """
+    met = None
+    try:
+        yield
+    except UserError as error:
+        met = str(error)
+    if world.control is None:
+        if met is not None:
+            raise UserError(met)
+        return
+    texts: list[str | None] = [None] * world.size
+    dist.all_gather_object(texts, met, group=world.control)
+    for rank, text in enumerate(texts):
+        if text is not None:
+            raise UserError(text if rank == 0 else f"{text} (met by rank {rank})")
 
 
 class SharedFlag:

@@ -1,7 +1,42 @@
-"""The one exception that a user can cause: a tool prints it as a single line and exits with 2."""
+"""The exception that a user can cause: a tool prints it as a single line and exits with 2."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
     """Bad input from outside: says what is wrong, where (file, sample, key), and what to do."""
+
+
+class RankError(UserError):
+    """A `UserError` that this rank may have met alone: the others cannot tell of it."""
+
+
+@contextmanager
+def met_alone() -> Iterator[None]:
+    """Turns a `UserError` of the body into a `RankError`."""
+    try:
+        yield
+    except UserError as error:
+        raise RankError(str(error)) from None
+
+
+@contextmanager
+def file_errors(action: str, path: Path) -> Iterator[None]:
+    """Turns what the system refuses in the body into a `UserError`: cannot `action` (read, write) `path`, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {action} {path}: {error.strerror or error}") from None
+
+
+def check_writable(path: Path) -> None:
+    """Raises `UserError` unless a file can be written at `path`: to be asked before the work that fills it."""
+    existed = path.exists()
+    with file_errors("write", path):
+        path.open("a").close()
+        if not existed:
+            path.unlink()

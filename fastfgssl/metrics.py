@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +36,10 @@ class StepMetrics:
     """Share of the time since the last logged step that was spent waiting for a batch."""
 
     def as_record(self) -> dict[str, Any]:
-        """The object that metrics.jsonl holds."""
+        """The object that metrics.jsonl holds; None stands for a number that is not finite, which JSON has not."""
         record = {name: value for name, value in vars(self).items() if name != "losses"}
-        return record | {f"loss_{head}": loss for head, loss in self.losses.items()}
+        record |= {f"loss_{head}": loss for head, loss in self.losses.items()}
+        return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
 class MetricsLog:
@@ -50,7 +52,7 @@ class MetricsLog:
     def __init__(self, folder: Path, start: int) -> None:
         path = folder / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
+            kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= start]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(f"{line}\n" for line in kept))
             partial.replace(path)
@@ -61,7 +63,7 @@ class MetricsLog:
         record = metrics.as_record()
         self._file.write(json.dumps(record) + "\n")
         for name, value in record.items():
-            if name != "step":
+            if name != "step" and value is not None:
                 group = "loss" if name.startswith("loss") else "train"
                 self._board.add_scalar(f"{group}/{name}", value, metrics.step)
 
@@ -102,8 +104,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinite for a line that was cut short."""
+    """The step of a line; infinite for a line that was cut short, or is none of ours."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
         return float("inf")

@@ -6,13 +6,13 @@ import logging
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.batch import Batch
-from fastfgssl.checkpoint import load_newest_checkpoint, save_checkpoint
+from fastfgssl.checkpoint import load_newest_checkpoint, save_checkpoint, tidy_checkpoints
 from fastfgssl.config import STAGES, Config, Stage
 from fastfgssl.config_files import config_to_values, write_config
 from fastfgssl.data.loader import Loader, training_slots
@@ -21,27 +21,20 @@ from fastfgssl.data.pipeline import GraphSpec
 from fastfgssl.data.presets import find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.display import Display
-from fastfgssl.distributed import SharedFlag, World, one_rank_first, require_agreement, start_world
+from fastfgssl.distributed import SharedFlag, World, one_rank_first, require_agreement, shared_errors, start_world
 from fastfgssl.environment import available_cores
-from fastfgssl.errors import UserError
+from fastfgssl.errors import UserError, file_errors, met_alone
 from fastfgssl.metrics import Clock, MetricsLog, StepMetrics
 from fastfgssl.models import build_model
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from fastfgssl.resume import changed_length, check_same_run
 from fastfgssl.signals import StopRequest
 from fastfgssl.updates import Update, memory_format, micro_batches, plan_updates
 
 log = logging.getLogger(__name__)
 
 _AUTOCAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# keys that a resumed run may change: they do not alter what a step computes from its batch, or which batch it is
-_FREE_KEYS = {
-    "output",
-    *(f"data.{name}" for name in ("path", "threads", "prefetch")),
-    *(f"train.{name}" for name in ("steps", "epochs", "log_every", "checkpoint_every", "keep_checkpoints")),
-    *(f"train.{name}" for name in ("device", "compile", "channels_last")),
-}
 
 
 class Outcome(NamedTuple):
@@ -67,14 +60,15 @@ class _Run:
         config.train.check_world_size(world.size)
         self.config, self.world = config, world
         self._is_mixed = config.train.precision != "float32"
-        self.archive = Archive.open(config.data.path)
-        self.spec = _graph_spec(config, world, self.archive)
+        with shared_errors(world):
+            self.archive = Archive.open(config.data.path)
+            self.spec = _graph_spec(config, world, self.archive)
         self.steps = _planned_steps(config, self.archive)
         self.output = Path(config.output)
         self.checkpoints = self.output / "checkpoints"
 
         torch.manual_seed(config.seed)
-        with one_rank_first(world):
+        with shared_errors(world), one_rank_first(world):
             model = build_model(config.model)
         if config.train.batch_norm == "sync":
             model = synchronise_batch_norm(model, world)
@@ -83,6 +77,7 @@ class _Run:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16")
         self.step = self._resume()
         self.updates = plan_updates(self.model, config, world)
+        self._updates_made = 0
 
     def train(self, display: Display, stop_request: StopRequest) -> Outcome:
         """Makes the steps that are left."""
@@ -91,21 +86,19 @@ class _Run:
         if start >= self.steps:
             log.info("%s is complete: %d of %d steps are done", self.output, start, self.steps)
             return Outcome(start, None)
-        metrics_log = self._open_output()
+        with shared_errors(world):
+            metrics_log = self._open_output()
         stop_flag = SharedFlag(world)
-        with one_rank_first(world):  # the first builds the plugin, the others find it built
+        with shared_errors(world), one_rank_first(world):  # the first builds the plugin, the others find it built
             loader = self._loader()
         clock = Clock(self.step)
         while self.step < self.steps and not stopped:
             stop_flag.ask(stop_request.signal_number is not None)
             # take the next batch
-            with clock.waiting():
+            with clock.waiting(), met_alone():
                 batch = next(loader)
-            if self.step == 0 and world.is_first:
-                data = config.data
-                save_views_picture(
-                    batch, self.output / "views.png", grids=config.model.grids, mean=data.mean, std=data.std
-                )
+            if self.step == 0:
+                self._save_picture(batch)
             # train every head on it
             set_learning_rate(self.optimizer, self._learning_rate_factor())
             losses = {}
@@ -119,18 +112,21 @@ class _Run:
             if is_last or self.step % config.train.log_every == 0:
                 metrics = self._metrics(losses, clock)
                 display.show(metrics)
-                if metrics_log:
-                    metrics_log.write(metrics)
+                with shared_errors(world), file_errors("write", self.output / "metrics.jsonl"):
+                    if metrics_log:
+                        metrics_log.write(metrics)
+                self._require_finite(
+                    [f"the loss of head {head}" for head, loss in metrics.losses.items() if not math.isfinite(loss)]
+                )
             if is_last or self.step % config.train.checkpoint_every == 0:
-                self._require_finite(losses)
                 self._save()
         if metrics_log:
             metrics_log.close()
         if stopped:
             log.info("stopped after step %d of %d; run the same command to go on", self.step, self.steps)
             return Outcome(self.step, stop_request.signal_number)
-        if self.step != self.steps:
-            raise AssertionError(f"made {self.step} steps of {self.steps}")
+        if self._updates_made != (self.steps - start) * len(self.updates):
+            raise AssertionError(f"made {self._updates_made} updates in {self.steps - start} steps")
         log.info("done: %d steps; results in %s", self.steps, self.output)
         return Outcome(self.step, None)
 
@@ -149,37 +145,36 @@ class _Run:
             total += losses.detach()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._updates_made += 1
         return list(total)
 
     def _resume(self) -> int:
         """Loads the newest checkpoint, or saves the first one; returns the steps that are done."""
-        state = load_newest_checkpoint(self.checkpoints)
+        with shared_errors(self.world):
+            state, damaged = load_newest_checkpoint(self.checkpoints)
         require_agreement(state["step"] if state else 0, self.world, f"checkpoints of {self.output}")
+        if state is not None:
+            check_same_run(state, self.config, self.archive)
+        with shared_errors(self.world):
+            if self.world.is_first:
+                tidy_checkpoints(self.checkpoints, damaged)
         if state is None:
             self.step = 0
             self._save()
             return 0
-        self._check_same_run(state)
+        change = changed_length(state, self.config)
+        if change and self.world.is_first:
+            log.warning("%s", change)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         return state["step"]
 
-    def _check_same_run(self, state: dict[str, Any]) -> None:
-        then, now = state["config"], config_to_values(self.config)
-        for key in now:
-            if key not in _FREE_KEYS and then.get(key) != now[key]:
-                raise UserError(
-                    f"{self.output} holds a run with {key} = {then.get(key)!r}, this one has {now[key]!r}:"
-                    f" set it back, or choose another folder with output=..."
-                )
-        if state["archive"] != self.archive.fingerprint:
-            raise UserError(
-                f"{self.output} holds a run on another archive than {self.archive.path}; choose another output"
-            )
-
     def _save(self) -> None:
-        if self.world.is_first:
+        """Writes a checkpoint, on the first rank, unless the network has diverged."""
+        with shared_errors(self.world):
+            if not self.world.is_first:
+                return
             state = {
                 "step": self.step,
                 "model": self.model.state_dict(),
@@ -188,14 +183,24 @@ class _Run:
                 "config": config_to_values(self.config),
                 "archive": self.archive.fingerprint,
             }
+            self._require_finite([name for name, value in state["model"].items() if not value.isfinite().all()])
             save_checkpoint(self.checkpoints, state, keep=self.config.train.keep_checkpoints)
+
+    def _save_picture(self, batch: Batch) -> None:
+        """Writes what the network is shown, on the first rank."""
+        file, data = self.output / "views.png", self.config.data
+        with shared_errors(self.world), file_errors("write", file):
+            if self.world.is_first:
+                save_views_picture(batch, file, grids=self.config.model.grids, mean=data.mean, std=data.std)
 
     def _open_output(self) -> MetricsLog | None:
         """Writes the configuration and opens the metrics, on the first rank."""
         if not self.world.is_first:
             return None
-        write_config(self.config, self.output / "config.yaml")
-        return MetricsLog(self.output, self.step)
+        with file_errors("write", self.output / "config.yaml"):
+            write_config(self.config, self.output / "config.yaml")
+        with file_errors("write", self.output / "metrics.jsonl"):
+            return MetricsLog(self.output, self.step)
 
     def _loader(self) -> Loader:
         config, world = self.config, self.world
@@ -239,14 +244,12 @@ class _Run:
             data_wait=waited / seconds,
         )
 
-    def _require_finite(self, losses: dict[Stage, torch.Tensor]) -> None:
-        """Ends the run before it saves a network that has diverged."""
-        broken = [str(stage) for stage, loss in losses.items() if not math.isfinite(loss.item())]
+    def _require_finite(self, broken: list[str]) -> None:
+        """Ends a run that has diverged; `broken` names what is not finite."""
         if broken:
             raise UserError(
-                f"the loss of head {', '.join(broken)} is not finite at step {self.step}; the checkpoints before it are"
-                f" intact in {self.checkpoints}: lower optim.lr, lengthen optim.warmup_epochs, or try another"
-                " train.precision"
+                f"{broken[0]} is not finite at step {self.step}; the checkpoints before it are intact in"
+                f" {self.checkpoints}: lower optim.lr, lengthen optim.warmup_epochs, or try another train.precision"
             )
 
 

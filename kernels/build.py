@@ -21,8 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from fastfgssl.environment import available_cores
-
 _SOURCES = Path(__file__).parent / "views"
 _OPTIMISATION = ["-std=c++20", "-O3", "-fPIC"]
 # native code; no fusing of multiply and add, which would round differently from the reference
@@ -66,7 +64,7 @@ def build_plugin(cache: Path | None = None) -> Path:
         if not plugin.exists():
             print(f"fastfgssl: building {plugin.name} with {commands.link[0]} (once)", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(dir=folder) as build:
-                with ThreadPoolExecutor(available_cores()) as compilers:
+                with ThreadPoolExecutor(len(commands.compile)) as compilers:
                     list(compilers.map(lambda command: _run(command, Path(build)), commands.compile))
                 _run(commands.link, Path(build))
                 (Path(build) / "views.so").replace(plugin)

@@ -11,6 +11,7 @@ import pytest
 from nvidia.dali import fn, pipeline_def
 from wds2idx import IndexCreator
 
+from fastfgssl.archive.lock import lock_folder
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.shards import ArchiveWriter, Sample
 from fastfgssl.errors import UserError
@@ -134,11 +135,44 @@ def test_nothing_but_an_archive_is_ever_deleted(tmp_path, archive):
 
 
 def test_leftover_of_a_killed_run_is_replaced(tmp_path):
-    writer = ArchiveWriter(tmp_path / "archive").__enter__()  # and never left
-    writer.add(Sample("x", b"data", "png", 1, 1, 8))
-    assert (tmp_path / "archive.partial").exists()
+    program = """
+import os, sys
+from pathlib import Path
+from fastfgssl.archive.shards import ArchiveWriter, Sample
+writer = ArchiveWriter(Path(sys.argv[1])).__enter__()
+writer.add(Sample("x", b"data", "png", 1, 1, 8))
+os._exit(0)  # and never leaves it
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "archive")], check=True)
+    assert (tmp_path / "archive.partial" / "shards" / "shard-000000.tar").exists()
     assert write(tmp_path / "archive", make_samples([1, 2])).num_samples == 2
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+    assert not list((tmp_path / "archive").glob(".*"))
+
+
+def test_two_writers_do_not_take_each_others_folder(tmp_path):
+    with ArchiveWriter(tmp_path / "archive") as first:
+        first.add(Sample("x", b"data", "png", 1, 1, 8))
+        with pytest.raises(UserError, match=r"archive\.partial is being written by another process: wait for it"):
+            write(tmp_path / "archive", make_samples([1]))
+        first.commit()
+    assert Archive.open(tmp_path / "archive").verify() == []
+    assert write(tmp_path / "archive", make_samples([1, 2]), overwrite=True).num_samples == 2
+
+
+def test_a_lock_on_a_folder_that_has_been_renamed_is_not_a_lock(tmp_path, monkeypatch):
+    """The first writer renames the folder between the second's opening of the file and its locking."""
+    folder, locked = tmp_path / "archive.partial", []
+
+    def lock(file, operation):
+        if not locked:
+            folder.rename(tmp_path / "archive")
+        locked.append(file.name)
+
+    monkeypatch.setattr("fcntl.flock", lock)
+    with lock_folder(folder):
+        assert len(locked) == 2
+        assert folder.exists()
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):

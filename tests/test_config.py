@@ -72,8 +72,8 @@ def load_config_of_defaults():
         ("batch_size=1", "did you mean 'train.batch_size'?"),
         ("data=archive", "data is a section"),
         ("train.batch_size=many", "train.batch_size = 'many': must be an integer"),
-        ("train.batch_size=2.5", "train.batch_size = 2.5: must be an integer"),
-        ("train.compile=1", "train.compile = 1: must be true or false"),
+        ("train.batch_size=2.5", "train.batch_size = '2.5': must be an integer"),
+        ("train.compile=1", "train.compile = '1': must be true or false"),
         ("optim.lr=nan", "optim.lr = 'nan': must be a number"),
         ("optim.lr=0", "optim.lr = 0.0: must be greater than 0"),
         ("train.schedule=jont", "did you mean 'joint'?"),
@@ -91,7 +91,10 @@ def load_config_of_defaults():
         ("seed=-1", "seed = -1"),
         ("data.std=[1,1,0]", "data.std"),
         ("output", "must be key=value"),
-        ("data.path=[", "not YAML"),
+        ("model.grids=[", "not YAML"),
+        ("seed=2024-13-45", "seed = '2024-13-45': must be an integer"),
+        ("train.steps=1e999", "train.steps = '1e999': must be an integer"),
+        ("loss=null", "loss is a section"),
     ],
 )
 def test_a_bad_value_is_one_clear_line(file, override, message):
@@ -101,7 +104,56 @@ def test_a_bad_value_is_one_clear_line(file, override, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["", "- a\n- b", "data: [", "data: {path: a}", "\x80"])
+AS_WRITTEN = ["2024-13-45", "2024-01-15", "007", "1.10", "12:30:45", "0x10", "1e3", "yes", "a: b", "[", "'quoted'"]
+
+
+@pytest.mark.parametrize("text", [*AS_WRITTEN, "runs/a #2"])
+def test_text_on_the_command_line_stays_as_it_is(file, text):
+    assert load_config(file, [f"output={text}"]).output == text
+
+
+@pytest.mark.parametrize("text", AS_WRITTEN[:8])
+def test_text_in_a_file_stays_as_it_is_and_survives_being_written(file, tmp_path, text):
+    file.write_text(f"output: {text}\ndata: {{path: archive}}\ntrain: {{epochs: 1}}")
+    config = load_config(file)
+    assert config.output == text
+    write_config(config, tmp_path / "again.yaml")
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("written", ["true", "True", "yes", "on"])
+def test_words_are_converted_by_the_type_of_their_key(file, written):
+    config = load_config(file, [f"train.compile={written}", "optim.bias_lr=~", "train.epochs=null", "train.steps=2"])
+    assert config.train.compile is True
+    assert (config.optim.bias_lr, config.train.epochs) == (None, None)
+
+
+@pytest.mark.parametrize("section", ["loss:", "loss: null", "loss: {}"])
+def test_an_empty_section_means_its_defaults(file, section):
+    expected = load_config(file)
+    file.write_text(f"{yaml.safe_dump(MINIMAL)}{section}")
+    assert load_config(file) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("optimm: {}", "unknown key 'optimm'; did you mean 'optim'?"),
+        ("optimm: {lr: 1}", "did you mean 'optim.lr'?"),
+        ("seed: 1\nseed: 2", "line 6: seed is given twice"),
+        ("optim:\n  lr: 1\n  lr: 2", "line 7: lr is given twice"),
+        ("train.epochs: 3", "train.epochs is given twice"),
+    ],
+)
+def test_a_file_that_contradicts_itself_or_names_what_is_not_there(file, line, message):
+    file.write_text(f"{yaml.safe_dump(MINIMAL)}{line}")
+    with pytest.raises(UserError) as error:
+        load_config(file)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b", "data: [", "data: {path: a}", "\x80", "? [a]\n: b"])
 def test_a_bad_file_is_one_clear_line(tmp_path, content):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content.encode("latin-1"))

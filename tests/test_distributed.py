@@ -7,9 +7,10 @@ import torch
 from ranks import run_on_ranks
 from torch import nn
 
-from fastfgssl.distributed import SharedFlag, require_agreement, start_world
+from fastfgssl.command_line import run_tool
+from fastfgssl.distributed import SharedFlag, require_agreement, shared_errors, start_world
 from fastfgssl.environment import RankEnvironment, rank_environment
-from fastfgssl.errors import UserError
+from fastfgssl.errors import RankError, UserError, met_alone
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 
 
@@ -69,6 +70,54 @@ def test_ranks_that_differ_all_say_so():
     assert all("ranks differ in the step: [0, 1]" in message for message in run_on_ranks(disagree, 2))
 
 
+def fail_on_rank(world, failing):
+    for rank in (None, failing):  # a body without an error is left as it is
+        try:
+            with shared_errors(world):
+                if world.rank == rank:
+                    raise UserError("the disk is full")
+        except UserError as error:
+            return str(error)
+    return None
+
+
+@pytest.mark.parametrize(("rank", "message"), [(0, "the disk is full"), (1, "the disk is full (met by rank 1)")])
+def test_what_one_rank_meets_is_raised_on_all(rank, message):
+    assert run_on_ranks(fail_on_rank, 2, rank) == [message] * 2
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "error", "printed"),
+    [
+        (0, 0, UserError("wrong"), "error: wrong\n"),
+        (1, 1, UserError("wrong"), ""),
+        (1, 1, RankError("wrong"), "error: rank 1: wrong\n"),
+        (8, 0, UserError("wrong"), "error: rank 8: wrong\n"),  # another machine, with files of its own
+    ],
+)
+def test_an_error_is_printed_once_unless_a_rank_met_it_alone(monkeypatch, capsys, rank, local_rank, error, printed):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_tool(main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == printed
+
+
+def test_a_rank_without_a_gpu_met_that_alone(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(RankError, match="local rank 1 has no GPU"):
+        start_world("auto").__enter__()
+    with pytest.raises(RankError, match="no image decodes"), met_alone():
+        raise UserError("no image decodes")
+
+
 def test_torchruns_variables_are_read(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -80,7 +129,7 @@ def test_torchruns_variables_are_read(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_one_clear_line():
-    with pytest.raises(UserError, match="torch sees no GPU"):
+    with pytest.raises(UserError, match=r"^device cuda: torch sees no GPU"):
         start_world("cuda").__enter__()
     with start_world("auto") as world:
         assert world.device.type == "cpu"

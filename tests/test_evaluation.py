@@ -74,17 +74,37 @@ def test_the_probe_learns_what_is_linear_and_chooses_its_strength_without_the_qu
     np.testing.assert_array_equal(alone.predictions, probe.predictions[:7])
 
 
+@pytest.mark.parametrize(
+    ("labels", "groups"),
+    [([0, 0, 1, 1], [0, 1, 2, 3]), ([0] * 6 + [1] * 6, [0] * 6 + [1] * 6), ([0, 0, 0], [0, 1, 2])],
+)
+def test_too_few_groups_for_the_probe_are_one_clear_line(labels, groups):
+    fit = np.zeros((len(labels), 2))
+    with pytest.raises(UserError, match="3-fold cross-validation needs 3 groups"):
+        linear_probe(fit, np.array(labels), np.array(groups), fit)
+
+
 def test_scores_of_a_known_confusion():
     truth = np.array([0] * 8 + [1] * 2)
     predictions = np.array([0] * 6 + [1] * 2 + [1, 0])
-    scores = score_labels(truth, predictions, num_classes=3)
+    scores = score_labels(truth, predictions, np.arange(10), num_classes=3)
     assert scores.accuracy == pytest.approx(0.7)
     assert scores.balanced_accuracy == pytest.approx((6 / 8 + 1 / 2) / 2)
     assert scores.macro_f1 == pytest.approx((2 * 6 / (2 * 6 + 1 + 2) + 2 * 1 / (2 + 2 + 1)) / 2)
     assert scores.confusion == [[6, 2, 0], [1, 1, 0], [0, 0, 0]]
+
+
+def test_the_standard_error_is_that_of_groups():
+    truth = np.repeat([0, 1], [800, 200])
+    predictions = np.where(np.arange(1000) % 4 == 0, 1 - truth, truth)
+    scores = score_labels(truth, predictions, np.arange(1000), num_classes=2)
     # standard error of the mean of two binomial shares
-    expected = 0.5 * np.sqrt(0.75 * 0.25 / 8 + 0.5 * 0.5 / 2)
+    expected = 0.5 * np.sqrt(0.75 * 0.25 / 800 + 0.75 * 0.25 / 200)
     assert scores.balanced_accuracy_se == pytest.approx(expected, rel=0.1)
+    # nine more images of each patient, all alike, tell nothing more
+    repeated = score_labels(*(np.repeat(part, 10) for part in (truth, predictions, np.arange(1000))), num_classes=2)
+    assert repeated.balanced_accuracy == pytest.approx(scores.balanced_accuracy)
+    assert repeated.balanced_accuracy_se == pytest.approx(expected, rel=0.1)
 
 
 def test_the_archives_own_split_is_used(archive_path):
@@ -115,11 +135,39 @@ def test_without_a_split_groups_are_kept_together(phantom_folder, tmp_path):
     assert sorted([*labelled.fit, *labelled.val]) == list(range(80))
 
 
+def test_one_named_split_scores_and_the_rest_is_told(phantom_folder, tmp_path):
+    names = ["Train", "VAL", "test", "spare", "Validation", "TRAINING", ""]
+    rows = ["image,label,split"] + [f"{i:06d}.jpg,{'ab'[i % 2]},{name}" for i, name in enumerate(names)]
+    archive = prepare_with(phantom_folder, tmp_path, rows)
+    val, test = (split_samples(archive, scoring) for scoring in (None, "test"))
+    assert (len(val.fit), len(val.val), val.name) == (2, 2, "val")
+    assert val.left_out == {"no split": 78, "spare": 1, "test": 1}
+    assert (len(test.fit), len(test.val), test.name) == (2, 1, "test")
+    assert test.left_out == {"no split": 78, "spare": 1, "val": 2}
+
+
+def test_test_scores_where_there_is_no_val(phantom_folder, tmp_path):
+    archive = prepare_with(phantom_folder, tmp_path, ["image,label,split", "000000.jpg,a,fit", "000001.jpg,b,test"])
+    assert split_samples(archive).name == "test"
+    with pytest.raises(UserError, match="column split holds fit, no split, test; it must name"):
+        split_samples(archive, "val")
+
+
+def test_a_split_that_is_not_there_cannot_be_asked_for(phantom_folder, tmp_path):
+    archive = prepare_with(phantom_folder, tmp_path, ["image,label", "000000.jpg,a", "000001.jpg,b"])
+    with pytest.raises(UserError, match="names no splits"):
+        split_samples(archive, "test")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["image,label,split", "000000.jpg,a,x", "000001.jpg,b,y"], "column split holds None, x, y"),
+        (["image,label,split", "000000.jpg,a,x", "000001.jpg,b,y"], "column split holds no split, x, y"),
         (["image,label", "000000.jpg,a", "000001.jpg,a"], "needs two classes"),
+        (
+            ["image,label,split,group", "000000.jpg,a,fit,p", "000001.jpg,b,fit,q", "000002.jpg,b,val,q"],
+            r"1 of the 1 scoring samples \(.*000002.jpg, for one\) belong to groups that also fit",
+        ),
     ],
 )
 def test_an_archive_that_cannot_be_scored_says_why(phantom_folder, tmp_path, rows, message):
@@ -181,20 +229,6 @@ def test_training_raises_view_matching(archive_path, checkpoints):
     assert after.results["all"]["top1"] > before.results["all"]["top1"]
 
 
-def test_recomputed_statistics_are_those_of_the_images(archive_path, checkpoints):
-    archive = Archive.open(archive_path)
-    ids = np.arange(64)
-    subject = extractor(checkpoints[0], archive, batch_size=64)
-    stem = subject._model.backbone
-    seen = []
-    handle = stem.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    subject.recompute_batch_statistics(ids)
-    handle.remove()
-    torch.testing.assert_close(stem.bn1.running_mean, seen[0].mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert stem.bn1.momentum == 0.1
-    assert not subject._model.training
-
-
 def test_untrained_networks_differ_by_seed_and_load_no_weights(checkpoints):
     config = load_pretrained(checkpoints[0]).config
     first, again, other = (build_untrained(config, seed) for seed in (1, 1, 2))
@@ -229,9 +263,11 @@ def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"--checkpoint": "nowhere.pt"}, "nowhere.pt: no such checkpoint"),
+        ({"--checkpoint": "nowhere.pt"}, "cannot read the checkpoint nowhere.pt: No such file"),
         ({"--data": "nowhere"}, "nowhere is not an archive"),
         ({"--protocol": "best"}, "invalid choice: 'best'"),
+        ({"--batch-size": "0"}, "batch size = 0: must be greater than 0"),
+        ({"--json": "/nodir/x.json"}, "cannot write /nodir/x.json: No such file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(archive_path, checkpoints, arguments, message):

@@ -156,3 +156,13 @@ def test_weights_of_another_width_name_the_tensor(tmp_path):
 def test_an_unknown_backbone_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'resnet50'"):
         model(backbone="resnet55", width=1.0)
+
+
+@pytest.mark.parametrize(("backbone", "width"), [("resnext50_32x4d", 0.1), ("resnet50", 0.005)])
+def test_a_width_that_leaves_no_channels_is_refused(backbone, width):
+    with pytest.raises(UserError, match=rf"model.width = {width}: leaves {backbone} no channels"):
+        model(backbone=backbone, width=width)
+
+
+def test_a_narrow_resnext_that_has_channels_fits():
+    assert model(backbone="resnext50_32x4d", width=0.25)(torch.randn(2, 3, 64, 64), "all").shape == (2, 20)

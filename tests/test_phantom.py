@@ -202,6 +202,35 @@ def test_a_folder_with_files_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_what_a_killed_run_left_is_replaced(tmp_path):
+    write_phantoms(tmp_path / "whole", 3, width=32, height=32, workers=1)
+    left = tmp_path / "left"
+    (left / "images").mkdir(parents=True)
+    (left / "labels.csv.partial").touch()
+    (left / "images" / "000007.jpg").write_bytes(b"of a larger run")
+    write_phantoms(left, 3, width=32, height=32, workers=1)
+    files = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (tmp_path / "whole", left)]
+    assert files[0] == files[1]
+
+
+def test_a_killed_run_leaves_no_table(tmp_path):
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_phantoms(tmp_path / "new", 3, width=32, height=32, workers=1, on_progress=stop)
+    assert not (tmp_path / "new" / "labels.csv").exists()
+    write_phantoms(tmp_path / "new", 3, width=32, height=32, workers=1)
+    assert (tmp_path / "new" / "labels.csv").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "x", Path("/proc/q/r")):
+        with pytest.raises(UserError, match=f"^cannot write {out}: "):
+            write_phantoms(out, 3, workers=1)
+
+
 def test_the_tool_says_what_comes_next_and_what_was_wrong(tmp_path):
     def run(*arguments):
         return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, check=False)

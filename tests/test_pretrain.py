@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -113,7 +114,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_logs_no_step_twice(ma
     assert losses(output) == losses(whole.output)
 
 
-def test_a_complete_run_is_left_alone_and_can_be_lengthened(make_config, caplog):
+def test_a_complete_run_is_left_alone_and_can_be_lengthened(make_config, capsys):
     config = make_config(train__steps=2)
     pretrain(config)
     before = (Path(config.output) / "metrics.jsonl").read_bytes()
@@ -121,6 +122,8 @@ def test_a_complete_run_is_left_alone_and_can_be_lengthened(make_config, caplog)
     assert (Path(config.output) / "metrics.jsonl").read_bytes() == before
     longer = make_config(train__steps=3)
     assert pretrain(longer) == (3, None)
+    notice = "train.steps from 2 to 3: from step 2 on the learning rate follows the new length"
+    assert capsys.readouterr().out.splitlines().count(notice) == 1
     assert len(read_metrics(Path(config.output))) == 3
 
 
@@ -192,11 +195,63 @@ def test_barlow_twins_is_one_head_without_puzzles(make_config):
     assert set(losses(config.output)[0]) == {"step", "loss", "loss_2"}
 
 
-def test_a_run_that_diverges_ends_before_it_saves(make_config):
-    config = make_config(train__steps=20, optim__lr=1e12, train__checkpoint_every=5)
-    with pytest.raises(UserError, match="not finite at step 5"):
+def reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def test_a_run_that_diverges_ends_at_the_next_logged_step(make_config):
+    config = make_config(train__steps=20, optim__lr=1e12, train__log_every=2)
+    with pytest.raises(UserError, match=r"the loss of head . is not finite at step 2"):
+        pretrain(config)
+    (line,) = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
+    assert None in json.loads(line, parse_constant=reject_constant).values()
+
+
+def test_a_network_that_has_diverged_is_not_saved(make_config):
+    config = make_config(train__steps=20, optim__lr=1e30, train__log_every=20, train__checkpoint_every=1)
+    with pytest.raises(UserError, match="is not finite at step 1; the checkpoints before it are intact"):
         pretrain(config)
     assert [path.name for path in list_checkpoints(Path(config.output) / "checkpoints")] == ["step_000000000.pt"]
+
+
+def test_steps_that_made_no_update_are_noticed(make_config, monkeypatch):
+    def make_nothing(run, update, batch):
+        return [torch.zeros(()) for _ in update.stages]
+
+    monkeypatch.setattr("fastfgssl.pretrain._Run._make", make_nothing)
+    with pytest.raises(AssertionError, match="made 0 updates in 4 steps"):
+        pretrain(make_config())
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "views.png"])
+def test_an_output_that_is_in_the_way_is_one_clear_error(make_config, name):
+    config = make_config()
+    path = Path(config.output) / name
+    path.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^cannot write {path}: Is a directory$"):
+        pretrain(config)
+
+
+def test_metrics_that_are_not_ours_are_dropped(make_config):
+    config = make_config()
+    Path(config.output).mkdir()
+    (Path(config.output) / "metrics.jsonl").write_bytes(b'\xff\n5\n{"loss": 1}\n{"step": "x"}\n')
+    pretrain(config)
+    assert [record["step"] for record in read_metrics(Path(config.output))] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_from_the_last_whole_checkpoint_and_sets_the_damaged_ones_aside(make_config):
+    settings = {"train__steps": 4, "train__checkpoint_every": 1, "train__keep_checkpoints": 1}
+    pretrain(make_config(**settings | {"train__steps": 2, "train__keep_checkpoints": 2}))
+    folder = Path(make_config().output) / "checkpoints"
+    (folder / "step_000000002.pt").write_bytes(b"cut short")
+    (folder / "step_000000003.partial").write_bytes(b"half")
+    assert pretrain(make_config(**settings)) == (4, None)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_000000000.pt",
+        "step_000000002.damaged",
+        "step_000000004.pt",
+    ]
 
 
 def test_the_archive_of_these_tests_has_several_shards(archive_path):

@@ -119,3 +119,12 @@ def test_more_ranks_than_images_is_one_line(make_config, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert errors.count("error: train.batch_size = 2: must be a multiple of 2, at least 4") == 1
+
+
+def test_what_the_first_rank_cannot_write_is_one_line(make_config, tmp_path):
+    write_config(make_config(), tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), "output=/proc/run", ranks=2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("error: cannot write the checkpoint /proc/run/") == 1
+    assert "fastfgssl/pretrain.py" not in errors  # a traceback of ours; torchrun ends with one of its own

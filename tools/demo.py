@@ -33,7 +33,8 @@ def main() -> None:
     start = time.monotonic()
     images, archive, run = args.out / "images", args.out / "archive", args.out / "run"
     if not archive.exists():
-        _tool("phantom.py", images, "--images", args.images, "--width", 96, "--height", 96)
+        if not (images / "labels.csv").exists():  # the last that the tool writes
+            _tool("phantom.py", images, "--images", args.images, "--width", 96, "--height", 96)
         _tool("prepare.py", images, "--out", archive, "--labels", images / "labels.csv")
     _tool("train.py", "--config", CONFIG, f"data.path={archive}", f"output={run}", *args.overrides)
     checkpoints = sorted((run / "checkpoints").glob("step_*.pt"))

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastfgssl.command_line import Parser, run_tool
+from fastfgssl.errors import check_writable
 
 
 def main() -> None:
@@ -38,7 +39,12 @@ def main() -> None:
         default="stored",
         help="of batch norm: as the checkpoint has them, or of the fitting images",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the distortions that matching compares")
+    parser.add_argument(
+        "--split", choices=("val", "test"), help="the archive's split that scores (default val, or test without val)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the distortions that matching compares, and of what recomputed draws"
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--quiet", action="store_true", help="prints no table; for use with --json")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -49,13 +55,22 @@ def main() -> None:
     from fastfgssl.evaluation.features import FeatureExtractor, build_untrained, load_pretrained
     from fastfgssl.evaluation.protocols import evaluate
 
+    if args.json:
+        check_writable(args.json)  # before minutes go into scores that could not be kept
     model, config, step = load_pretrained(args.checkpoint)
     if args.untrained is not None:
         model, step = build_untrained(config, args.untrained), 0
     archive = Archive.open(args.data)
     with start_world(args.device) as world:
         extractor = FeatureExtractor(model, config, archive, world.device, args.batch_size)
-        report = evaluate(extractor, archive, args.protocol, batch_statistics=args.batch_statistics, seed=args.seed)
+        report = evaluate(
+            extractor,
+            archive,
+            args.protocol,
+            batch_statistics=args.batch_statistics,
+            scoring=args.split,
+            seed=args.seed,
+        )
     if not args.quiet:
         _print(report, step)
     if args.json:
@@ -67,7 +82,7 @@ def main() -> None:
 def _print(report, step: int) -> None:
     console = Console()
     table = Table(
-        title=f"{report.protocol} after {step} steps; {report.val_samples} images scored"
+        title=f"{report.protocol} after {step} steps; {report.val_samples} images ({report.split}) scored"
         + (f", {report.fit_samples} to fit" if report.fit_samples else "")
         + f"; batch statistics {report.batch_statistics}"
     )
@@ -86,6 +101,11 @@ def _print(report, step: int) -> None:
         for name, counts in zip(report.classes, report.results["all"]["confusion"], strict=True):
             confusion.add_row(name, *map(str, counts))
         console.print(confusion)
+        console.print(
+            f"standard errors: over {report.val_groups} groups of the scoring images, drawn again (bootstrap)"
+        )
+    if report.left_out:
+        console.print("left out, by split:", ", ".join(f"{name} {count}" for name, count in report.left_out.items()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fastfgssl.environment import available_cores
-from fastfgssl.errors import UserError
+from fastfgssl.errors import UserError, file_errors
 
 MIN_SIDE = 32  # below it a wave is hardly three pixels long
 CANVAS_SIDE = 96  # smaller images are drawn at a multiple of their size and averaged
@@ -75,30 +76,38 @@ def write_phantoms(
 ) -> None:
     """Writes the first `count` phantoms of `seed` as `out/images/000000.jpg`, ... and, last, `out/labels.csv`.
 
-    The columns of the table are image (path below `out`), label (name of the texture), group (one an image) and split
-    (a quarter of each class, give or take one image, is `val`, the rest `fit`). `quality` is JPEG's, 1 to 95;
-    `workers` processes share the work (default: one a core) and leave no trace in the bytes; `on_progress` is told how
-    many images are done. Bad arguments, or an `out` that is neither new nor an empty folder, raise `UserError`.
+    Columns of the table: image (path below `out`), label (name of the texture), group (one an image) and split (a
+    quarter of each class, give or take one image, is `val`, the rest `fit`). `quality` is JPEG's, 1 to 95; `workers`
+    processes share the work (default: one a core) and leave no trace in the bytes; `on_progress` is told how many
+    images are done. `UserError` for bad arguments, a failed write, or an `out` that is not new, empty or unfinished.
     """
     workers = available_cores() if workers is None else workers
     _check_at_least(images=(count, 1), seed=(seed, 0), quality=(quality, 1), workers=(workers, 1))
     _check_at_least(width=(width, MIN_SIDE), height=(height, MIN_SIDE))
     if quality > 95:
         raise UserError(f"quality must be at most 95, not {quality}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    unfinished = out / "labels.csv.partial"  # there from the start until it becomes the table
+    if out.exists() and not (out.is_dir() and (unfinished.exists() or not any(out.iterdir()))):
         raise UserError(f"{out} exists and is not an empty folder: name a new one")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-
     write = partial(_write_image, out=out, seed=seed, width=width, height=height, quality=quality)
-    labels = []
-    # spawn, because the fork of a process that runs threads (torch's, say) may hang
-    with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
-        for label in pool.map(write, range(count), chunksize=8):
-            labels.append(label)
-            on_progress(len(labels))
+    labels: list[int] = []
+    with file_errors("write", out):
+        out.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        shutil.rmtree(out / "images", ignore_errors=True)
+        (out / "images").mkdir()
+        # spawn, because the fork of a process that runs threads (torch's, say) may hang
+        with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
+            for label in pool.map(write, range(count), chunksize=8):
+                labels.append(label)
+                on_progress(len(labels))
+        _write_table(unfinished, labels, seed)
+        unfinished.replace(out / "labels.csv")
 
-    with (out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
+
+def _write_table(file: Path, labels: list[int], seed: int) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
         table.writerow(["image", "label", "group", "split"])
         for i, (label, split) in enumerate(zip(labels, _splits(labels, seed), strict=True)):
             table.writerow([_image_path(i), TEXTURES[label], f"{i:06d}", split])

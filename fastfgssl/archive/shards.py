@@ -15,10 +15,11 @@ import zlib
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 
+from fastfgssl.archive.lock import LOCK, lock_folder
 from fastfgssl.archive.manifest import FORMAT, MANIFEST, QUARANTINE, SHARDS, TABLE, VERSION, read_manifest
 from fastfgssl.errors import UserError
 
@@ -82,6 +83,7 @@ class ArchiveWriter:
         self._short_side = short_side
         self._shard_bytes = shard_bytes
         self._shard: _ShardWriter | None = None
+        self._lock: IO | None = None
         self._shards: list[dict] = []
         self._rows: list[dict] = []
         self._samples = self._labelled = self._quarantined = 0
@@ -91,9 +93,9 @@ class ArchiveWriter:
     def __enter__(self) -> ArchiveWriter:
         check_output(self._out, self._overwrite)
         try:
-            if self._partial.exists():  # left by a run that was killed
-                shutil.rmtree(self._partial)
-            (self._partial / SHARDS).mkdir(parents=True)
+            self._lock = lock_folder(self._partial)
+            _clear(self._partial)  # of what a killed run left
+            (self._partial / SHARDS).mkdir()
             self._table_file = _HashedFile(self._partial / TABLE)
             self._quarantine_file = (self._partial / QUARANTINE).open(
                 "w", newline="", encoding="utf-8", errors="backslashreplace"
@@ -111,6 +113,7 @@ class ArchiveWriter:
     ) -> None:
         if self._partial.exists():
             shutil.rmtree(self._partial)
+        self._lock.close()
         if isinstance(error, OSError):
             raise UserError(f"cannot write the archive {self._out}: {error.strerror}") from error
 
@@ -172,6 +175,7 @@ class ArchiveWriter:
         }
         (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         self._publish()
+        (self._out / LOCK).unlink()
         return manifest
 
     def _end_shard(self) -> None:
@@ -221,9 +225,18 @@ def _beside(out: Path, suffix: str) -> Path:
 def _holds_only_ours(folder: Path) -> bool:
     return (
         folder.is_dir()
-        and {path.name for path in folder.iterdir()} <= {MANIFEST, TABLE, QUARANTINE, SHARDS}
+        and {path.name for path in folder.iterdir()} <= {MANIFEST, TABLE, QUARANTINE, SHARDS, LOCK}
         and all(path.name.startswith("shard-") for path in folder.glob(f"{SHARDS}/*"))
     )
+
+
+def _clear(folder: Path) -> None:
+    """Empties a folder of ours but for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 class _ShardWriter:

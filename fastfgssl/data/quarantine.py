@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastfgssl.errors import UserError
+from fastfgssl.errors import UserError, file_errors
 
 _HEADER = ("sample", "id", "reason")
 
@@ -33,7 +33,7 @@ class Quarantine:
         self._load()
         if sample not in self.samples:
             self.samples.add(sample)
-            self._append((sample, sample_id, " ".join(reason.split())))
+            self._append((sample, *(" ".join(text.split()) for text in (sample_id, reason))))  # a line each
         if len(self.samples) == self._num_samples:
             raise UserError(f"none of the archive's {self._num_samples} images can be decoded; see {self._file}")
 
@@ -50,15 +50,29 @@ class Quarantine:
     def _load(self) -> None:
         """Takes over what other ranks, or an earlier start of this run, have found."""
         if self._file is not None and self._file.exists():
-            with self._file.open(newline="", encoding="utf-8") as file:
-                self.samples.update(int(row[0]) for row in csv.reader(file) if row and row[0] != _HEADER[0])
+            with file_errors("read", self._file):
+                text = self._file.read_text(encoding="utf-8", errors="replace")
+            rows = (_parse(line) for line in text.split("\n")[:-1])  # what no line end follows was cut short
+            self.samples.update(int(row[0]) for row in rows if len(row) == len(_HEADER) and row[0].isdecimal())
 
     def _append(self, row: tuple) -> None:
         if self._file is None:
             return
         # lines are short and the file is opened for appending: ranks do not tear each other's lines
-        with self._file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if file.tell() == 0:
-                writer.writerow(_HEADER)
-            writer.writerow(row)
+        with file_errors("write", self._file):
+            before = self._file.read_bytes() if self._file.exists() else b""
+            with self._file.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                if not before:
+                    writer.writerow(_HEADER)
+                elif not before.endswith(b"\n"):
+                    file.write("\n")  # ends a line that was cut short: it must not become the start of this one
+                writer.writerow(row)
+
+
+def _parse(line: str) -> list[str]:
+    """Cells of a line; none if it holds what a crash of the machine leaves in a file."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []

@@ -9,21 +9,25 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.checkpoint import load_checkpoint
-from fastfgssl.config import STAGES, Config
+from fastfgssl.config import Config, require
 from fastfgssl.config_files import config_from_values
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
+from fastfgssl.data.philox import permutations, random_words
 from fastfgssl.data.pipeline import GraphSpec
 from fastfgssl.data.presets import PLAIN, Preset, find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.environment import available_cores
+from fastfgssl.errors import UserError
+from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.models import FGSSL, build_model
 
-_LARGEST_RECALIBRATION = 4096  # images that batch statistics are recomputed from
+_RECALIBRATION_IMAGES = 4096  # that batch statistics are recomputed from, at most
+_RECALIBRATION_BATCH = 64
+_RECALIBRATION_NUMBERS = 65  # a use of random numbers that training does not have
 
 
 class Pretrained(NamedTuple):
@@ -43,9 +47,17 @@ class Views(NamedTuple):
 def load_pretrained(checkpoint: str | Path) -> Pretrained:
     """The network of a checkpoint, with the configuration that it was trained with. `UserError` if it is not one."""
     state = load_checkpoint(Path(checkpoint))
-    config = config_from_values(state["config"])
-    model = build_untrained(config, config.seed)
-    model.load_state_dict(state["model"])
+    try:
+        config = config_from_values(state["config"])
+        model = build_untrained(config, config.seed)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    try:
+        model.load_state_dict(state["model"])
+    except (RuntimeError, TypeError, AttributeError):  # torch lists every tensor
+        raise UserError(
+            f"{checkpoint}: its weights are not those of the network that its configuration names"
+        ) from None
     return Pretrained(model, config, state["step"])
 
 
@@ -63,6 +75,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, model: FGSSL, config: Config, archive: Archive, device: torch.device, batch_size: int) -> None:
+        require(batch_size > 0, "batch size", batch_size, "greater than 0")
         self._model = model.to(device, memory_format=torch.channels_last).eval()
         self._config, self._archive, self._device = config, archive, device
         self._batch_size = batch_size
@@ -73,7 +86,7 @@ class FeatureExtractor:
         Adds `colour`: mean, standard deviation, 10th and 90th percentile of each channel, a floor for any network.
         """
         kept, parts = [], []
-        for shown, images in self._batches(ids, PLAIN, seed=0):
+        for shown, images in self._batches(self._parts(ids), PLAIN, seed=0):
             kept.append(shown)
             parts.append(self._features(images.anchor) | {"colour": _colour_statistics(images.anchor)})
         return np.concatenate(kept), _concatenated(parts)
@@ -81,38 +94,49 @@ class FeatureExtractor:
     def views(self, ids: np.ndarray, *, seed: int) -> Views:
         """Features of an anchor and of a puzzle view of each sample, distorted as in training under `seed`."""
         kept, anchors, puzzles = [], [], []
-        for shown, images in self._batches(ids, find_preset(self._config.data.views), seed=seed):
+        for shown, images in self._batches(self._parts(ids), find_preset(self._config.data.views), seed=seed):
             kept.append(shown)
             anchors.append(self._features(images.anchor))
             puzzles.append(self._features(images.puzzle_view))
         return Views(np.concatenate(kept), _concatenated(anchors), _concatenated(puzzles))
 
-    @torch.no_grad()
-    def recompute_batch_statistics(self, ids: np.ndarray) -> None:
-        """Replaces the running statistics of every batch norm by those of (at most 4,096 of) the samples `ids`."""
-        norms = [module for module in self._model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over batches
-        self._model.train()
-        for _, images in self._batches(ids[:_LARGEST_RECALIBRATION], PLAIN, seed=0):
-            self._model(images.anchor.to(self._device).float(), STAGES)
-        self._model.eval()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    def recompute_batch_statistics(self, ids: np.ndarray, *, seed: int) -> None:
+        """Replaces the running statistics of every batch norm by those of (at most 4,096 of) the samples `ids`.
 
-    def _batches(self, ids: np.ndarray, preset: Preset, *, seed: int) -> Iterator[tuple[np.ndarray, NamedTuple]]:
-        """(ids, batch) for the samples `ids` in their order; samples that do not decode are left out."""
-        size = self._batch_size
+        The samples are drawn, and put into batches, in an order that `seed` shuffles; the batches are of 64 to 127
+        samples whatever size features are computed in, so that the result depends on neither. See
+        batch_statistics.py for what is computed. Raises `UserError` for fewer than two samples.
+        """
+        words = random_words(seed, 0, np.zeros(1, np.int64), _RECALIBRATION_NUMBERS, len(ids))
+        drawn = ids[permutations(words)[0][:_RECALIBRATION_IMAGES]]
+        parts = np.array_split(drawn, max(1, len(drawn) // _RECALIBRATION_BATCH))
+        recompute_batch_statistics(self._model, self._images_to_recalibrate(parts))
+
+    def _images_to_recalibrate(self, parts: list[np.ndarray]) -> Iterator[torch.Tensor]:
+        few = UserError(
+            f"{self._archive.path}: recomputed batch statistics need two images or more that fit and decode"
+        )
+        if min(map(len, parts)) < 2:
+            raise few
+        for shown, images in self._batches(parts, PLAIN, seed=0):
+            if len(shown) < 2:
+                raise few
+            yield images.anchor.to(self._device).float()
+
+    def _parts(self, ids: np.ndarray) -> list[np.ndarray]:
+        return [ids[start : start + self._batch_size] for start in range(0, len(ids), self._batch_size)]
+
+    def _batches(
+        self, parts: list[np.ndarray], preset: Preset, *, seed: int
+    ) -> Iterator[tuple[np.ndarray, NamedTuple]]:
+        """(ids, batch) for each of `parts`, samples in their order; those that do not decode are left out."""
 
         def slots(step: int) -> Slots:
-            part = ids[step * size : (step + 1) * size]
-            return Slots(part, np.zeros(len(part), np.int64))
+            return Slots(parts[step], np.zeros(len(parts[step]), np.int64))
 
         data = self._config.data
         spec = GraphSpec(
-            batch_size=size,
+            batch_size=max(map(len, parts)),
             image_size=data.image_size,
             preset=preset,
             grids=(),
@@ -124,9 +148,8 @@ class FeatureExtractor:
             threads=data.threads or available_cores(),
             prefetch=data.prefetch,
         )
-        steps = -(-len(ids) // size)
         quarantine = Quarantine(self._archive.num_samples)
-        loader = Loader(self._archive, spec, slots, seed=seed, quarantine=quarantine, start=0, stop=steps)
+        loader = Loader(self._archive, spec, slots, seed=seed, quarantine=quarantine, start=0, stop=len(parts))
         for step, batch in enumerate(loader):
             decoded = batch.ids == slots(step).ids
             rows = torch.from_numpy(np.flatnonzero(decoded))

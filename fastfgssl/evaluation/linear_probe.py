@@ -11,6 +11,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fastfgssl.errors import UserError
+
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates of the inverse regularisation strength C."""
 _FOLDS = 3
@@ -25,9 +27,10 @@ def linear_probe(fit: np.ndarray, labels: np.ndarray, groups: np.ndarray, querie
     """Predicts the labels of queries [M, D] from fitting samples [N, D] with int64 labels [N] and groups [N].
 
     Features are standardised by the fitting part, classes weighted inversely to their size. C is the one with the best
-    balanced accuracy in three-fold cross-validation of the fitting part, no group of which is in two folds.
+    balanced accuracy in three-fold cross-validation of the fitting part, no group of which is in two folds. Raises
+    `UserError` if there are too few groups for that.
     """
-    folds = list(StratifiedGroupKFold(n_splits=_FOLDS).split(fit, labels, groups))
+    folds = _folds(labels, groups)
 
     def score(strength: float) -> float:
         scores = [
@@ -40,6 +43,19 @@ def linear_probe(fit: np.ndarray, labels: np.ndarray, groups: np.ndarray, querie
 
     strength = max(STRENGTHS, key=score)
     return Probe(_classifier(strength).fit(fit, labels).predict(queries), strength)
+
+
+def _folds(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(fitting rows, testing rows) of each fold, with two classes or more among the fitting ones."""
+    groups_of_class = sorted(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    if len(groups_of_class) >= 2 and groups_of_class[-2] >= _FOLDS:
+        folds = list(StratifiedGroupKFold(n_splits=_FOLDS).split(labels, labels, groups))
+        if all(len(test) and len(np.unique(labels[train])) >= 2 for train, test in folds):
+            return folds
+    raise UserError(
+        f"too few labelled images for the linear probe: {_FOLDS}-fold cross-validation needs {_FOLDS} groups (or images"
+        " without a group) or more in each of two classes among those that fit; label more, or use --protocol knn"
+    )
 
 
 def _classifier(strength: float) -> Pipeline:

@@ -13,29 +13,41 @@ _RESAMPLES = 1000
 class Scores(NamedTuple):
     accuracy: float
     balanced_accuracy: float  # mean over classes of the share that is found
-    balanced_accuracy_se: float  # its standard error over samples of each class drawn again (bootstrap)
+    balanced_accuracy_se: float  # its standard error over groups drawn again (bootstrap)
     macro_f1: float
     confusion: list[list[int]]  # [true class][predicted class]
 
 
-def score_labels(truth: np.ndarray, predictions: np.ndarray, num_classes: int) -> Scores:
-    """Scores int64 predictions [M] against int64 labels [M]; classes that `truth` lacks count in no mean."""
+def score_labels(truth: np.ndarray, predictions: np.ndarray, groups: np.ndarray, num_classes: int) -> Scores:
+    """Scores int64 predictions [M] against int64 labels [M]; classes that `truth` lacks count in no mean.
+
+    groups: int64 [M], which samples belong together (a patient's, a lesion's). They are alike, so the standard error is
+    that of other groups, not of other samples: a bootstrap draws whole groups.
+    """
     classes = np.arange(num_classes)
     present = np.unique(truth)
     return Scores(
         accuracy=float(accuracy_score(truth, predictions)),
         balanced_accuracy=float(balanced_accuracy_score(truth, predictions)),
-        balanced_accuracy_se=_standard_error(truth, predictions),
+        balanced_accuracy_se=_standard_error(truth, predictions, groups),
         macro_f1=float(f1_score(truth, predictions, labels=present, average="macro", zero_division=0)),
         confusion=confusion_matrix(truth, predictions, labels=classes).tolist(),
     )
 
 
-def _standard_error(truth: np.ndarray, predictions: np.ndarray) -> float:
+def _standard_error(truth: np.ndarray, predictions: np.ndarray, groups: np.ndarray) -> float:
+    names, group = np.unique(groups, return_inverse=True)
+    classes, label = np.unique(truth, return_inverse=True)
+    samples, hits = np.zeros((2, len(names), len(classes)))  # of each group and class
+    np.add.at(samples, (group, label), 1)
+    np.add.at(hits, (group, label), truth == predictions)
     rng = np.random.default_rng(0)
-    hits = truth == predictions
-    recalls = [
-        rng.choice(hits[truth == label], size=(_RESAMPLES, int((truth == label).sum()))).mean(axis=1)
-        for label in np.unique(truth)
-    ]
-    return float(np.mean(recalls, axis=0).std())
+    draws = (np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(_RESAMPLES))
+    scores = [_mean_share(times @ hits, times @ samples) for times in draws]
+    return float(np.std(scores))
+
+
+def _mean_share(hits: np.ndarray, samples: np.ndarray) -> float:
+    """Balanced accuracy over the classes that were drawn."""
+    drawn = samples > 0
+    return float(np.mean(hits[drawn] / samples[drawn]))

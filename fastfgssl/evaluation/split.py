@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import Counter
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -10,53 +11,85 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.philox import random_words, uniform
 from fastfgssl.errors import UserError
 
-FIT_NAMES = ("fit", "train", "training")
-VAL_NAMES = ("val", "valid", "validation", "test")
+ScoringSplit = Literal["val", "test"]
+NAMES = {
+    "fit": ("fit", "train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""How the splits may be called in a table of labels, in small or capital letters."""
 _VAL_SHARE = 0.25
 _SPLIT_NUMBERS = 64  # a use of random numbers that training does not have
 
 
 class Split(NamedTuple):
-    """Sample numbers, int64, ascending."""
+    """Sample numbers, int64, ascending, of those that fit and of those that score."""
 
     fit: np.ndarray
     val: np.ndarray
+    name: str
+    """Of the scoring samples: `val` or `test`, as the archive has it, or `random quarter`."""
+    left_out: dict[str, int]
+    """Samples that are neither, by the split that the archive names for them."""
 
 
-def split_samples(archive: Archive) -> Split:
+def split_samples(archive: Archive, scoring: ScoringSplit | None = None) -> Split:
     """The archive's own split (labels CSV with a `split` column), else a random quarter of its groups scores.
 
-    Without groups every sample is its own. The random split is the same for every run and network.
+    scoring: the split that scores; None takes `val`, or `test` in an archive without `val`. Without groups every sample
+    is its own. The random split is the same for every run and network. Raises `UserError` if the archive's split has no
+    samples that fit, or none that score.
     """
     ids = np.arange(archive.num_samples)
-    names = archive.columns(ids, ("split",))["split"] if archive.has_column("split") else np.full(len(ids), None)
-    if any(name is not None for name in names):
-        split = Split(ids[np.isin(names, FIT_NAMES)], ids[np.isin(names, VAL_NAMES)])
-        if len(split.fit) == 0 or len(split.val) == 0:
-            found = sorted({str(name) for name in names})
-            raise UserError(
-                f"{archive.path}: column split holds {', '.join(found)}; it must name samples that fit"
-                f" ({', '.join(FIT_NAMES)}) and samples that score ({', '.join(VAL_NAMES)})"
-            )
-        return split
+    written = archive.columns(ids, ("split",))["split"] if archive.has_column("split") else np.full(len(ids), None)
+    if any(name is not None for name in written):
+        return _own_split(archive, np.array([_standard_name(name) for name in written]), scoring)
+    if scoring is not None:
+        raise UserError(f"{archive.path} names no splits: prepare it with a column `split`, or leave out --split")
     groups = archive.columns(ids, ("group",))["group"] if archive.has_column("group") else ids
     # a sample without a group is one of its own, told apart from the others by its number
     keys = np.where(groups >= 0, groups, ids + groups.max() + 1)
     scores = uniform(random_words(0, 0, keys, _SPLIT_NUMBERS, 1))[:, 0] < _VAL_SHARE
-    return Split(ids[~scores], ids[scores])
+    return Split(ids[~scores], ids[scores], "random quarter", {})
 
 
-def labelled_split(archive: Archive) -> tuple[Split, np.ndarray]:
+def _standard_name(written: str | None) -> str:
+    name = "no split" if written is None else written.strip()
+    return next((standard for standard, names in NAMES.items() if name.lower() in names), name)
+
+
+def _own_split(archive: Archive, names: np.ndarray, scoring: ScoringSplit | None) -> Split:
+    scoring = scoring or ("val" if "val" in names else "test")
+    counts = Counter(names.tolist())
+    if not (counts["fit"] and counts[scoring]):
+        raise UserError(
+            f"{archive.path}: column split holds {', '.join(sorted(set(names)))}; it must name samples that fit"
+            f" ({', '.join(NAMES['fit'])}) and samples that score ({', '.join(NAMES[scoring])})"
+        )
+    left_out = {name: count for name, count in sorted(counts.items()) if name not in ("fit", scoring)}
+    return Split(np.flatnonzero(names == "fit"), np.flatnonzero(names == scoring), scoring, left_out)
+
+
+def labelled_split(archive: Archive, scoring: ScoringSplit | None = None) -> tuple[Split, np.ndarray]:
     """The split without the samples that have no label, and the labels of all samples (int64, -1 for none).
 
-    Raises `UserError` for an archive without labels, or with fewer than two classes to fit.
+    Raises `UserError` for an archive without labels, with fewer than two classes to fit, or with a group (a patient, a
+    lesion) among those that fit and those that score: its images would be recognised, and the scores too good.
     """
     if not archive.has_column("label"):
         raise UserError(f"{archive.path} has no labels: prepare it with --labels, or use --protocol matching")
     labels = archive.columns(np.arange(archive.num_samples), ("label",))["label"].astype(np.int64)
-    split = Split(*(ids[labels[ids] >= 0] for ids in split_samples(archive)))
+    split = split_samples(archive, scoring)
+    split = split._replace(fit=split.fit[labels[split.fit] >= 0], val=split.val[labels[split.val] >= 0])
     if len(np.unique(labels[split.fit])) < 2 or len(split.val) == 0:
         raise UserError(f"{archive.path}: needs two classes or more among the fitting samples, and samples to score")
+    shared = np.isin(groups_of(archive, split.val), groups_of(archive, split.fit))
+    if shared.any():
+        sample = archive.columns(split.val[shared][:1], ("id",))["id"][0]
+        raise UserError(
+            f"{archive.path}: {shared.sum()} of the {len(split.val)} scoring samples ({sample}, for one) belong to"
+            " groups that also fit; correct the column split of the labels, or leave it out, and prepare it again"
+        )
     return split, labels
 
 

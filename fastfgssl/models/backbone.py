@@ -79,8 +79,9 @@ def _scale_width(resnet: ResNet, config: ModelConfig) -> None:
     """Rebuilds the stem and the layers with `config.width` times the channels."""
     block = type(resnet.layer1[0])
     channels = [round(config.width * planes) for planes in (64, 128, 256, 512)]
-    if min(channels) < 1:
-        raise UserError(f"model.width = {config.width}: leaves no channels")
+    inner = [int(planes * resnet.base_width / 64) for planes in channels]  # of a group, as torchvision's blocks have it
+    if min(inner) < 1:
+        raise UserError(f"model.width = {config.width}: leaves {config.backbone} no channels; make it larger")
     depths = [len(layer) for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)]
     resnet.inplanes = channels[0]
     resnet.conv1 = nn.Conv2d(3, channels[0], kernel_size=7, stride=2, padding=3, bias=False)
@@ -132,9 +133,8 @@ def read_state_dict(file: Path, key: str) -> dict[str, torch.Tensor]:
         raise UserError(f"{key} = {file}: no such file")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler, its zip reader or its legacy reader happen to raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{key} = {file}: not a file of tensors that torch can read safely: {reason}") from None
+    except Exception:  # torch raises what its unpickler, its zip reader or its legacy reader happen to raise
+        raise UserError(f"{key} = {file}: damaged, or not a file of tensors that can be read safely") from None
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{key} = {file}: must hold a state dict (names and tensors)")
