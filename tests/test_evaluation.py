@@ -192,7 +192,7 @@ def checkpoints(archive_path, tmp_path_factory) -> list[Path]:
         "model.embedding_dim": 32,
         "model.block_dim": 32,
         "train.batch_size": 28,
-        "train.steps": 60,
+        "train.steps": 240,
         "train.schedule": "joint",
         "train.precision": "float32",
         "optim.name": "adamw",
@@ -222,11 +222,14 @@ def test_features_are_of_the_named_samples_in_any_batching(archive_path, checkpo
 
 def test_training_raises_view_matching(archive_path, checkpoints):
     archive = Archive.open(archive_path)
-    before, after = (
-        evaluate(extractor(path, archive), archive, "matching") for path in (checkpoints[0], checkpoints[-1])
-    )
-    assert before.val_samples == len(split_samples(archive).val)
-    assert after.results["all"]["top1"] > before.results["all"]["top1"]
+    reports = {
+        path: [evaluate(extractor(path, archive), archive, "matching", seed=seed) for seed in range(10)]
+        for path in (checkpoints[0], checkpoints[-1])
+    }
+    # 21 images tell little of one draw of views
+    before, after = (np.mean([report.results["all"]["top1"] for report in found]) for found in reports.values())
+    assert {report.val_samples for found in reports.values() for report in found} == {len(split_samples(archive).val)}
+    assert after > before
 
 
 def test_untrained_networks_differ_by_seed_and_load_no_weights(checkpoints):
@@ -248,7 +251,7 @@ def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp
     done = run_tool("--checkpoint", checkpoints[-1], "--data", archive_path, "--protocol", protocol, "--json", report)
     assert done.returncode == 0, done.stderr
     record = json.loads(report.read_text())
-    assert record["step"] == 60
+    assert record["step"] == 240
     assert record["protocol"] == protocol
     names = {"head 0", "head 1", "head 2", "all", "backbone"} | ({"colour"} if protocol != "matching" else set())
     assert record["results"].keys() == names
