@@ -50,7 +50,7 @@ def test_commands_name_what_exists(command):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_exist(page):
     text = page.read_text()
-    for path in re.findall(r"\b((?:fastfgssl|kernels|configs|tools|tests|docs)/[\w./]+\w/?)", text):
+    for path in re.findall(r"\b((?:fastfgssl|kernels|configs|tools|tests|docs)/[\w./-]+\w/?)", text):
         assert (ROOT / path).exists(), f"{page}: {path}"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / link).exists(), f"{page}: {link}"
