@@ -157,6 +157,8 @@ ORDER = torch.arange(4).expand(2, 4)
         ((torch.zeros(0, 3, 8, 8), ORDER[:0], 2), r"images: must not be empty, got shape \[0, 3, 8, 8\]"),
         ((torch.zeros(2, 3, 9, 8), ORDER, 2), "grid = 2: must divide the images' height 9 and width 8"),
         ((torch.zeros(2, 3, 8, 8), ORDER, 0), "grid = 0: must divide"),
+        ((torch.zeros(2, 3, 8, 8), ORDER, 2.0), "grid = 2.0: must be an int, got float"),
+        ((torch.zeros(2, 3, 8, 8), ORDER.tolist(), 2), "permutation: must be a tensor, got list"),
         ((torch.zeros(2, 3, 8, 8), ORDER[:1], 2), r"permutation: must be \[2, 4\], got shape \[1, 4\]"),
         ((torch.zeros(2, 3, 8, 8), ORDER.int(), 2), "permutation: must be int64, got torch.int32"),
         ((torch.zeros(2, 3, 8, 8), ORDER.to("meta"), 2), "permutation: must be on cpu like the images, got meta"),

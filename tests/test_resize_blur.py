@@ -139,7 +139,7 @@ def test_resize_of_images_of_many_sizes_in_one_batch():
 @given(
     height=SIDES,
     width=SIDES,
-    sigma=st.floats(0.01, 8),
+    sigma=st.one_of(st.floats(0.01, 8), st.floats(8, 1000)),
     channels=st.sampled_from([1, 3]),
     dtype=st.sampled_from([np.uint8, np.uint16]),
     seed=st.integers(0, 2**32),
@@ -180,6 +180,8 @@ def test_the_checker_rejects_wrong_kernels():
             {"size": 8, "roi_start": [0.0, 4.0], "roi_end": [9.0, 4.0]},
             "sample 0: 0, 4 to 9, 4 is no region of an image of 9 x 12",
         ),
+        ({"size": 8, "roi_start": [float("nan"), 0.0], "roi_end": [9.0, 4.0]}, "is no region of an image of 9 x 12"),
+        ({"size": 8, "roi_start": [2.0**32, 0.0], "roi_end": [9.0, 4.0]}, "is no region of an image of 9 x 12"),
         ({"size": 8, "roi_start": [0.0, 0.0], "roi_end": [10.0, 4.0]}, "is no region of an image of 9 x 12"),
     ],
 )

@@ -123,6 +123,24 @@ def test_operator_equals_reference(side, grids, channels, source, dtype, device)
     assert_same_bits(got, fan_out_reference(puzzle, anchor, **arguments))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_half_precision_rounds_ties_to_even_in_every_column(dtype):
+    images = np.tile(np.array([2049, 2051, 4098, 4102, 65519, 65520, 1, 65535], np.uint16), 3)[None, None, :23, None]
+    plain = {"puzzle_flags": np.zeros(1, int), "anchor_flags": np.zeros(1, int), "permutations": [], "grids": ()}
+    for std in (1 / 65535, 3e4, 1e3):  # numbers of all sizes, subnormal ones and infinity too
+        arguments = {**plain, "mean": (0.0,), "std": (std,), "dtype": dtype}
+        with np.errstate(over="ignore"):
+            assert_same_bits(run_operator(images, images, **arguments), fan_out_reference(images, images, **arguments))
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 8), (8, 0)])
+def test_operator_refuses_empty_images(height, width):
+    image = np.zeros((1, height, width, 3), np.uint8)
+    no_puzzles = {"puzzle_flags": np.zeros(1, int), "anchor_flags": np.zeros(1, int), "permutations": [], "grids": ()}
+    with pytest.raises(RuntimeError, match=f"images: must not be empty, got {height} x {width}"):
+        run_operator(image, image, **no_puzzles, mean=MEAN, std=STD, dtype=np.float32)
+
+
 def altered(views: Views, **changes) -> Views:
     return views._replace(**changes)
 
@@ -204,6 +222,9 @@ def test_operator_takes_images_that_are_not_square():
         ({"permutations": [np.zeros((1, 4), int)]}, "grid 2, row 0 is not a permutation of 0..3"),
         ({"permutations": [np.array([[0, 1, 2, 4]])]}, "grid 2, row 0 is not a permutation of 0..3"),
         ({"mean": (0.5, 0.5)}, "one value or one a channel"),
+        ({"std": (0.2, 0.2, 0.0)}, "std: must be greater than 0, got 0"),
+        ({"mean": (float("nan"),)}, "mean: must be finite, got nan"),
+        ({"anchor_flags": np.full(1, 8)}, "anchor_flags: must be 0 to 7, got 8"),
     ],
 )
 def test_operator_names_the_bad_argument(change, message):

@@ -1,8 +1,8 @@
 // Gaussian blur of interleaved images, separable, edges reflected about the end samples, within one grey level of float64.
 //
 // The kernel has radius ceil(3 sigma) and sums to one. 8-bit images are summed in 16-bit fixed point (lanes.h): the two
-// samples at a distance share a weight, so their sum, which still fits, meets it in one product. 16-bit images are summed
-// in float32.
+// samples at a distance share a weight, so their sum, which still fits, meets it in one product. 16-bit images, and wide
+// kernels whose many roundings would add up to a level, are summed in float32.
 #pragma once
 
 #include <algorithm>
@@ -52,6 +52,10 @@ class Blurrer {
   // image, to: height x width x channels, apart from each other; sigma > 0 in pixels.
   void Run(const uint8_t *image, int height, int width, int channels, double sigma, uint8_t *to) {
     const std::vector<double> kernel = GaussianKernel(sigma);
+    if (kernel.size() > kMostWeightsInFixedPoint) {
+      RunInFloat(image, height, width, channels, kernel, to);
+      return;
+    }
     const int radius = static_cast<int>(kernel.size()) - 1, row_size = width * channels;
     // Q15 for pairs; what is left to one, in Q14, for the centre
     std::vector<int16_t> pair(radius + 1);
@@ -92,13 +96,22 @@ class Blurrer {
   }
 
   void Run(const uint16_t *image, int height, int width, int channels, double sigma, uint16_t *to) {
-    const std::vector<double> exact = GaussianKernel(sigma);
+    RunInFloat(image, height, width, channels, GaussianKernel(sigma), to);
+  }
+
+ private:
+  // A sum of r + 1 products is off by up to (r + 1) / 128 level; two of them and the last rounding must stay below one,
+  // and pairs of white below 2^15.
+  static constexpr size_t kMostWeightsInFixedPoint = 31;
+
+  template <typename In>
+  void RunInFloat(const In *image, int height, int width, int channels, const std::vector<double> &exact, In *to) {
     const std::vector<float> kernel(exact.begin(), exact.end());
     const int radius = static_cast<int>(kernel.size()) - 1, row_size = width * channels, margin = radius * channels;
     float_sums_.resize(margin + row_size + margin);
     float *sums = float_sums_.data() + margin;
     for (int y = 0; y < height; y++) {
-      const uint16_t *const *rows = FindRows(image, y, height, row_size, radius);
+      const In *const *rows = FindRows(image, y, height, row_size, radius);
       for (int i = 0; i < row_size; i++) sums[i] = kernel[0] * rows[0][i];
       for (int d = 1; d <= radius; d++)
         for (int i = 0; i < row_size; i++) sums[i] += kernel[d] * (rows[-d][i] + rows[d][i]);
@@ -106,12 +119,11 @@ class Blurrer {
       for (int i = 0; i < row_size; i++) {
         float sum = kernel[0] * sums[i] + 0.5f;
         for (int d = 1; d <= radius; d++) sum += kernel[d] * (sums[i - d * channels] + sums[i + d * channels]);
-        *to++ = static_cast<uint16_t>(std::min(sum, 65535.0f));
+        *to++ = static_cast<In>(std::min(sum, static_cast<float>(std::numeric_limits<In>::max())));
       }
     }
   }
 
- private:
   // The rows at distances -radius..radius from row y, at indices of that name.
   template <typename In>
   const In *const *FindRows(const In *image, int y, int height, int row_size, int radius) {

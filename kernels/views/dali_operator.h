@@ -3,6 +3,7 @@
 // reference.py is the specification; dali_operator.cc and dali_operator.cu run it on the CPU and on the GPU.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -38,6 +39,10 @@ class Views : public dali::Operator<Backend> {
       DALI_ENFORCE(grid >= 1 && grid <= 64, dali::make_string("grids: must be 1 to 64, got ", grid));
       num_tiles_ += grid * grid;
     }
+    DALI_ENFORCE(num_tiles_ > 0 || !permutations_.HasExplicitValue(), "permutations: given without grids");
+    for (float mean : mean_) DALI_ENFORCE(std::isfinite(mean), dali::make_string("mean: must be finite, got ", mean));
+    for (float std : std_)
+      DALI_ENFORCE(std::isfinite(std) && std > 0, dali::make_string("std: must be greater than 0, got ", std));
     if constexpr (std::is_same_v<Backend, dali::GPUBackend>)
       for (const auto *sigma : {&puzzle_sigma_, &anchor_sigma_})
         DALI_ENFORCE(!sigma->HasExplicitValue(), "puzzle_sigma, anchor_sigma: the CPU backend blurs; use gaussian_blur on a GPU");
@@ -51,10 +56,13 @@ class Views : public dali::Operator<Backend> {
                  dali::make_string("images: must both be UINT8 or both UINT16, got ", puzzle.type(), " and ", anchor.type()));
     const auto &shapes = puzzle.shape();
     DALI_ENFORCE(shapes.sample_dim() == 3 && is_uniform(shapes) && shapes == anchor.shape(),
-                 "images: all of a batch must have one shape, height x width x channels, the same in both inputs");
+                 dali::make_string("images: all of a batch must have one shape, height x width x channels, the same in both "
+                                   "inputs, got ", shapes, " and ", anchor.shape()));
     height_ = shapes.tensor_shape_span(0)[0];
     width_ = shapes.tensor_shape_span(0)[1];
     channels_ = shapes.tensor_shape_span(0)[2];
+    DALI_ENFORCE(volume(shapes.tensor_shape_span(0)) < (int64_t{1} << 31), "images: must have fewer than 2^31 numbers");
+    DALI_ENFORCE(height_ > 0 && width_ > 0, dali::make_string("images: must not be empty, got ", height_, " x ", width_));
     DALI_ENFORCE(channels_ == 1 || channels_ == 3, dali::make_string("images: must have 1 or 3 channels, got ", channels_));
     for (int grid : grids_)
       DALI_ENFORCE(height_ % grid == 0 && width_ % grid == 0,
@@ -91,6 +99,10 @@ class Views : public dali::Operator<Backend> {
         DALI_ENFORCE((*sigma)[i].data[0] >= 0 && (*sigma)[i].data[0] <= kMaxSigma,
                      dali::make_string("puzzle_sigma, anchor_sigma: must be 0 to ", kMaxSigma, ", got ", (*sigma)[i].data[0]));
     }
+    for (const auto *flags : {&puzzle_flags_, &anchor_flags_})
+      for (int i = 0; i < batch; i++)
+        DALI_ENFORCE((*flags)[i].data[0] >= 0 && (*flags)[i].data[0] <= (kFlip | kGrayscale | kSolarise),
+                     dali::make_string("puzzle_flags, anchor_flags: must be 0 to 7, got ", (*flags)[i].data[0]));
     tiles_.resize(static_cast<size_t>(batch) * num_tiles_);
     if (num_tiles_ == 0) return;
     permutations_.Acquire(spec, ws, batch, dali::uniform_list_shape(batch, dali::TensorShape<1>{num_tiles_}));

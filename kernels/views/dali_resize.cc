@@ -77,7 +77,8 @@ class Resize : public dali::Operator<dali::CPUBackend> {
     for (int i = 0; i < batch; i++) {
       const float *start = roi_start_[i].data, *end = roi_end_[i].data;
       const Region whole = regions_[i];
-      const auto round = [](float x) { return static_cast<int>(std::lround(x)); };
+      // what is no number or beyond any image becomes -1, which no region holds
+      const auto round = [](float x) { return std::abs(x) < 1e9f ? static_cast<int>(std::lround(x)) : -1; };
       regions_[i] = {round(start[0]), round(start[1]), round(end[0]), round(end[1])};
       const Region &r = regions_[i];
       DALI_ENFORCE(0 <= r.y0 && r.y0 < r.y1 && r.y1 <= whole.y1 && 0 <= r.x0 && r.x0 < r.x1 && r.x1 <= whole.x1,

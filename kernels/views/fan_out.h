@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -31,7 +32,12 @@ class StreamWriter {
     line_ = reinterpret_cast<char *>(address & ~uintptr_t{63});
     head_ = fill_ = address & 63;
   }
-  ~StreamWriter() { Flush(); }
+  ~StreamWriter() {
+    Flush();
+#ifdef __AVX2__
+    _mm_sfence();  // stores past the caches are not in order with those that tell others of them
+#endif
+  }
   StreamWriter(const StreamWriter &) = delete;
   StreamWriter &operator=(const StreamWriter &) = delete;
 
@@ -90,6 +96,24 @@ inline __m256i LoadEight(const uint16_t *from) {
 }
 #endif
 
+// To nearest even, as the vector instruction does; dali::float16 would round ties away from zero.
+inline dali::float16 RoundToHalf(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), sign = bits >> 16 & 0x8000;
+  uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000)
+    magnitude = 0x7e00;  // NaN
+  else if (magnitude >= 0x47800000)
+    magnitude = 0x7c00;  // 65536 and more: infinity
+  else if (magnitude < 0x38800000)  // below 2^-14: a sum with 1/2 has its last place where a subnormal half has it
+    magnitude = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
+  else
+    magnitude = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  const auto half = static_cast<uint16_t>(sign | magnitude);
+  dali::float16 result;
+  std::memcpy(&result, &half, sizeof(half));
+  return result;
+}
+
 // The same, rounded to nearest even.
 template <typename In>
 inline void NormaliseRow(const In *__restrict row, const float *__restrict mean, const float *__restrict inverse_std,
@@ -102,7 +126,7 @@ inline void NormaliseRow(const In *__restrict row, const float *__restrict mean,
     _mm_storeu_si128(reinterpret_cast<__m128i *>(to + i), _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
   }
 #endif
-  for (; i < count; i++) to[i] = dali::float16(Normalise(row[i], mean[i], inverse_std[i]));
+  for (; i < count; i++) to[i] = RoundToHalf(Normalise(row[i], mean[i], inverse_std[i]));
 }
 
 // A row of pixels, mirrored.

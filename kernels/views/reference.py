@@ -28,11 +28,16 @@ class Views(NamedTuple):
 
 def require_jigsaw_arguments(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> None:
     """Raises ValueError naming the argument of a jigsaw that does not fit, the same for all of its versions."""
+    for name, value in (("images", images), ("permutation", permutation)):
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name}: must be a tensor, got {type(value).__name__}")
     if images.ndim != 4:
         raise ValueError(f"images: must be [B, C, H, W], got shape {list(images.shape)}")
     B, _, H, W = images.shape
     if images.numel() == 0:
         raise ValueError(f"images: must not be empty, got shape {list(images.shape)}")
+    if not isinstance(grid, int):
+        raise ValueError(f"grid = {grid}: must be an int, got {type(grid).__name__}")
     if grid < 1 or H % grid or W % grid:
         raise ValueError(f"grid = {grid}: must divide the images' height {H} and width {W}")
     if permutation.shape != (B, grid * grid):

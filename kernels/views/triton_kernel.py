@@ -13,6 +13,7 @@ import triton.language as tl
 
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 _BLOCK = 1024
+_MOST_BLOCKS = 65535  # of a launch's second axis
 
 
 @triton.jit
@@ -29,8 +30,8 @@ def _jigsaw_kernel(
     tile_words: tl.constexpr,  # of a row of a tile
     BLOCK: tl.constexpr,
 ):
-    plane = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    plane = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < words
     y, x = at // row_words, at % row_words
     tile_y, tile_x = y // tile_height, x // tile_words
@@ -53,10 +54,10 @@ def jigsaw_triton(images: torch.Tensor, permutation: torch.Tensor, grid: int) ->
     tile_bytes = row // grid * size
     word = next(w for w in _WORDS if tile_bytes % w == 0 and images.data_ptr() % w == 0 and target.data_ptr() % w == 0)
     words, row_words = H * row * size // word, row * size // word
-    if words >= 2**31:
-        raise ValueError(f"images: an image's channels must have fewer than 2^31 elements, got {H} x {row}")
+    if words > _MOST_BLOCKS * _BLOCK:
+        raise ValueError(f"images: must have no more than {_MOST_BLOCKS * _BLOCK} words of {word} bytes, got {words}")
     dtype = _WORDS[word]
-    programs = (triton.cdiv(words, _BLOCK), planes)
+    programs = (planes, triton.cdiv(words, _BLOCK))
     _jigsaw_kernel[programs](
         _as_words(images, dtype, interleaved),
         permutation.contiguous(),
