@@ -143,7 +143,7 @@ def decode(encoded, spec: GraphSpec):
 
 def _arguments(params: ViewParams, preset: Preset) -> dict[str, np.ndarray]:
     """The graph's inputs beside the images, by name."""
-    arguments = {"puzzle_flags": _flags(params.puzzle), "anchor_flags": _flags(params.anchor)}
+    arguments = {"puzzle_flags": view_flags(params.puzzle), "anchor_flags": view_flags(params.anchor)}
     if params.permutations:
         arguments["permutations"] = np.concatenate(params.permutations, axis=1)
     for name, view in (("puzzle", params.puzzle), ("anchor", params.anchor)):
@@ -171,7 +171,8 @@ def _jitter_parts(view: View) -> tuple[str, ...]:
     return JITTER_PARTS if view.jitter.colour else JITTER_PARTS[:2]
 
 
-def _flags(view: ViewDraws) -> np.ndarray:
+def view_flags(view: ViewDraws) -> np.ndarray:
+    """int32 [B], the operator's flags of a view."""
     return (FLIP * view.flip + GRAYSCALE * view.grayscale + SOLARISE * view.solarise).astype(np.int32)
 
 
