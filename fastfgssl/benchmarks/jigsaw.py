@@ -1,4 +1,4 @@
-"""Suite `jigsaw`: the views fan-out and the jigsaw of tensors, against plain PyTorch, published loops and copies."""
+"""Suite `jigsaw`: the views fan-out, its resize and blur, and the jigsaw of tensors, against what they replace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from fastfgssl.benchmarks.measure import CheckFailed, Record, compare, require_c
 from fastfgssl.environment import available_cores
 from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.build import load_plugin
-from fastfgssl.kernels.views.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference, jigsaw_reference
+from fastfgssl.kernels.views.reference import (
+    FLIP,
+    GRAYSCALE,
+    SOLARISE,
+    blur_reference,
+    fan_out_reference,
+    jigsaw_reference,
+    resize_reference,
+)
 
 BATCH, SIDE, GRIDS = 256, 224, (16, 8, 4)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -21,9 +29,12 @@ _PASSES = 4  # of the operator in one call: a graph works ahead, so one pass alo
 
 
 def run(device: torch.device) -> Iterator[Record]:
-    """Five views by the operator, and three puzzles of tensors; the limit is a copy that moves the same bytes."""
+    """Five views by the operator, three puzzles of tensors, and on the CPU the resize and the blur before them."""
     yield from _fan_out(device)
     yield _puzzles(device)
+    if device.type == "cpu":  # a GPU resizes and blurs by DALI's own operators
+        yield _resize(device)
+        yield from _blur(device)
 
 
 def _fan_out(device: torch.device) -> Iterator[Record]:
@@ -187,6 +198,69 @@ def _puzzles(device: torch.device) -> Record:
         runs=RUNS,
         device=device,
     )
+
+
+def _image_graph(images: list[np.ndarray], make):
+    """A CPU graph that is `make(images)`."""
+
+    @pipeline_def(batch_size=len(images), num_threads=available_cores(), device_id=None, exec_dynamic=True)
+    def graph():
+        return make(fn.external_source(source=_always(images), batch=True, no_copy=True, layout="HWC"))
+
+    pipeline = graph()
+    pipeline.build()
+    return lambda: [pipeline.run() for _ in range(_PASSES)]
+
+
+def _resize(device: torch.device) -> Record:
+    load_plugin()
+    count, height, width = 64, 450, 600
+    images = list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
+    ours = _image_graph(images, lambda x: fn.fastfgssl_resize(x, size=SIDE))
+    stock = _image_graph(images, lambda x: fn.resize(x, resize_x=SIDE, resize_y=SIDE, antialias=True))
+    exact = resize_reference(images[0], SIDE, interpolation="linear")
+    if not np.abs(np.array(ours()[0][0].at(0)) - exact).max() < 1:
+        raise CheckFailed("the resize is more than a grey level from float64")
+    return compare(
+        "jigsaw",
+        f"resize {width} x {height} to {SIDE} px, linear, antialiased",
+        ours=ours,
+        baseline=("DALI's stock resize", stock),
+        limit=("copy of the decoded images", _copies(2 * count * images[0].nbytes, device, times=_PASSES)),
+        items=_PASSES * count,
+        unit="images/s",
+        runs=RUNS,
+        device=device,
+    )
+
+
+def _blur(device: torch.device) -> Iterator[Record]:
+    """Blur and two views: the operator blurs as it makes them, the baseline blurs before it."""
+    images = list(np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE, 3), dtype=np.uint8))
+    views = {"std": 1 / 255, "dtype": types.FLOAT16}
+    unblurred = _image_graph(images, lambda x: tuple(fn.fastfgssl_views(x, x, **views)))
+    for sigma in (0.5, 2.0):
+        blurs = {"puzzle_sigma": sigma, "anchor_sigma": sigma}
+        ours = _image_graph(images, lambda x, blurs=blurs: tuple(fn.fastfgssl_views(x, x, **blurs, **views)))
+
+        def stock_views(x, sigma=sigma):
+            blurred = fn.gaussian_blur(x, sigma=sigma), fn.gaussian_blur(x, sigma=sigma)
+            return tuple(fn.fastfgssl_views(*blurred, **views))
+
+        blurred = np.array(ours()[0][0].at(0), dtype=np.float64).round()
+        if not np.abs(blurred - blur_reference(images[0], sigma)).max() < 1:
+            raise CheckFailed("the blur is more than a grey level from float64")
+        yield compare(
+            "jigsaw",
+            f"2 views of {SIDE} px with a blur of sigma {sigma:g}, float16",
+            ours=ours,
+            baseline=("DALI's stock blur first", _image_graph(images, stock_views)),
+            limit=("the views without a blur", unblurred),
+            items=_PASSES * len(images),
+            unit="images/s",
+            runs=RUNS,
+            device=device,
+        )
 
 
 def _copies(moved: int, device: torch.device, times: int = 1):

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,8 +114,8 @@ def as_json(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def _processor() -> str:
-    with open("/proc/cpuinfo") as file:  # noqa: PTH123
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
 

@@ -3,8 +3,8 @@
     external_source -> decode -> resize or crop -> affine -> colour jitter -> blur -> views operator
 
 Flip, grayscale, solarise, normalisation, cast and all puzzles are one pass of our own operator (kernels/views). On the
-CPU that pass blurs too and the resize is ours, several times faster than the stock operators that do both on a GPU.
-Nothing here is random: every parameter comes in with the bytes.
+CPU that pass blurs too and the resize is ours, since DALI's stock CPU operators for both take several times as long; on
+a GPU both are stock. Nothing here is random: every parameter comes in with the bytes.
 """
 
 from __future__ import annotations
