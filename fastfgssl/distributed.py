@@ -5,7 +5,8 @@ Started by torchrun, or alone without it. NCCL carries tensors between GPUs, glo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -169,28 +170,55 @@ class SharedFlag:
         return bool(self._raised.item())
 
 
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        ctx.rank, ctx.size, ctx.rows = dist.get_rank(group), dist.get_world_size(group), len(rows)
-        gathered = rows.new_empty((ctx.size * len(rows), *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
-        return gathered
+class GroupRanks:
+    """The ranks of a process group as the loss sees them: whose rows are where, and how they are brought together."""
 
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        own = grad[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows]
-        # every rank computes the same loss of all rows; data parallelism divides by the number of ranks afterwards
-        return own * ctx.size, None
+    def __init__(self, group: ProcessGroup) -> None:
+        self.rank, self.size, self._group = dist.get_rank(group), dist.get_world_size(group), group
+
+    def gather(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begins to gather all ranks' rows [n, ...]; the call that it returns waits for them: [size * n, ...].
+
+        As many rows on each rank, in the order of ranks. Autograd does not see it.
+        """
+        gathered = rows.new_empty((self.size * len(rows), *rows.shape[1:]))
+        # bytes, since not every backend knows every float
+        sent, received = (tensor.view(torch.uint8) for tensor in (rows.detach().contiguous(), gathered))
+        pending = dist.all_gather_into_tensor(received, sent, group=self._group, async_op=True)
+
+        def wait() -> torch.Tensor:
+            pending.wait()
+            return gathered
+
+        return wait
+
+    def add_up(self, values: torch.Tensor) -> None:
+        """Replaces `values` by their sum over ranks."""
+        dist.all_reduce(values, group=self._group)
+
+    def raise_together(self, error: ValueError | None, brings: tuple, what: str, device: torch.device) -> None:
+        """Raises ValueError on every rank if any has an `error`, or if what they bring differs; the host waits."""
+        mine = torch.tensor([error is not None, zlib.crc32(repr(brings).encode())], device=device)
+        all_ranks = self.gather(mine[None])().tolist()
+        if not any(has_error for has_error, _ in all_ranks) and len({checksum for _, checksum in all_ranks}) == 1:
+            return
+        told: list[tuple[str | None, tuple]] = [(None, ())] * self.size
+        dist.all_gather_object(told, (str(error) if error else None, brings), group=self._group)
+        for rank, (text, _) in enumerate(told):
+            if text is not None:
+                raise ValueError(text if rank == self.rank else f"{text} (on rank {rank})")
+        by_rank = ", ".join(f"{list(theirs)} on rank {rank}" for rank, (_, theirs) in enumerate(told))
+        raise ValueError(f"{what}: ranks differ: {by_rank}")
 
 
-def gather_rows(rows: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """All ranks' rows [N, ...] (as many on each), in the order of ranks: [size * N, ...].
+def group_name(group: ProcessGroup | None) -> str:
+    """The name by which `ranks_named` finds the group; empty for none."""
+    return "" if group is None else group.group_name
 
-    Backward returns the gradient of this rank's rows times the number of ranks: for a loss that every rank computes
-    from all rows, the mean over ranks that data parallelism takes is then the true gradient.
-    """
-    return _GatherRows.apply(rows, group)
+
+def ranks_named(name: str) -> GroupRanks:
+    """The ranks of a group of this process: operators of torch.library take names, not groups."""
+    return GroupRanks(dist.distributed_c10d._resolve_process_group(name))
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -3,15 +3,41 @@
 The well-known implementations add up the cross-correlation matrix with a collective that autograd does not see, and
 train with 1 / world size of the true gradient. Here every rank gathers the embeddings, and its gradient is exactly its
 rows' part of the gradient of one process on the whole batch.
+
+Registered with `torch.library` as `fastfgssl::cross_correlation_loss`: eager, under `torch.compile` without a graph
+break, inside autocast, where it computes in float32 what needs it.
 """
 
 from __future__ import annotations
 
+import os
+from typing import NamedTuple
+
 import torch
 from torch.distributed import ProcessGroup
 
-from fastfgssl.distributed import gather_rows
-from fastfgssl.kernels import cross_correlation
+from fastfgssl.distributed import GroupRanks, group_name, ranks_named
+from fastfgssl.kernels import cross_correlation as kernels
+from fastfgssl.kernels.cross_correlation.op import ALONE
+from fastfgssl.kernels.cross_correlation.reference import standardise
+
+
+class LossTerms(NamedTuple):
+    """The loss of the whole batch and what it consists of; scalars on the embeddings' device, alike on every rank."""
+
+    loss: torch.Tensor
+    """float32 (float64 for float64 embeddings); the only one with a gradient."""
+    on_diagonal: torch.Tensor
+    """sum_i (1 - C_ii)^2: how far the two views' features are from equal."""
+    off_diagonal: torch.Tensor
+    """sum_(i != j) C_ij^2: how far features are from uncorrelated."""
+    dead_dimensions: torch.Tensor
+    """Features whose variance over the batch is below 1e-5 in either view."""
+
+    @property
+    def is_finite(self) -> torch.Tensor:
+        """False if any embedding is NaN or infinite: a bool on the device, which nothing has waited for."""
+        return self.loss.isfinite()
 
 
 def cross_correlation_loss(
@@ -21,21 +47,166 @@ def cross_correlation_loss(
     lambd: float = 0.0051,
     form: str = "barlow",
     algorithm: str = "auto",
+    precision: str = "auto",
     group: ProcessGroup | None = None,
+    check_ranks: bool = True,
 ) -> torch.Tensor:
     """How far the cross-correlation matrix of two views' embeddings is from the identity.
 
     z1, z2: embeddings [N, D] of two views, any float dtype, row i of both of the same image; columns are standardised
     over the batch in float32. form: "barlow" is sum_i (1 - C_ii)^2 + lambd sum_{i != j} C_ij^2 (Barlow Twins, arXiv
     2103.03230, equation 1), "official" is lambd^2 ||C - I||_F^2 (the published FG-SSL code). algorithm: "direct"
-    forms the D x D matrix, "gram" two N x N ones with the same result, "auto" takes the cheaper. group: with a
-    process group, z1 and z2 are this rank's rows, as many on every rank. The value is that of the whole batch on
-    every rank; the gradient is world size times the part of this rank's rows, so that the mean over ranks which
-    DistributedDataParallel takes is the true gradient.
+    forms the D x D matrix in slabs, "gram" two N x N ones with the same result, "auto" takes the cheaper. precision:
+    what matrix products round their operands to, "float32" or "bfloat16"; "auto" is bfloat16 on a GPU for embeddings of
+    16 bits or inside autocast. Sums are float32, or float64 for float64 embeddings, whatever the precision.
 
-    Returns a float32 scalar (float64 for float64 input). Raises ValueError naming the argument that does not fit.
+    group: with a process group, z1 and z2 are this rank's rows, as many on every rank. The value is that of the whole
+    batch on every rank; the gradient is world size times the part of this rank's rows, so that the mean over ranks
+    which DistributedDataParallel takes is the true gradient. check_ranks: ranks tell each other first what they bring,
+    so that what does not fit is an error on all of them; the host waits for that. Turn it off where it cannot differ.
+
+    Returns a float32 scalar (float64 for float64 embeddings), differentiable once. Raises ValueError naming the
+    argument that does not fit; FASTFGSSL_DEBUG=1 makes NaN and infinity such an error too.
     """
-    cross_correlation.check_arguments(z1, z2, lambd=lambd, form=form, algorithm=algorithm)
+    return cross_correlation_terms(
+        z1,
+        z2,
+        lambd=lambd,
+        form=form,
+        algorithm=algorithm,
+        precision=precision,
+        group=group,
+        check_ranks=check_ranks,
+    ).loss
+
+
+def cross_correlation_terms(
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    *,
+    lambd: float = 0.0051,
+    form: str = "barlow",
+    algorithm: str = "auto",
+    precision: str = "auto",
+    group: ProcessGroup | None = None,
+    check_ranks: bool = True,
+) -> LossTerms:
+    """`cross_correlation_loss` with the terms it consists of, for logging; they cost no further matrix product."""
+    _check(z1, z2, lambd=lambd, form=form, algorithm=algorithm, precision=precision, group=group, exchange=check_ranks)
+    on_gpu = z1.device.type == "cuda"
+    if precision == "auto":
+        halves = {z1.dtype, z2.dtype} <= {torch.float16, torch.bfloat16} or torch.is_autocast_enabled(z1.device.type)
+        precision = "bfloat16" if on_gpu and halves else "float32"
+    with_gradients = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
+    loss, terms, _, _ = _loss_op(z1, z2, lambd, form, algorithm, precision, with_gradients, group_name(group))
+    return LossTerms(loss, *terms.unbind())
+
+
+@torch.no_grad()
+def effective_rank(z: torch.Tensor, group: ProcessGroup | None = None, *, most_rows: int = 1024) -> torch.Tensor:
+    """How many directions the embeddings fill: exp(entropy of the singular values' shares), 1 if they have collapsed.
+
+    z: [N, D], this rank's rows; columns are standardised first. Taken from the Gram matrix, or Z'Z where that is the
+    smaller, of at most `most_rows` rows, the first of each rank: it costs an eigenvalue decomposition of that size.
+    Returns a float32 scalar, at most min(rows - 1, D). Source: RankMe, arXiv 2210.02885, equation 1.
+    """
     if group is not None:
-        z1, z2 = gather_rows(z1, group), gather_rows(z2, group)
-    return cross_correlation.cross_correlation_loss(z1, z2, lambd=lambd, form=form, algorithm=algorithm)
+        ranks = GroupRanks(group)
+        z = ranks.gather(z[: max(1, most_rows // ranks.size)])()
+    z = standardise(z[:most_rows].float())
+    gram = z @ z.T if len(z) <= z.shape[1] else z.T @ z
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    share = singular / singular.sum()
+    return torch.special.entr(share).sum().exp()
+
+
+def bytes_to_send(num_rows: int, dim: int, num_ranks: int, element_size: int = 4, with_gradients: bool = True) -> int:
+    """Bytes that each rank hands to collectives for one loss: its rows of both views, and four sums a column.
+
+    num_rows: of the whole batch; element_size: bytes of an embedding's number.
+    """
+    if num_ranks == 1:
+        return 0
+    return 2 * (num_rows // num_ranks) * dim * element_size + 4 * (1 + (4 * dim if with_gradients else 0))
+
+
+def _check(z1, z2, *, lambd, form, algorithm, precision, group, exchange: bool) -> None:
+    """Raises ValueError for arguments that do not fit, on every rank alike if ranks exchange what they bring."""
+    error, brings = None, ()
+    compiling = torch.compiler.is_compiling()
+    ranks = None if group is None or compiling else GroupRanks(group)
+    try:
+        kernels.check_arguments(z1, z2, lambd=lambd, form=form, algorithm=algorithm, precision=precision)
+        kernels.require_rows(len(z1) * (ranks.size if ranks else 1))
+        if os.environ.get("FASTFGSSL_DEBUG") == "1" and not compiling:
+            kernels.require_finite(z1, z2)
+        brings = (*z1.shape, str(z1.dtype), str(z2.dtype), lambd, form)
+    except ValueError as wrong:
+        error = wrong
+    if ranks is not None and exchange:
+        device = z1.device if isinstance(z1, torch.Tensor) else torch.device("cpu")
+        ranks.raise_together(error, brings, "N, D, dtype of z1, dtype of z2, lambd, form", device)
+    elif error is not None:
+        raise error
+
+
+@torch.library.custom_op("fastfgssl::cross_correlation_loss", mutates_args=())
+def _loss_op(
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    lambd: float,
+    form: str,
+    algorithm: str,
+    precision: str,
+    with_gradients: bool,
+    group_name: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss, the other terms of `LossTerms` [3], and the gradients of the loss, empty if not asked for."""
+    result = kernels.cross_correlation(
+        z1,
+        z2,
+        lambd=lambd,
+        form=form,
+        algorithm=algorithm,
+        precision=getattr(torch, precision),
+        with_gradients=with_gradients,
+        ranks=ranks_named(group_name) if group_name else ALONE,
+    )
+    gradients = result.gradients or (result.loss.new_empty(0), result.loss.new_empty(0))
+    return result.loss, torch.stack([result.on_diagonal, result.off_diagonal, result.dead]), *gradients
+
+
+@_loss_op.register_fake
+def _loss_fake(z1, z2, lambd, form, algorithm, precision, with_gradients, group_name):
+    dtype = torch.float64 if torch.float64 in (z1.dtype, z2.dtype) else torch.float32
+    shape = z1.shape if with_gradients else (0,)
+    return tuple(z1.new_empty(size, dtype=dtype) for size in ((), (3,), shape, shape))
+
+
+class _Scaled(torch.autograd.Function):
+    """upstream * gradient, for embeddings in which it is not differentiable again: backward says so."""
+
+    @staticmethod
+    def forward(ctx, upstream: torch.Tensor, gradient: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        return (upstream * gradient).to(embeddings.dtype)
+
+    @staticmethod
+    def backward(ctx, *upstream) -> None:
+        raise NotImplementedError("the cross-correlation loss is differentiable once")
+
+
+def _save_gradients(ctx, inputs: tuple, output: tuple) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*inputs[:2], *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, upstream, *others) -> tuple:
+    z1, z2, gradient_1, gradient_2 = ctx.saved_tensors
+    gradients = (None, None)
+    if upstream is not None:
+        gradients = (_Scaled.apply(upstream, gradient_1, z1), _Scaled.apply(upstream, gradient_2, z2))
+    return (*gradients, None, None, None, None, None, None)
+
+
+_loss_op.register_autograd(_backward, setup_context=_save_gradients)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from embeddings import embeddings, loss_and_gradients
 from test_loader import BATCH, loader, tensors
-from test_loss import embeddings, loss_and_gradients
 from test_pretrain import losses
 
 from fastfgssl.checkpoint import list_checkpoints

@@ -1,5 +1,11 @@
 """The cross-correlation loss (README.md has the mathematics)."""
 
-from fastfgssl.kernels.cross_correlation.op import check_arguments, cross_correlation_loss
+from fastfgssl.kernels.cross_correlation.op import (
+    CrossCorrelation,
+    check_arguments,
+    cross_correlation,
+    require_finite,
+    require_rows,
+)
 
-__all__ = ["check_arguments", "cross_correlation_loss"]
+__all__ = ["CrossCorrelation", "check_arguments", "cross_correlation", "require_finite", "require_rows"]

@@ -1,51 +1,179 @@
-"""The cross-correlation loss of a whole batch: standardises in float32, then takes the cheaper exact algorithm."""
+"""The cross-correlation loss of a batch and its gradients at once: standardise, multiply, go back, over any ranks.
+
+The loss is a scalar, so its gradients are known as soon as its value is, but for a factor: they are made with it, and
+backward only multiplies. Nothing of size N x N or D x D outlives the call.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple, Protocol
+
 import torch
 
-from fastfgssl.kernels.cross_correlation.gram import GramLoss
-from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
+from fastfgssl.kernels.cross_correlation import torch_steps
+from fastfgssl.kernels.cross_correlation.products import through_grams, through_slabs
 
-_FORMS = ("barlow", "official")
-_ALGORITHMS = ("auto", "direct", "gram")
-# rows over features below which two N x N products with their backward cost less than one D x D product with its own
-_GRAM_BELOW = 0.75
+FORMS = ("barlow", "official")
+ALGORITHMS = ("auto", "direct", "gram")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def cross_correlation_loss(
-    z1: torch.Tensor, z2: torch.Tensor, *, lambd: float, form: str = "barlow", algorithm: str = "auto"
-) -> torch.Tensor:
-    """How far the cross-correlation matrix of two views' embeddings is from the identity.
+class Ranks(Protocol):
+    """Where the rows of the batch are: as many on each of `size` ranks."""
 
-    z1, z2: [N, D], any float dtype; row i of both belongs to the same image. Computes in float32, or float64 for
-    float64 input, also inside autocast: N x N sums overflow float16 from D = 256 on. Returns a scalar of that dtype.
-    Raises ValueError naming the argument that does not fit.
+    rank: int
+    size: int
+
+    def gather(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begins to gather all ranks' rows; the call that it returns waits for them."""
+
+    def add_up(self, values: torch.Tensor) -> None:
+        """Replaces `values` by their sum over ranks."""
+
+
+class _Alone:
+    rank, size = 0, 1
+
+    def gather(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: rows
+
+    def add_up(self, values: torch.Tensor) -> None:
+        pass
+
+
+ALONE = _Alone()
+
+
+class CrossCorrelation(NamedTuple):
+    """What is known of C = Z1' Z2 / N; scalars are those of the whole batch, and the same on every rank."""
+
+    loss: torch.Tensor
+    on_diagonal: torch.Tensor
+    """sum_i (1 - C_ii)^2."""
+    off_diagonal: torch.Tensor
+    """sum_(i != j) C_ij^2."""
+    dead: torch.Tensor
+    """Columns whose variance is below the eps of the standardisation, in either view."""
+    gradients: tuple[torch.Tensor, torch.Tensor] | None
+    """[n, D] of this rank's rows of both views, times the number of ranks; None if not asked for."""
+
+
+def cross_correlation(
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    *,
+    lambd: float,
+    form: str,
+    algorithm: str = "auto",
+    precision: torch.dtype = torch.float32,
+    with_gradients: bool,
+    ranks: Ranks = ALONE,
+    steps: ModuleType | None = None,
+) -> CrossCorrelation:
+    """The loss of embeddings z1, z2 [n, D], this rank's rows, and its gradients in float32 (float64 for float64).
+
+    precision: what matrix products round their operands to: float32 (float64 for float64 input) or bfloat16. steps: the
+    module of steps over columns; by default Triton's for GPUs. Arguments are taken on trust (`check_arguments`).
     """
-    check_arguments(z1, z2, lambd=lambd, form=form, algorithm=algorithm)
-    N, D = z1.shape
-    if N < 2:
-        raise ValueError(f"z1: a batch of {N} row has no cross-correlation; give at least 2")
+    on_weight, off_weight = (1.0, lambd) if form == "barlow" else (lambd**2, lambd**2)
+    n, D = z1.shape
+    N = n * ranks.size
     if algorithm == "auto":
-        algorithm = "gram" if N < _GRAM_BELOW * D else "direct"
-    dtype = torch.float64 if z1.dtype == z2.dtype == torch.float64 else torch.float32
+        algorithm = cheaper_algorithm(N, D, ranks.size, z1.device.type)
+    if precision == torch.float32:
+        precision = torch.promote_types(z1.dtype, z2.dtype) if torch.float64 in (z1.dtype, z2.dtype) else torch.float32
+    steps = steps or _steps_of(z1.device, precision)
+    rows = slice(ranks.rank * n, (ranks.rank + 1) * n)
+    scale = 2 * off_weight / N**2
+
+    # the second view is on its way while the first is standardised
+    first, second = ranks.gather(z1.contiguous()), ranks.gather(z2.contiguous())
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = standardise(z1.to(dtype)), standardise(z2.to(dtype))
+        views = [steps.standardise(received(), precision) for received in (first, second)]
+        slope_D, totals = steps.compare_columns(
+            *views, on_weight=on_weight, off_weight=off_weight, diagonal_in_product=algorithm == "gram"
+        )
+        how = {"rows": rows, "precision": precision, "with_gradients": with_gradients}
         if algorithm == "gram":
-            return GramLoss.apply(z1, z2, lambd, form)
-        return cross_correlation_loss_reference(z1, z2, lambd=lambd, form=form)
+            products = through_grams(*views, totals, **how, steps=steps)
+        else:
+            products = through_slabs(*views, **how, num_ranks=ranks.size)
+        shared = [products.squared_norm[None]]
+        if with_gradients:
+            shifts = (None, None) if products.shifts is None else products.shifts
+            for toward_nD, own, other, shift in zip(products.toward, views, views[::-1], shifts, strict=True):
+                sums = steps.contract(toward_nD, own, other, slope_D, scale=scale, shift=shift, rows=rows)
+                shared.append(sums.flatten())
+        shared = torch.cat(shared)
+        ranks.add_up(shared)
+        on_diagonal, off_diagonal = totals[0], shared[0]
+        if algorithm == "gram":
+            off_diagonal = off_diagonal - totals[1]
+        gradients = None
+        if with_gradients:
+            gradients = tuple(
+                steps.finish(toward_nD, own, rows=rows, sums=sums, factor=float(ranks.size))
+                for toward_nD, own, sums in zip(products.toward, views, shared[1:].view(2, 2, D), strict=True)
+            )
+    loss = on_weight * on_diagonal + off_weight * off_diagonal
+    return CrossCorrelation(loss, on_diagonal, off_diagonal, totals[4], gradients)
 
 
-def check_arguments(z1: torch.Tensor, z2: torch.Tensor, *, lambd: float, form: str, algorithm: str) -> None:
+def cheaper_algorithm(N: int, D: int, num_ranks: int, device_type: str) -> str:
+    """gram or direct: of products of N D numbers, gram has 4 N a rank and direct (ranks + 2) D.
+
+    On a CPU alone, half of each Gram matrix is copied from the other half, and gram costs less than its operations say:
+    the bound was measured (`tools/bench.py loss`).
+    """
+    work_of_gram = 3.4 if device_type == "cpu" and num_ranks == 1 else 4.0
+    return "gram" if work_of_gram * N < (num_ranks + 2) * D else "direct"
+
+
+def _steps_of(device: torch.device, precision: torch.dtype) -> ModuleType:
+    if device.type != "cuda" or precision == torch.float64:
+        return torch_steps
+    from fastfgssl.kernels.cross_correlation import triton_kernel
+
+    return triton_kernel
+
+
+def check_arguments(z1: torch.Tensor, z2: torch.Tensor, *, lambd: float, form: str, algorithm: str, precision: str):
     """Raises ValueError naming the first argument that does not fit; needs no communication."""
-    if z1.ndim != 2 or z1.shape != z2.shape:
-        raise ValueError(f"z1, z2: must both be [N, D], got {list(z1.shape)} and {list(z2.shape)}")
     for name, z in (("z1", z1), ("z2", z2)):
+        if not isinstance(z, torch.Tensor):
+            raise ValueError(f"{name}: must be a tensor, got {type(z).__name__}")
         if not z.is_floating_point():
             raise ValueError(f"{name}: must be of a float dtype, got {z.dtype}")
+    if z1.ndim != 2 or z1.shape != z2.shape or 0 in z1.shape:
+        raise ValueError(f"z1, z2: must both be [N, D], got {list(z1.shape)} and {list(z2.shape)}")
+    if z1.device != z2.device:
+        raise ValueError(f"z1, z2: must be on one device, got {z1.device} and {z2.device}")
     if not lambd > 0:
         raise ValueError(f"lambd = {lambd}: must be greater than 0")
-    if form not in _FORMS:
-        raise ValueError(f"form = {form!r}: must be one of {', '.join(_FORMS)}")
-    if algorithm not in _ALGORITHMS:
-        raise ValueError(f"algorithm = {algorithm!r}: must be one of {', '.join(_ALGORITHMS)}")
+    for name, value, known in (
+        ("form", form, FORMS),
+        ("algorithm", algorithm, ALGORITHMS),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} = {value!r}: must be one of {', '.join(known)}")
+
+
+def require_rows(num_rows: int) -> None:
+    """Raises ValueError for a batch that has no correlation."""
+    if num_rows < 2:
+        raise ValueError(f"z1: a batch of {num_rows} row has no cross-correlation; give at least 2")
+
+
+def require_finite(z1: torch.Tensor, z2: torch.Tensor) -> None:
+    """Raises ValueError naming the first number that is not finite; waits for the GPU."""
+    for name, z in (("z1", z1), ("z2", z2)):
+        wrong = ~z.isfinite()
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name}: {int(wrong.sum())} of {z.numel()} numbers are not finite, first {z[row, column].item()}"
+                f" in row {row}, column {column}"
+            )

@@ -1,0 +1,110 @@
+"""The matrix products of the cross-correlation loss: through two N x N Gram matrices, or through slabs of C.
+
+Both give sum C_ij^2 and, for this rank's n rows, N Z2 C' and N Z1 C, from which `op.py` makes the gradients:
+    gram      K1 = Z1 Z1', K2 = Z2 Z2':   ||C||_F^2 = <K1, K2> / N^2,   N Z2 C' = K2 Z1,   N Z1 C = K1 Z2
+    direct    M = Z1' Z2 = N C, a slab of its rows at a time, which is dropped after its use; no D x D tensor
+N rows of the whole batch, D features.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from fastfgssl.kernels.cross_correlation.torch_steps import View
+
+# a slab's rows: enough for products to run at their full rate, few enough for it to stay in a GPU's second-level cache
+_SLAB = {"cpu": 512, "cuda": 1024}
+_GRAM_BLOCKS = 4  # of rows on a CPU: the half below their diagonal is copied, not computed
+
+
+class Products(NamedTuple):
+    squared_norm: torch.Tensor
+    """Sum of C_ij^2: this rank's share of it."""
+    toward: tuple[torch.Tensor, torch.Tensor] | None
+    """N Z2 C' less shift_1 Z1, and N Z1 C less shift_2 Z2: this rank's rows [n, D]."""
+    shifts: torch.Tensor | None = None
+    """[2]: shift_1 and shift_2; None if they are zero."""
+
+
+def product(a: torch.Tensor, b: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
+    """a @ b of numbers rounded to `precision`, added up in float32 or better."""
+    if a.dtype == b.dtype == precision and precision != torch.bfloat16:
+        return a @ b
+    a, b = a.to(precision), b.to(precision)
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
+def through_grams(
+    view1: View,
+    view2: View,
+    totals: torch.Tensor,
+    *,
+    rows: slice,
+    precision: torch.dtype,
+    with_gradients: bool,
+    steps: ModuleType,
+) -> Products:
+    """By the Gram matrices' rows of this rank; the diagonal of C is part of the products.
+
+    K2 Z1 is mostly a multiple of Z1, which the standardisation's backward takes away again, so where products round,
+    that part is taken out of K2 before: shift (I - 11'/N), with the shift that leaves the trace at zero.
+    """
+    N = len(view1.z_ND)
+    k1_nN, k2_nN = (_gram_rows(view.z_ND, rows, precision) for view in (view1, view2))
+    rounds = view1.z_ND.is_cuda or precision == torch.bfloat16
+    if rounds:
+        shifts = totals[2:4] * (N / (N - 1))
+        inner, k1_nN, k2_nN = steps.inner_product_and_shift(k1_nN, k2_nN, shifts, rows.start, precision)
+    else:
+        inner = (k1_nN * k2_nN).sum()  # pairwise: `vdot` adds millions of numbers one by one
+    if not with_gradients:
+        return Products(inner / N**2, None)
+    toward_1_nD = product(k2_nN, view1.z_ND, precision)
+    steps.release(view1)  # the next product may take its memory
+    toward_2_nD = product(k1_nN, view2.z_ND, precision)
+    steps.release(view2)
+    return Products(inner / N**2, (toward_1_nD, toward_2_nD), shifts.flip(0) if rounds else None)
+
+
+def through_slabs(
+    view1: View, view2: View, *, rows: slice, precision: torch.dtype, with_gradients: bool, num_ranks: int
+) -> Products:
+    """By slabs of M = N C from all rows, which every rank forms; the diagonal of C is left out of the products."""
+    z1_ND, z2_ND = view1.z_ND, view2.z_ND
+    N, D = z1_ND.shape
+    slab = min(_SLAB[z1_ND.device.type], -(-D // 2))
+    squared_norm = torch.zeros((), device=z1_ND.device, dtype=torch.promote_types(z1_ND.dtype, torch.float32))
+    z1_nD, z2_nD = z1_ND[rows], z2_ND[rows]
+    if with_gradients:
+        toward_1_nD = torch.empty(z1_nD.shape, dtype=squared_norm.dtype, device=z1_ND.device)
+        toward_2_nD = torch.zeros_like(toward_1_nD)
+    for start in range(0, D, slab):
+        columns = slice(start, start + slab)
+        m_sD = product(z1_ND[:, columns].T, z2_ND, precision)
+        m_sD.diagonal(start).zero_()
+        squared_norm += m_sD.square().sum()
+        if with_gradients:
+            toward_1_nD[:, columns] = product(z2_nD, m_sD.T, precision)
+            if precision == toward_2_nD.dtype:
+                toward_2_nD.addmm_(z1_nD[:, columns], m_sD)
+            else:
+                toward_2_nD += product(z1_nD[:, columns], m_sD, precision)
+    toward = (toward_1_nD, toward_2_nD) if with_gradients else None
+    return Products(squared_norm / (N**2 * num_ranks), toward)
+
+
+def _gram_rows(z_ND: torch.Tensor, rows: slice, precision: torch.dtype) -> torch.Tensor:
+    """Rows of Z Z'."""
+    N = len(z_ND)
+    block = -(-N // _GRAM_BLOCKS)
+    if z_ND.is_cuda or rows != slice(0, N) or precision == torch.bfloat16 or block < 32:
+        return product(z_ND[rows], z_ND.T, precision)
+    k_NN = z_ND.new_empty(N, N)
+    for start in range(0, N, block):
+        stop = min(start + block, N)
+        torch.mm(z_ND[start:stop], z_ND[start:].T, out=k_NN[start:stop, start:])
+        k_NN[start:stop, :start] = k_NN[:start, start:stop].T
+    return k_NN
