@@ -102,7 +102,9 @@ class LossConfig:
     lambd: float = 0.0051
     """Weight lambda of the redundancy term."""
     algorithm: Literal["auto", "direct", "gram"] = "auto"
-    """direct forms the D x D matrix, gram two N x N ones; auto takes the cheaper."""
+    """direct forms the D x D matrix in slabs, gram two N x N ones; auto takes the cheaper."""
+    cache: bool = False
+    """One loss over all micro-batches of train.accumulate, as of one big batch, for a second forward pass."""
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 2.0)
     """Weight of the loss of heads 0, 1, 2 and all."""
 
@@ -125,7 +127,7 @@ class TrainConfig:
     epochs: float | None = None
     """Length of the run in passes over the archive; give this or steps."""
     accumulate: int = 1
-    """Micro-batches an update is summed over; batch and loss statistics are then those of a micro-batch."""
+    """Micro-batches of an update; batch norm sees one at a time, and so does the loss unless loss.cache is true."""
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type of the forward and backward pass under autocast; float16 scales the loss. The loss itself is float32."""
     device: Literal["auto", "cuda", "cpu"] = "auto"

@@ -5,6 +5,7 @@ Started by torchrun, or alone without it. NCCL carries tensors between GPUs, glo
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,11 +89,13 @@ def data_parallel(module: nn.Module, world: World) -> nn.Module:
     """`module` so that backward leaves the mean of all ranks' gradients; itself if there is one rank."""
     if world.group is None:
         return module
+    # training does not read buffers: each rank keeps its own running statistics; torch 2.15 has a new name for this
+    is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     return DistributedDataParallel(
         module,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         process_group=world.group,
-        broadcast_buffers=False,  # training does not read them: each rank keeps its own running statistics
+        **{"forward_sync_buffers" if is_new else "broadcast_buffers": False},
     )
 
 

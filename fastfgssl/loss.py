@@ -108,16 +108,19 @@ def effective_rank(z: torch.Tensor, group: ProcessGroup | None = None, *, most_r
 
     z: [N, D], this rank's rows; columns are standardised first. Taken from the Gram matrix, or Z'Z where that is the
     smaller, of at most `most_rows` rows, the first of each rank: it costs an eigenvalue decomposition of that size.
-    Returns a float32 scalar, at most min(rows - 1, D). Source: RankMe, arXiv 2210.02885, equation 1.
+    Returns a float32 scalar, at most min(rows - 1, D), NaN for embeddings that are not finite. Source: RankMe, arXiv
+    2210.02885, equation 1.
     """
     if group is not None:
         ranks = GroupRanks(group)
         z = ranks.gather(z[: max(1, most_rows // ranks.size)])()
     z = standardise(z[:most_rows].float())
     gram = z @ z.T if len(z) <= z.shape[1] else z.T @ z
+    is_finite = gram.isfinite().all()
+    gram = torch.where(is_finite, gram, 0)  # the decomposition would raise an error, and say no more than NaN does
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum()
-    return torch.special.entr(share).sum().exp()
+    return torch.where(is_finite, torch.special.entr(share).sum().exp(), torch.nan)
 
 
 def bytes_to_send(num_rows: int, dim: int, num_ranks: int, element_size: int = 4, with_gradients: bool = True) -> int:

@@ -26,6 +26,8 @@ class StepMetrics:
     """Sum of the heads' losses, weighted."""
     losses: dict[Stage, float]
     """Loss of each trained head, not weighted."""
+    terms: dict[Stage, dict[str, float]]
+    """What each head's loss consists of, dead dimensions, and the effective rank of its embeddings (updates.TERMS)."""
     lr: float
     """Learning rate of the heads' weights."""
     backbone_lr: float
@@ -37,8 +39,9 @@ class StepMetrics:
 
     def as_record(self) -> dict[str, Any]:
         """The object that metrics.jsonl holds; None stands for a number that is not finite, which JSON has not."""
-        record = {name: value for name, value in vars(self).items() if name != "losses"}
+        record = {name: value for name, value in vars(self).items() if name not in ("losses", "terms")}
         record |= {f"loss_{head}": loss for head, loss in self.losses.items()}
+        record |= {f"{name}_{head}": value for head, terms in self.terms.items() for name, value in terms.items()}
         return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
@@ -62,9 +65,10 @@ class MetricsLog:
     def write(self, metrics: StepMetrics) -> None:
         record = metrics.as_record()
         self._file.write(json.dumps(record) + "\n")
+        of_terms = {f"{name}_{head}": name for head, terms in metrics.terms.items() for name in terms}
         for name, value in record.items():
             if name != "step" and value is not None:
-                group = "loss" if name.startswith("loss") else "train"
+                group = "loss" if name.startswith("loss") else of_terms.get(name, "train")
                 self._board.add_scalar(f"{group}/{name}", value, metrics.step)
 
     def close(self) -> None:

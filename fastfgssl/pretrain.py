@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +29,11 @@ from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from fastfgssl.resume import changed_length, check_same_run
 from fastfgssl.signals import StopRequest
-from fastfgssl.updates import Update, memory_format, micro_batches, plan_updates
+from fastfgssl.updates import TERMS, Update, accumulate_gradients, memory_format, plan_updates
 
 log = logging.getLogger(__name__)
 
-_AUTOCAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HeadValues = dict[Stage, tuple[torch.Tensor, torch.Tensor]]  # each head's loss [] and terms [4]
 
 
 class Outcome(NamedTuple):
@@ -59,7 +58,6 @@ class _Run:
     def __init__(self, config: Config, world: World) -> None:
         config.train.check_world_size(world.size)
         self.config, self.world = config, world
-        self._is_mixed = config.train.precision != "float32"
         with shared_errors(world):
             self.archive = Archive.open(config.data.path)
             self.spec = _graph_spec(config, world, self.archive)
@@ -101,16 +99,18 @@ class _Run:
                 self._save_picture(batch)
             # train every head on it
             set_learning_rate(self.optimizer, self._learning_rate_factor())
-            losses = {}
+            to_report = (self.step + 1) % config.train.log_every == 0 or self.step + 1 == self.steps
+            heads: HeadValues = {}
             for update in self.updates:
-                losses.update(zip(update.stages, self._make(update, batch), strict=True))
+                values = self._make(update, batch, with_rank=to_report)
+                heads.update(zip(update.stages, zip(*values, strict=True), strict=True))
             self.step += 1
             display.step_done()
             stopped = stop_flag.answer()
             # report and save
             is_last = stopped or self.step == self.steps
-            if is_last or self.step % config.train.log_every == 0:
-                metrics = self._metrics(losses, clock)
+            if is_last or to_report:
+                metrics = self._metrics(heads, clock)
                 display.show(metrics)
                 with shared_errors(world), file_errors("write", self.output / "metrics.jsonl"):
                     if metrics_log:
@@ -130,23 +130,14 @@ class _Run:
         log.info("done: %d steps; results in %s", self.steps, self.output)
         return Outcome(self.step, None)
 
-    def _make(self, update: Update, batch: Batch) -> list[torch.Tensor]:
-        """One optimiser update; returns the losses of its heads, scalars on the device."""
-        config, device = self.config.train, self.world.device
-        total = torch.zeros(len(update.stages), device=device)
+    def _make(self, update: Update, batch: Batch, with_rank: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimiser update; returns the losses [heads] and terms [heads, 4] of its heads, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        for index, (anchor, puzzles) in enumerate(micro_batches(batch, update.stages, config)):
-            # ranks exchange gradients once an update, with the last micro-batch
-            is_exchange = index == config.accumulate - 1 or self.world.group is None
-            with nullcontext() if is_exchange else update.losses.no_sync():
-                with torch.autocast(device.type, dtype=_AUTOCAST[config.precision], enabled=self._is_mixed):
-                    losses = update.losses(anchor, puzzles) / config.accumulate
-                self.scaler.scale(losses @ update.weights).backward()
-            total += losses.detach()
+        losses, terms = accumulate_gradients(update, batch, self.config, self.scaler, with_rank=with_rank)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._updates_made += 1
-        return list(total)
+        return losses, terms
 
     def _resume(self) -> int:
         """Loads the newest checkpoint, or saves the first one; returns the steps that are done."""
@@ -227,8 +218,8 @@ class _Run:
             final=config.optim.final_lr,
         )
 
-    def _metrics(self, losses: dict[Stage, torch.Tensor], clock: Clock) -> StepMetrics:
-        values = {stage: loss.item() for stage, loss in losses.items()}  # waits for the device
+    def _metrics(self, heads: HeadValues, clock: Clock) -> StepMetrics:
+        values = {stage: loss.item() for stage, (loss, _) in heads.items()}  # waits for the device
         weights = dict(zip(STAGES, self.config.loss.weights, strict=True))
         lr = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         steps, seconds, waited = clock.lap(self.step)
@@ -238,6 +229,7 @@ class _Run:
             epoch=self.step * batch_size / self.archive.num_samples,
             loss=sum(weights[stage] * value for stage, value in values.items()),
             losses=values,
+            terms={stage: dict(zip(TERMS, terms.tolist(), strict=True)) for stage, (_, terms) in heads.items()},
             lr=lr["heads_weights"],
             backbone_lr=lr["backbone_weights"],
             images_per_second=steps * batch_size / seconds,

@@ -135,6 +135,7 @@ def test_terms_and_effective_rank():
         share = singular / singular.sum()
         expected = math.exp(-(share * share.clamp(min=1e-30).log()).sum())
         assert effective_rank(rows).item() == pytest.approx(expected, rel=1e-3)
+    assert effective_rank(torch.full((20, 8), math.inf)).isnan()
     assert effective_rank(torch.ones(20, 8) * torch.arange(20)[:, None]).item() == pytest.approx(1, abs=0.02)
 
 

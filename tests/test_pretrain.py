@@ -23,6 +23,7 @@ from fastfgssl.display import Display
 from fastfgssl.errors import UserError
 from fastfgssl.metrics import read_metrics
 from fastfgssl.pretrain import pretrain
+from fastfgssl.updates import TERMS
 
 
 def losses(output) -> list[dict]:
@@ -42,7 +43,12 @@ def test_a_run_leaves_what_the_readme_names(make_config):
     records = read_metrics(output)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
     names = "step epoch loss loss_0 loss_1 loss_2 loss_all lr backbone_lr images_per_second data_wait"
-    assert records[-1].keys() == set(names.split())
+    of_heads = [f"{term}_{head}" for term in TERMS for head in (0, 1, 2, "all")]
+    assert records[-1].keys() == {*names.split(), *of_heads}
+    for head in (0, 1, 2, "all"):
+        loss, on, off = (records[-1][f"{name}_{head}"] for name in ("loss", "on_diagonal", "off_diagonal"))
+        assert loss == pytest.approx(on + 0.0051 * off, rel=1e-5)
+        assert 1 <= records[-1][f"effective_rank_{head}"] <= 11
     assert records[-1]["epoch"] == pytest.approx(5 * 12 / 84)
     last = records[-1]
     assert last["loss"] == pytest.approx(sum(last[f"loss_{head}"] for head in (0, 1, 2)) + 2 * last["loss_all"])
@@ -52,6 +58,7 @@ def test_a_run_leaves_what_the_readme_names(make_config):
     assert steps == [0, 4, 5]
     events = EventAccumulator(str(output)).Reload()
     assert [scalar.step for scalar in events.Scalars("loss/loss_all")] == [1, 2, 3, 4, 5]
+    assert len(events.Scalars("effective_rank/effective_rank_all")) == 5
     with Image.open(output / "views.png") as picture:
         assert picture.width > 5 * 96
 
@@ -215,8 +222,8 @@ def test_a_network_that_has_diverged_is_not_saved(make_config):
 
 
 def test_steps_that_made_no_update_are_noticed(make_config, monkeypatch):
-    def make_nothing(run, update, batch):
-        return [torch.zeros(()) for _ in update.stages]
+    def make_nothing(run, update, batch, with_rank):
+        return torch.zeros(len(update.stages)), torch.zeros(len(update.stages), len(TERMS))
 
     monkeypatch.setattr("fastfgssl.pretrain._Run._make", make_nothing)
     with pytest.raises(AssertionError, match="made 0 updates in 4 steps"):

@@ -2,54 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from fastfgssl.benchmarks.measure import Record, compare, require_close
+from fastfgssl.benchmarks.measure import Record, compare, describe_device, require_close, versions
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.loss import cross_correlation_loss
 
 SHAPES = {"cpu": ((200, 512), (256, 2048), (256, 8192)), "cuda": ((200, 512), (256, 8192), (2048, 8192), (4096, 2048))}
+CHOICES = {  # around the N / D where gram and direct cost the same
+    "cpu": ((200, 512), (512, 1024), (768, 1024), (960, 1024), (1024, 1024), (1536, 1024)),
+    "cuda": ((200, 512), (1024, 2048), (1536, 2048), (2048, 2048), (4096, 2048), (2048, 8192)),
+}
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def run(device: torch.device) -> Iterator[Record]:
-    """A record for each shape; the limit is the time of the cheaper form's matrix products alone."""
+    """Speed against plain PyTorch, on a GPU with TF32 products and its peak memory; and what `auto` should choose."""
+    on_gpu = device.type == "cuda"
     for N, D in SHAPES[device.type]:
-        yield _measure(N, D, device)
+        for precision in ("float32", "bfloat16") if on_gpu else ("float32",):
+            yield _against_plain(N, D, precision, device)
+        if on_gpu:
+            yield _memory(N, D, device)
+    for N, D in CHOICES[device.type]:
+        yield _choice(N, D, device)
 
 
-def _measure(N: int, D: int, device: torch.device) -> Record:
+def _embeddings(N: int, D: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator(device).manual_seed(0)
-    z1, z2 = (torch.randn(N, D, device=device, generator=generator, requires_grad=True) for _ in range(2))
+    common, *noise = (torch.randn(N, D, device=device, generator=generator) for _ in range(3))
+    return tuple((common + 0.5 * own).requires_grad_() for own in noise)
 
-    def ours() -> list[torch.Tensor]:
-        loss = cross_correlation_loss(z1, z2)
-        return [loss, *torch.autograd.grad(loss, (z1, z2))]
 
-    def plain() -> list[torch.Tensor]:
-        loss = cross_correlation_loss_reference(standardise(z1), standardise(z2), lambd=0.0051, form="barlow")
-        return [loss, *torch.autograd.grad(loss, (z1, z2))]
+def _both(loss: Callable[..., torch.Tensor], z1: torch.Tensor, z2: torch.Tensor, **options) -> list[torch.Tensor]:
+    """Forward and backward."""
+    value = loss(z1, z2, **options)
+    return [value, *torch.autograd.grad(value, (z1, z2))]
+
+
+def _plain(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+    return cross_correlation_loss_reference(standardise(z1), standardise(z2), lambd=0.0051, form="barlow")
+
+
+def _require_right(z1: torch.Tensor, z2: torch.Tensor, **options) -> None:
+    """Checks ours against the plain loss; before TF32 is allowed, which would make that the less exact."""
+    tolerance = _TOLERANCE[options.get("precision", "float32")]
+    case = " x ".join(map(str, z1.shape))
+    for name, got, want in zip(
+        ("loss", "gradient 1", "gradient 2"),
+        _both(cross_correlation_loss, z1, z2, **options),
+        _both(_plain, z1, z2),
+        strict=True,
+    ):
+        require_close(f"loss {case}, {options}, {name}", got, want, tolerance=tolerance)
+
+
+def _against_plain(N: int, D: int, precision: str, device: torch.device) -> Record:
+    z1, z2 = _embeddings(N, D, device)
+    _require_right(z1, z2, precision=precision)
+    dtype = getattr(torch, precision)
 
     @torch.no_grad()
     def products() -> None:
         """Four products of 2 N^2 D operations (gram) or three of 2 N D^2 (direct), whichever are fewer."""
+        a, b = z1.to(dtype), z2.to(dtype)
         if 4 * N < 3 * D:
-            _ = (z1 @ z1.T) @ z2, (z2 @ z2.T) @ z1
+            _ = (a @ a.T) @ b, (b @ b.T) @ a
         else:
-            corr = z1.T @ z2
-            _ = z2 @ corr.T, z1 @ corr
+            corr = a.T @ b
+            _ = b @ corr.T, a @ corr
 
-    for name, got, want in zip(("loss", "gradient 1", "gradient 2"), ours(), plain(), strict=True):
-        require_close(f"loss {N} x {D}, {name}", got, want, tolerance=1e-3)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return compare(
+            "loss",
+            f"forward + backward, N {N}, D {D}" + (f", {precision}" if device.type == "cuda" else ""),
+            ours=lambda: _both(cross_correlation_loss, z1, z2, precision=precision),
+            baseline=("plain PyTorch, direct form", lambda: _both(_plain, z1, z2)),
+            limit=("matrix products alone", products),
+            items=1,
+            unit="calls/s",
+            runs=20 if device.type == "cuda" or N * D < 10**6 else 5,
+            device=device,
+        )
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def _choice(N: int, D: int, device: torch.device) -> Record:
+    """`auto` beside both: neither the ratio nor the fraction may be below 0.9."""
+    z1, z2 = _embeddings(N, D, device)
+    for algorithm in ("gram", "direct"):
+        _require_right(z1, z2, algorithm=algorithm)
+    calls = {
+        algorithm: lambda algorithm=algorithm: _both(cross_correlation_loss, z1, z2, algorithm=algorithm)
+        for algorithm in ("auto", "gram", "direct")
+    }
     return compare(
         "loss",
-        f"forward + backward, N {N}, D {D}",
-        ours=ours,
-        baseline=("plain PyTorch, direct form", plain),
-        limit=("matrix products alone", products),
+        f"the choice of auto, N {N}, D {D}",
+        ours=calls["auto"],
+        baseline=("gram", calls["gram"]),
+        limit=("direct", calls["direct"]),
         items=1,
         unit="calls/s",
-        runs=20 if device.type == "cuda" or N * D < 10**6 else 5,
+        runs=20,
         device=device,
+    )
+
+
+def _memory(N: int, D: int, device: torch.device) -> Record:
+    """The most memory that a call takes beside its embeddings, against 3 (N^2 + N D) numbers."""
+    z1, z2 = _embeddings(N, D, device)
+
+    def numbers(loss: Callable[..., torch.Tensor]) -> float:
+        _both(loss, z1, z2)  # what libraries keep for themselves is not the loss's
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        _both(loss, z1, z2)
+        return (torch.cuda.max_memory_allocated(device) - before) / 4
+
+    ours, plain, limit = numbers(cross_correlation_loss), numbers(_plain), 3 * (N * N + N * D)
+    return Record(
+        suite="loss",
+        case=f"peak extra memory, N {N}, D {D}",
+        value=ours,
+        unit="float32 numbers",
+        baseline="plain PyTorch, direct form",
+        baseline_value=plain,
+        ratio=plain / ours,
+        limit="3 (N^2 + N D), not to be passed",
+        limit_value=limit,
+        fraction_of_limit=ours / limit,
+        runs=1,
+        spread=0.0,
+        device=describe_device(device),
+        versions=versions(),
     )

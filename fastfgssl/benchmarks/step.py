@@ -14,7 +14,7 @@ from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, TrainConfi
 from fastfgssl.distributed import World
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.models import FGSSL, build_model
-from fastfgssl.updates import memory_format, micro_batches, plan_updates
+from fastfgssl.updates import accumulate_gradients, memory_format, plan_updates
 
 WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))
 
@@ -57,8 +57,8 @@ class _Step:
 
     def __init__(self, config: Config, world: World) -> None:
         torch.manual_seed(0)
-        self._config = config.train
-        self._device = world.device.type
+        self._config = config
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=False)
         model = build_model(config.model).to(world.device, memory_format=memory_format(config.train)).train()
         self._updates = plan_updates(model, config, world)
         self._optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -66,14 +66,9 @@ class _Step:
     def __call__(self, batch: Batch) -> torch.Tensor:
         losses = []
         for update in self._updates:
-            (micro,) = micro_batches(batch, update.stages, self._config)
             self._optimizer.zero_grad(set_to_none=True)
-            mixed = self._config.precision != "float32"
-            with torch.autocast(self._device, dtype=torch.bfloat16, enabled=mixed):
-                values = update.losses(micro.anchor, micro.puzzles)
-            (values @ update.weights).backward()
+            losses.append(accumulate_gradients(update, batch, self._config, self._scaler)[0])
             self._optimizer.step()
-            losses.append(values.detach())
         return torch.cat(losses)
 
 
