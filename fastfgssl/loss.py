@@ -58,7 +58,7 @@ def cross_correlation_loss(
     2103.03230, equation 1), "official" is lambd^2 ||C - I||_F^2 (the published FG-SSL code). algorithm: "direct"
     forms the D x D matrix in slabs, "gram" two N x N ones with the same result, "auto" takes the cheaper. precision:
     what matrix products round their operands to, "float32" or "bfloat16"; "auto" is bfloat16 on a GPU for embeddings of
-    16 bits or inside autocast. Sums are float32, or float64 for float64 embeddings, whatever the precision.
+    16 bits or inside autocast. Sums are float32; with float64 embeddings everything is float64, whatever the precision.
 
     group: with a process group, z1 and z2 are this rank's rows, as many on every rank. The value is that of the whole
     batch on every rank; the gradient is world size times the part of this rank's rows, so that the mean over ranks

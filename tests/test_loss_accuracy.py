@@ -100,6 +100,16 @@ def test_error_is_at_most_twice_that_of_the_plain_loss(form, algorithm, dtype, N
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float64), (torch.float64, torch.float16)])
+def test_float64_stays_float64_whatever_the_precision(dtypes, algorithm):
+    z1, z2 = (z.detach().to(dtype).requires_grad_() for z, dtype in zip(embeddings(30, 40), dtypes, strict=True))
+    got = loss_and_gradients(z1, z2, algorithm=algorithm, precision="bfloat16")
+    assert [value.dtype for value in got] == [torch.float64, *dtypes]
+    truth = cross_correlation_loss(z1.detach(), z2.detach().double(), algorithm=algorithm)
+    torch.testing.assert_close(got[0].detach(), truth, rtol=1e-6 if dtypes[1] == torch.float16 else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(
     ("N", "D"), [(63, 2047), (200, 2047), (2048, 17), (2048, 512), (500, 2047), (2048, 2047), (2, 8192), (200, 8192)]
 )

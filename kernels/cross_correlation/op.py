@@ -74,16 +74,16 @@ def cross_correlation(
 ) -> CrossCorrelation:
     """The loss of embeddings z1, z2 [n, D], this rank's rows, and its gradients in float32 (float64 for float64).
 
-    precision: what matrix products round their operands to: float32 (float64 for float64 input) or bfloat16. steps: the
-    module of steps over columns; by default Triton's for GPUs. Arguments are taken on trust (`check_arguments`).
+    precision: what matrix products round their operands to, float32 or bfloat16; float64 embeddings stay float64. steps:
+    the module of steps over columns; by default Triton's for GPUs. Arguments are taken on trust (`check_arguments`).
     """
     on_weight, off_weight = (1.0, lambd) if form == "barlow" else (lambd**2, lambd**2)
     n, D = z1.shape
     N = n * ranks.size
     if algorithm == "auto":
         algorithm = cheaper_algorithm(N, D, ranks.size, z1.device.type)
-    if precision == torch.float32:
-        precision = torch.promote_types(z1.dtype, z2.dtype) if torch.float64 in (z1.dtype, z2.dtype) else torch.float32
+    if torch.float64 in (z1.dtype, z2.dtype):
+        precision = torch.float64
     steps = steps or _steps_of(z1.device, precision)
     rows = slice(ranks.rank * n, (ranks.rank + 1) * n)
     scale = 2 * off_weight / N**2
