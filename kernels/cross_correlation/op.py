@@ -74,8 +74,9 @@ def cross_correlation(
 ) -> CrossCorrelation:
     """The loss of embeddings z1, z2 [n, D], this rank's rows, and its gradients in float32 (float64 for float64).
 
-    precision: what matrix products round their operands to, float32 or bfloat16; float64 embeddings stay float64. steps:
-    the module of steps over columns; by default Triton's for GPUs. Arguments are taken on trust (`check_arguments`).
+    precision: what matrix products round their operands to, float32 or bfloat16; float64 embeddings stay float64.
+    steps: the module of steps over columns; by default Triton's for GPUs. Takes its arguments on trust
+    (`check_arguments`).
     """
     on_weight, off_weight = (1.0, lambd) if form == "barlow" else (lambd**2, lambd**2)
     n, D = z1.shape
