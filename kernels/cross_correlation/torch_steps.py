@@ -27,8 +27,8 @@ class View:
 
 
 def standardise(x_ND: torch.Tensor, precision: torch.dtype) -> View:
-    """Standardises in float32 (float64 for float64); products round to `precision` themselves."""
-    x_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
+    """Standardises in float32, or float64 if that is `precision`; products round to it themselves."""
+    x_ND = x_ND.to(torch.promote_types(precision, torch.float32))
     z_ND = x_ND - x_ND.mean(dim=0)
     z_ND -= z_ND.mean(dim=0)  # the first mean was rounded, which the gradient of a column far from zero would show
     rstd_D = (torch.linalg.vecdot(z_ND, z_ND, dim=0) / len(z_ND) + STANDARDISE_EPS).rsqrt()
