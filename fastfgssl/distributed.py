@@ -178,6 +178,8 @@ class GroupRanks:
 
     def __init__(self, group: ProcessGroup) -> None:
         self.rank, self.size, self._group = dist.get_rank(group), dist.get_world_size(group), group
+        if self.rank < 0:
+            raise ValueError("group: this process is not one of its ranks")
 
     def gather(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begins to gather all ranks' rows [n, ...]; the call that it returns waits for them: [size * n, ...].
@@ -199,8 +201,9 @@ class GroupRanks:
         """Replaces `values` by their sum over ranks."""
         dist.all_reduce(values, group=self._group)
 
-    def raise_together(self, error: ValueError | None, brings: tuple, what: str, device: torch.device) -> None:
+    def raise_together(self, error: ValueError | None, brings: tuple, what: str) -> None:
         """Raises ValueError on every rank if any has an `error`, or if what they bring differs; the host waits."""
+        device = "cuda" if dist.get_backend(self._group) == "nccl" else "cpu"
         mine = torch.tensor([error is not None, zlib.crc32(repr(brings).encode())], device=device)
         all_ranks = self.gather(mine[None])().tolist()
         if not any(has_error for has_error, _ in all_ranks) and len({checksum for _, checksum in all_ranks}) == 1:

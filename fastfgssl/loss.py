@@ -65,8 +65,8 @@ def cross_correlation_loss(
     which DistributedDataParallel takes is the true gradient. check_ranks: ranks tell each other first what they bring,
     so that what does not fit is an error on all of them; the host waits for that. Turn it off where it cannot differ.
 
-    Returns a float32 scalar (float64 for float64 embeddings), differentiable once. Raises ValueError naming the
-    argument that does not fit; FASTFGSSL_DEBUG=1 makes NaN and infinity such an error too.
+    Returns a float32 scalar (float64 for float64 embeddings), differentiable once, in reverse mode. Raises ValueError
+    naming the argument that does not fit; FASTFGSSL_DEBUG=1 makes NaN and infinity such an error too.
     """
     return cross_correlation_terms(
         z1,
@@ -92,13 +92,22 @@ def cross_correlation_terms(
     check_ranks: bool = True,
 ) -> LossTerms:
     """`cross_correlation_loss` with the terms it consists of, for logging; they cost no further matrix product."""
-    _check(z1, z2, lambd=lambd, form=form, algorithm=algorithm, precision=precision, group=group, exchange=check_ranks)
+    with_gradients = torch.is_grad_enabled() and any(isinstance(z, torch.Tensor) and z.requires_grad for z in (z1, z2))
+    asked = {"lambd": lambd, "form": form, "algorithm": algorithm, "precision": precision}
+    _check(z1, z2, group, asked, with_gradients, check_ranks)
     on_gpu = z1.device.type == "cuda"
     if precision == "auto":
         halves = {z1.dtype, z2.dtype} <= {torch.float16, torch.bfloat16} or torch.is_autocast_enabled(z1.device.type)
         precision = "bfloat16" if on_gpu and halves else "float32"
-    with_gradients = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
-    loss, terms, _, _ = _loss_op(z1, z2, lambd, form, algorithm, precision, with_gradients, group_name(group))
+    # a check that would break the graph is left to the operator
+    check_inside = check_ranks and torch.compiler.is_compiling()
+    loss, terms, *gradients = _loss_op(
+        z1.detach(), z2.detach(), lambd, form, algorithm, precision, with_gradients, group_name(group), check_inside
+    )
+    for z, gradient in zip((z1, z2), gradients, strict=True):
+        if with_gradients and z.requires_grad:
+            # a node for each view: backward then frees the gradient of one before it makes that of the other
+            loss = _WithGradient.apply(loss, gradient, z, z[:0].sum())
     return LossTerms(loss, *terms.unbind())
 
 
@@ -107,50 +116,66 @@ def effective_rank(z: torch.Tensor, group: ProcessGroup | None = None, *, most_r
     """How many directions the embeddings fill: exp(entropy of the singular values' shares), 1 if they have collapsed.
 
     z: [N, D], this rank's rows; columns are standardised first. Taken from the Gram matrix, or Z'Z where that is the
-    smaller, of at most `most_rows` rows, the first of each rank: it costs an eigenvalue decomposition of that size.
-    Returns a float32 scalar, at most min(rows - 1, D), NaN for embeddings that are not finite. Source: RankMe, arXiv
-    2210.02885, equation 1.
+    smaller, of at most `most_rows` rows, the first of each rank, in float64: roots of small eigenvalues show their
+    rounding. It costs an eigenvalue decomposition of that size. Returns a float32 scalar, at most min(rows - 1, D); 0
+    if all rows are the same, NaN if one is not finite. Source: RankMe, arXiv 2210.02885, equation 1.
     """
-    if group is not None:
-        ranks = GroupRanks(group)
-        z = ranks.gather(z[: max(1, most_rows // ranks.size)])()
-    z = standardise(z[:most_rows].float())
-    gram = z @ z.T if len(z) <= z.shape[1] else z.T @ z
-    is_finite = gram.isfinite().all()
-    gram = torch.where(is_finite, gram, 0)  # the decomposition would raise an error, and say no more than NaN does
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    share = singular / singular.sum()
-    return torch.where(is_finite, torch.special.entr(share).sum().exp(), torch.nan)
+    if z.ndim != 2:
+        raise ValueError(f"z: must be [N, D], got {list(z.shape)}")
+    with torch.autocast(z.device.type, enabled=False):
+        if group is not None:
+            ranks = GroupRanks(group)
+            z = ranks.gather(z[: max(1, most_rows // ranks.size)])()
+        z = standardise(z[:most_rows].double())
+        gram = z @ z.T if len(z) <= z.shape[1] else z.T @ z
+        is_finite = gram.isfinite().all()
+        gram = torch.where(is_finite, gram, 0)  # the decomposition would raise an error, and say no more than NaN does
+        singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+        total = singular.sum()
+        rank = torch.special.entr(singular / total).sum().exp()
+        rank = torch.where(total > 0, rank, 0)
+        return torch.where(is_finite, rank, torch.nan).float()
 
 
 def bytes_to_send(num_rows: int, dim: int, num_ranks: int, element_size: int = 4, with_gradients: bool = True) -> int:
     """Bytes that each rank hands to collectives for one loss: its rows of both views, and four sums a column.
 
-    num_rows: of the whole batch; element_size: bytes of an embedding's number.
+    num_rows: of the whole batch; element_size: bytes of an embedding's number. Sums are float32 or wider.
     """
     if num_ranks == 1:
         return 0
-    return 2 * (num_rows // num_ranks) * dim * element_size + 4 * (1 + (4 * dim if with_gradients else 0))
+    sums = 1 + (4 * dim if with_gradients else 0)
+    return 2 * (num_rows // num_ranks) * dim * element_size + max(4, element_size) * sums
 
 
-def _check(z1, z2, *, lambd, form, algorithm, precision, group, exchange: bool) -> None:
+_BROUGHT = "N, D, dtypes, whether gradients are asked for, lambd, form, algorithm, precision"
+
+
+def _check(z1, z2, group, asked: dict, with_gradients: bool, check_ranks: bool) -> None:
     """Raises ValueError for arguments that do not fit, on every rank alike if ranks exchange what they bring."""
+    if torch.compiler.is_compiling():
+        kernels.check_arguments(z1, z2, **asked)
+        return
     error, brings = None, ()
-    compiling = torch.compiler.is_compiling()
-    ranks = None if group is None or compiling else GroupRanks(group)
+    ranks = None if group is None else GroupRanks(group)
+    debug = os.environ.get("FASTFGSSL_DEBUG") == "1"
     try:
-        kernels.check_arguments(z1, z2, lambd=lambd, form=form, algorithm=algorithm, precision=precision)
+        kernels.check_arguments(z1, z2, **asked)
         kernels.require_rows(len(z1) * (ranks.size if ranks else 1))
-        if os.environ.get("FASTFGSSL_DEBUG") == "1" and not compiling:
+        if debug:
             kernels.require_finite(z1, z2)
-        brings = (*z1.shape, str(z1.dtype), str(z2.dtype), lambd, form)
+        brings = _brings(z1, z2, with_gradients, *asked.values())
     except ValueError as wrong:
         error = wrong
-    if ranks is not None and exchange:
-        device = z1.device if isinstance(z1, torch.Tensor) else torch.device("cpu")
-        ranks.raise_together(error, brings, "N, D, dtype of z1, dtype of z2, lambd, form", device)
+    if ranks is not None and (check_ranks or debug):
+        ranks.raise_together(error, brings, _BROUGHT)
     elif error is not None:
         raise error
+
+
+def _brings(z1: torch.Tensor, z2: torch.Tensor, with_gradients: bool, *asked) -> tuple:
+    """What has to be the same on every rank."""
+    return (*z1.shape, str(z1.dtype), str(z2.dtype), with_gradients, *asked)
 
 
 @torch.library.custom_op("fastfgssl::cross_correlation_loss", mutates_args=())
@@ -163,8 +188,13 @@ def _loss_op(
     precision: str,
     with_gradients: bool,
     group_name: str,
+    check_ranks: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The loss, the other terms of `LossTerms` [3], and the gradients of the loss, empty if not asked for."""
+    ranks = ranks_named(group_name) if group_name else ALONE
+    kernels.require_rows(len(z1) * ranks.size)
+    if check_ranks and group_name:
+        ranks.raise_together(None, _brings(z1, z2, with_gradients, lambd, form, algorithm, precision), _BROUGHT)
     result = kernels.cross_correlation(
         z1,
         z2,
@@ -173,43 +203,41 @@ def _loss_op(
         algorithm=algorithm,
         precision=getattr(torch, precision),
         with_gradients=with_gradients,
-        ranks=ranks_named(group_name) if group_name else ALONE,
+        ranks=ranks,
     )
     gradients = result.gradients or (result.loss.new_empty(0), result.loss.new_empty(0))
     return result.loss, torch.stack([result.on_diagonal, result.off_diagonal, result.dead]), *gradients
 
 
 @_loss_op.register_fake
-def _loss_fake(z1, z2, lambd, form, algorithm, precision, with_gradients, group_name):
+def _loss_fake(z1, z2, lambd, form, algorithm, precision, with_gradients, group_name, check_ranks):
     dtype = torch.float64 if torch.float64 in (z1.dtype, z2.dtype) else torch.float32
     shape = z1.shape if with_gradients else (0,)
     return tuple(z1.new_empty(size, dtype=dtype) for size in ((), (3,), shape, shape))
 
 
-class _Scaled(torch.autograd.Function):
-    """upstream * gradient, for embeddings in which it is not differentiable again: backward says so."""
+class _WithGradient(torch.autograd.Function):
+    """The loss as it is, whose gradient by the embeddings z is known; `edge` is a scalar made of z."""
 
     @staticmethod
-    def forward(ctx, upstream: torch.Tensor, gradient: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        return (upstream * gradient).to(embeddings.dtype)
+    def forward(ctx, loss: torch.Tensor, gradient: torch.Tensor, z: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gradient, edge)
+        ctx.dtype = z.dtype
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor) -> tuple:
+        gradient, edge = ctx.saved_tensors
+        return upstream, None, _Scaled.apply(upstream, gradient, edge).to(ctx.dtype), None
+
+
+class _Scaled(torch.autograd.Function):
+    """upstream * gradient, whose own derivative by the embeddings is not known: backward along `edge` says so."""
+
+    @staticmethod
+    def forward(ctx, upstream: torch.Tensor, gradient: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
+        return upstream * gradient
 
     @staticmethod
     def backward(ctx, *upstream) -> None:
         raise NotImplementedError("the cross-correlation loss is differentiable once")
-
-
-def _save_gradients(ctx, inputs: tuple, output: tuple) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs[:2], *output[2:])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, upstream, *others) -> tuple:
-    z1, z2, gradient_1, gradient_2 = ctx.saved_tensors
-    gradients = (None, None)
-    if upstream is not None:
-        gradients = (_Scaled.apply(upstream, gradient_1, z1), _Scaled.apply(upstream, gradient_2, z2))
-    return (*gradients, None, None, None, None, None, None)
-
-
-_loss_op.register_autograd(_backward, setup_context=_save_gradients)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +48,12 @@ def pretrain(config: Config) -> Outcome:
     Raises `UserError` for a configuration that this machine or archive cannot satisfy.
     """
     with start_world(config.train.device) as world, StopRequest() as stop_request:
-        run = _Run(config, world)
+        run = Run(config, world)
         with Display(world, start=run.step, steps=run.steps) as display:
             return run.train(display, stop_request)
 
 
-class _Run:
+class Run:
     """A run's state: everything that a step reads or changes."""
 
     def __init__(self, config: Config, world: World) -> None:
@@ -88,7 +89,7 @@ class _Run:
             metrics_log = self._open_output()
         stop_flag = SharedFlag(world)
         with shared_errors(world), one_rank_first(world):  # the first builds the plugin, the others find it built
-            loader = self._loader()
+            loader = self.make_loader()
         clock = Clock(self.step)
         while self.step < self.steps and not stopped:
             stop_flag.ask(stop_request.signal_number is not None)
@@ -193,7 +194,8 @@ class _Run:
         with file_errors("write", self.output / "metrics.jsonl"):
             return MetricsLog(self.output, self.step)
 
-    def _loader(self) -> Loader:
+    def make_loader(self) -> Iterator[Batch]:
+        """The batches of the steps that are left."""
         config, world = self.config, self.world
         slots = training_slots(
             self.archive,

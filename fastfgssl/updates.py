@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from fastfgssl.batch import Batch
 from fastfgssl.config import STAGES, Config, Stage, TrainConfig
@@ -66,7 +67,8 @@ class HeadsLoss(nn.Module):
 
         With `gradients`, those of a loss by each embedding, a scalar instead whose backward has them.
         """
-        embeddings = self.embed(anchor, puzzles)
+        with record_function("forward"):
+            embeddings = self.embed(anchor, puzzles)
         if gradients is None:
             return self.losses(embeddings, with_rank)
         pairs = [pair for head in zip(embeddings, gradients, strict=True) for pair in zip(*head, strict=True)]
@@ -86,6 +88,10 @@ class HeadsLoss(nn.Module):
 
         The effective rank, of the anchors' embeddings, is NaN unless it is asked for: it costs a decomposition.
         """
+        with record_function("loss"):
+            return self._losses(embeddings, with_rank)
+
+    def _losses(self, embeddings: Sequence[Embeddings], with_rank: bool) -> tuple[torch.Tensor, torch.Tensor]:
         losses, terms = [], []
         for head in embeddings:
             loss, *others = cross_correlation_terms(
@@ -154,7 +160,8 @@ def accumulate_gradients(
                     own_losses, own_terms = update.shared(*part, with_rank=with_rank)
                     total = (own_losses * update.weights).sum() / len(parts)
                     found.append((own_losses.detach(), own_terms))
-            scaler.scale(total).backward()
+            with record_function("backward"):
+                scaler.scale(total).backward()
     if not cached:
         losses, terms = (torch.stack(values).mean(dim=0) for values in zip(*found, strict=True))
     return losses, terms

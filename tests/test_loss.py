@@ -71,10 +71,22 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
+def test_embeddings_may_change_after_the_loss():
+    z1, z2 = embeddings(6, 5)
+    expected = loss_and_gradients(z1, z2)
+    moved = [z * 1 for z in (z1, z2)]
+    loss = cross_correlation_loss(*moved)
+    with torch.no_grad():
+        for z in moved:
+            z.zero_()
+    for got, want in zip(torch.autograd.grad(loss, (z1, z2)), expected[1:], strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_without_gradients_none_are_made():
     z1, z2 = (z.detach() for z in embeddings(6, 5))
     *_, gradient_1, gradient_2 = torch.ops.fastfgssl.cross_correlation_loss(
-        z1, z2, 0.0051, "barlow", "auto", "float32", False, ""
+        z1, z2, 0.0051, "barlow", "auto", "float32", False, "", False
     )
     assert gradient_1.numel() == gradient_2.numel() == 0
 
@@ -112,6 +124,9 @@ def test_no_d_by_d_tensor_and_little_memory(algorithm, N, D):
         compute(z1, z2, algorithm=algorithm)
     assert memory.largest < D * D
     # embeddings, standardised views, gradients and a passing product; Gram matrices or slabs
+    with LargestTensor() as backward:
+        loss_and_gradients(z1, z2, algorithm=algorithm)
+    assert backward.peak <= memory.peak, "backward needs more than forward"
     assert memory.peak < 7 * N * D + 20 * D + 3 * (N * N if algorithm == "gram" else min(D // 2, 512) * D)
 
 
@@ -136,6 +151,12 @@ def test_terms_and_effective_rank():
         expected = math.exp(-(share * share.clamp(min=1e-30).log()).sum())
         assert effective_rank(rows).item() == pytest.approx(expected, rel=1e-3)
     assert effective_rank(torch.full((20, 8), math.inf)).isnan()
+    assert effective_rank(torch.ones(20, 8)) == effective_rank(torch.ones(1, 8)) == 0
+    line = torch.arange(200.0)[:, None] * torch.rand(1, 900)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert effective_rank(line).item() == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match=r"z: must be \[N, D\], got \[10\]"):
+        effective_rank(torch.ones(10))
     assert effective_rank(torch.ones(20, 8) * torch.arange(20)[:, None]).item() == pytest.approx(1, abs=0.02)
 
 
@@ -143,8 +164,8 @@ def test_registration_and_no_graph_break():
     z1, z2 = embeddings(12, 20)
     operator = torch.ops.fastfgssl.cross_correlation_loss.default
     for with_gradients in (True, False):
-        inputs = [z.detach().requires_grad_(with_gradients) for z in (z1, z2)]
-        torch.library.opcheck(operator, (*inputs, 0.0051, "barlow", "auto", "float32", with_gradients, ""))
+        inputs = [z.detach() for z in (z1, z2)]
+        torch.library.opcheck(operator, (*inputs, 0.0051, "barlow", "auto", "float32", with_gradients, "", False))
     compiled = torch.compile(lambda a, b: 3 * cross_correlation_loss(a.tanh(), b), backend="aot_eager", fullgraph=True)
     loss, expected = compiled(z1, z2), 3 * cross_correlation_loss(z1.tanh(), z2)
     torch.testing.assert_close(loss, expected)
@@ -197,6 +218,8 @@ def test_orthogonal_embeddings_reach_the_floor():
         ({"z1": [[1.0, 2.0]]}, "z1: must be a tensor, got list"),
         ({"z2": torch.zeros(4, 3, device="meta")}, "z1, z2: must be on one device, got cpu and meta"),
         ({"lambd": math.nan}, "lambd = nan"),
+        ({"lambd": math.inf}, "lambd = inf"),
+        ({"lambd": "0.1"}, "lambd = '0.1': must be a number greater than 0"),
         ({"z1": torch.zeros(4, 0), "z2": torch.zeros(4, 0)}, r"z1, z2: must both be \[N, D\], got \[4, 0\]"),
     ],
 )

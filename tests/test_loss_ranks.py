@@ -80,12 +80,13 @@ def terms_on_rank(world, z1, z2):
             options = {"algorithm": algorithm, "precision": precision, "group": world.group, "check_ranks": False}
             terms = cross_correlation_terms(*own, **options)
             gradients = [gradient / world.size for gradient in torch.autograd.grad(terms.loss, own)]
-            found[precision, algorithm] = (*(term.item() for term in terms), sum(sent), *gradients)
+            found[dtype, algorithm] = (*(term.item() for term in terms), sum(sent), *gradients)
     return found
 
 
 PRECISIONS = [
     (torch.float32, "float32", {"rtol": 1e-5, "atol": 1e-6}),
+    (torch.float64, "float32", {"rtol": 1e-9, "atol": 1e-9}),
     (torch.bfloat16, "bfloat16", {"rtol": 5e-2, "atol": 1e-3}),
 ]
 
@@ -99,7 +100,7 @@ def test_every_rank_knows_the_terms_of_the_whole_batch_and_sends_what_the_formul
         for algorithm in ALGORITHMS:
             terms = cross_correlation_terms(*whole, algorithm=algorithm, precision=precision)
             alone = torch.autograd.grad(terms.loss, whole)
-            results = [rank[precision, algorithm] for rank in ranks]
+            results = [rank[dtype, algorithm] for rank in ranks]
             for *values, sent, _, _ in results:
                 assert values == pytest.approx([term.item() for term in terms], rel=tolerance["rtol"])
                 assert sent == bytes_to_send(40, 96, world_size, element_size=dtype.itemsize)
@@ -147,8 +148,11 @@ def test_the_second_view_is_on_its_way_while_the_first_is_standardised(monkeypat
 
 
 ERRORS = {
-    "rows": "[6, 4, 'torch.float32', 'torch.float32', 0.0051, 'barlow'] on rank 0, [5, 4, ",
-    "lambd": "0.1, 'barlow'] on rank 1",
+    "rows": "[6, 4, 'torch.float32', 'torch.float32', True, 0.0051, 'barlow', 'auto', 'auto'] on rank 0, [5, 4, ",
+    "lambd": "0.1, 'barlow', 'auto', 'auto'] on rank 1",
+    "algorithm": "'gram', 'auto'] on rank 1",
+    "gradients": "False, 0.0051, 'barlow', 'auto', 'auto'] on rank 1",
+    "text": "lambd = '0.1': must be a number greater than 0",
     "dtype": "z1: must be of a float dtype, got torch.int32",
     "shape": "z1, z2: must both be [N, D], got [6, 4] and [6, 3]",
     "nothing": None,
@@ -159,12 +163,18 @@ def errors_on_rank(world):
     """What each rank is told when rank 1 does something else than the others."""
     told = {}
     for case in ERRORS:
-        z1, z2, options = torch.randn(6, 4), torch.randn(6, 4), {}
+        z1, z2, options = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4), {}
         if world.rank == 1:
             if case == "rows":
                 z1, z2 = z1[:5], z2[:5]
             elif case == "lambd":
                 options = {"lambd": 0.1}
+            elif case == "algorithm":
+                options = {"algorithm": "gram"}
+            elif case == "gradients":
+                z1 = z1.detach()
+            elif case == "text":
+                options = {"lambd": "0.1"}
             elif case == "dtype":
                 z1 = z1.int()
             elif case == "shape":
@@ -182,7 +192,8 @@ def test_what_does_not_fit_on_one_rank_is_an_error_on_all():
         for case, message in ERRORS.items():
             if message is not None:
                 assert message in told[case]
-                assert case in ("rows", "lambd") or ("(on rank 1)" in told[case]) == (rank != 1)
+                own = case in ("text", "dtype", "shape")
+                assert ("(on rank 1)" in told[case]) == (own and rank != 1)
 
 
 def step_on_compiled_rank(world, z1, z2):
@@ -192,12 +203,21 @@ def step_on_compiled_rank(world, z1, z2):
     def loss(a, b):
         return 2 * cross_correlation_loss(a.tanh(), b, group=world.group)
 
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)(z1, z2)
-    return [[value.detach(), *torch.autograd.grad(value, (z1, z2))] for value in (compiled, loss(z1, z2))]
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    results = [[value.detach(), *torch.autograd.grad(value, (z1, z2))] for value in (compiled(z1, z2), loss(z1, z2))]
+    one_row = [compiled(z1[:1], z2[:1]).item(), loss(z1[:1], z2[:1]).item()]
+    try:
+        compiled(z1[world.rank :], z2[world.rank :])
+        told = None
+    except ValueError as error:
+        told = str(error)
+    return results, one_row, told
 
 
 def test_no_graph_break_over_ranks():
     z1, z2 = embeddings(12, 20)
-    for compiled, eager in run_on_ranks(step_on_compiled_rank, 2, z1, z2):
+    for (compiled, eager), one_row, told in run_on_ranks(step_on_compiled_rank, 2, z1, z2):
         for got, want in zip(compiled, eager, strict=True):
             torch.testing.assert_close(got, want)
+        assert one_row[0] == pytest.approx(one_row[1])
+        assert "ranks differ: [6, 20" in told

@@ -225,7 +225,7 @@ def test_steps_that_made_no_update_are_noticed(make_config, monkeypatch):
     def make_nothing(run, update, batch, with_rank):
         return torch.zeros(len(update.stages)), torch.zeros(len(update.stages), len(TERMS))
 
-    monkeypatch.setattr("fastfgssl.pretrain._Run._make", make_nothing)
+    monkeypatch.setattr("fastfgssl.pretrain.Run._make", make_nothing)
     with pytest.raises(AssertionError, match="made 0 updates in 4 steps"):
         pretrain(make_config())
 

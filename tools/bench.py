@@ -16,24 +16,33 @@ from rich.table import Table
 
 from fastfgssl.command_line import Parser, run_tool
 
-SUITES = ("loss", "jigsaw", "input", "step")
+SUITES = ("loss", "jigsaw", "input", "step", "train", "scaling")
 
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=(*SUITES, "all"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="write a Chrome trace of each case there")
+    parser.add_argument("--real", type=Path, metavar="ARCHIVE", help="a prepared archive for input, train and scaling")
+    parser.add_argument("--index-samples", type=int, default=1_000_000, help="length of the index that input opens")
     args = parser.parse_args()
 
-    from fastfgssl.benchmarks.measure import CheckFailed, as_json
+    from fastfgssl.archive.manifest import Archive
+    from fastfgssl.benchmarks.measure import CheckFailed, as_json, traces
     from fastfgssl.distributed import start_world
 
     records = []
-    with start_world(args.device) as world:
+    options = {suite: {"archive": args.real} for suite in ("input", "train", "scaling")}
+    options["input"]["index_samples"] = args.index_samples
+    if args.real is not None:
+        Archive.open(args.real)
+    with start_world(args.device) as world, traces(args.profile):
         for suite in SUITES if args.suite == "all" else (args.suite,):
             try:
-                for record in importlib.import_module(f"fastfgssl.benchmarks.{suite}").run(world.device):
+                module = importlib.import_module(f"fastfgssl.benchmarks.{suite}")
+                for record in module.run(world.device, **options.get(suite, {})):
                     records.append(record)
                     print(f"{suite}: {record.case}: {record.value:.4g} {record.unit}", file=sys.stderr)
             except CheckFailed as error:

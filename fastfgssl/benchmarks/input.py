@@ -1,9 +1,11 @@
-"""Suite `input`: the whole DALI graph from JPEG to views, against a PIL DataLoader and against decoding alone."""
+"""Suite `input`: the whole DALI graph from JPEG to views, against Pillow DataLoaders and against decoding alone."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,34 +14,33 @@ from PIL import Image, ImageFilter, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
-from fastfgssl.archive.phantom import phantom_image
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.benchmarks import reading
+from fastfgssl.benchmarks.archive import write_photographs
+from fastfgssl.benchmarks.jigsaw import published_loop
 from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
 from fastfgssl.data.order import Slots
 from fastfgssl.data.pipeline import GraphSpec, build_graph, view_flags
 from fastfgssl.data.presets import PRESETS
+from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params
 from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.views.reference import blur_reference, fan_out_reference
 
 BATCH, SIDE, GRIDS, BATCHES, THREADS = 64, 224, (16, 8, 4), 8, 2
+SHORT_SIDE = 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def encoded_images(count: int = 16, width: int = 600, height: int = 450) -> list[np.ndarray]:
-    """Phantoms as JPEG of quality 90."""
-    files = []
-    for index in range(count):
-        buffer = io.BytesIO()
-        Image.fromarray(phantom_image(index, seed=0, width=width, height=height).image).save(buffer, "JPEG", quality=90)
-        files.append(np.frombuffer(buffer.getvalue(), dtype=np.uint8))
-    return files
-
-
 class PillowViews(Dataset):
-    """The same five views as a competent user makes them in a Dataset: Pillow, torchvision, one indexing a puzzle."""
+    """The same five views as a competent user makes them in a Dataset: Pillow, torchvision, one indexing a puzzle.
 
-    def __init__(self, files: list[np.ndarray], length: int) -> None:
-        self._files, self._length = files, length
+    published_loop: the puzzles by the published code's loop over tiles instead.
+    """
+
+    def __init__(self, files: list[np.ndarray], length: int, *, published_loop: bool = False) -> None:
+        self._files, self._length, self._published_loop = files, length, published_loop
 
     def __len__(self) -> int:
         return self._length
@@ -65,15 +66,79 @@ class PillowViews(Dataset):
             for view in (anchor, puzzle)
         )
         orders = [torch.from_numpy(rng.permutation(grid * grid))[None] for grid in GRIDS]
-        puzzles = [jigsaw(puzzle[None], order, grid)[0] for order, grid in zip(orders, GRIDS, strict=True)]
+        cut = published_loop if self._published_loop else jigsaw
+        puzzles = [cut(puzzle[None], order, grid)[0] for order, grid in zip(orders, GRIDS, strict=True)]
         return [anchor, puzzle, *puzzles]
 
 
-def run(device: torch.device) -> Iterator[Record]:
-    """One record for the `paper` preset at 224 px on 600 x 450 JPEGs."""
-    files = encoded_images()
-    batch = [files[i % len(files)] for i in range(BATCH)]
-    ids, sizes = np.arange(BATCH), np.tile([600, 450], (BATCH, 1))
+def run(device: torch.device, archive: Path | None = None, index_samples: int = 1_000_000) -> Iterator[Record]:
+    """The `paper` preset at 224 px from JPEG files and from shards, and what comes before the decoder.
+
+    archive: images to take instead of phantoms of 600 x 450; index_samples: length of the index that is opened.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if archive is None:
+            write_photographs(folder / "photographs", 16)
+            prepare(Options(sources=[folder / "photographs"], out=folder / "whole"))
+            prepare(Options(sources=[folder / "photographs"], out=folder / "small", short_side=SHORT_SIDE))
+            yield from _graph(folder / "whole", folder / "small", device)
+            yield from reading.records(sorted((folder / "photographs").iterdir()), folder / "whole", index_samples)
+        else:
+            yield from _graph(archive, None, device)
+
+
+def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[Record]:
+    """The whole graph on the images of `archive`, and on those of `small` against the files of `archive`."""
+    reader = Reader(Archive.open(archive))
+    ids = np.arange(min(16, Archive.open(archive).num_samples))
+    files = [np.array(file) for file in reader.read(ids)]
+    case = f"paper preset, {SIDE} px, " + ("JPEG 600 x 450 quality 90" if small else "real images")
+    graph, decoder = _pipelines(files, reader.picture_sizes(ids), device)
+    images = BATCHES * BATCH
+    loaders = {
+        loop: DataLoader(
+            PillowViews(files, images, published_loop=loop),
+            batch_size=BATCH,
+            num_workers=THREADS,
+            persistent_workers=True,
+            # a fork would make every page of this process copy on write, at the cost of whoever writes next: us
+            multiprocessing_context="forkserver",
+        )
+        for loop in (False, True)
+    }
+    # the whole of each batch is asked for, so that none is still in work when the clock stops
+    options = {"items": images, "unit": "images/s", "runs": 7, "device": device}
+    limit = ("DALI decoding alone", lambda: [decoder.run() for _ in range(BATCHES)])
+    for loop, loader in loaders.items():
+        yield compare(
+            "input",
+            f"{case}, {THREADS} threads",
+            ours=lambda: [graph.run() for _ in range(BATCHES)],
+            baseline=(
+                f"Pillow DataLoader, {THREADS} workers" + (", published tile loop" if loop else ""),
+                lambda loader=loader: list(loader),
+            ),
+            limit=limit,
+            **options,
+        )
+    if small is not None:
+        reader = Reader(Archive.open(small))
+        small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), device)
+        yield compare(
+            "input",
+            f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {THREADS} threads",
+            ours=lambda: [small_graph.run() for _ in range(BATCHES)],
+            baseline=(f"Pillow DataLoader on the files, {THREADS} workers", lambda: list(loaders[False])),
+            limit=("DALI decoding of the shards alone", lambda: [small_decoder.run() for _ in range(BATCHES)]),
+            **options,
+        )
+
+
+def _pipelines(files: list[np.ndarray], sizes: np.ndarray, device: torch.device):
+    """The whole graph on batches of `files` again and again, checked, and its decoder alone."""
+    turns = np.arange(BATCH) % len(files)
+    batch, sizes, ids = [files[i] for i in turns], sizes[turns], np.arange(BATCH)
     on_gpu = device.type == "cuda"
     spec = GraphSpec(
         batch_size=BATCH,
@@ -103,28 +168,8 @@ def run(device: torch.device) -> Iterator[Record]:
     decoder = decoding()
     for pipeline in (graph, decoder):
         pipeline.build()
-    # the whole of each batch is asked for, so that none is still in work when the clock stops
-    images = BATCHES * BATCH
-    loader = DataLoader(
-        PillowViews(files, images),
-        batch_size=BATCH,
-        num_workers=THREADS,
-        persistent_workers=True,
-        # a fork would make every page of this process copy on write, at the cost of whoever writes next: us
-        multiprocessing_context="forkserver",
-    )
     _check(graph.run(), batch, source(0)[1])
-    yield compare(
-        "input",
-        f"paper preset, {SIDE} px, JPEG 600 x 450 quality 90, {THREADS} threads",
-        ours=lambda: [graph.run() for _ in range(BATCHES)],
-        baseline=(f"Pillow DataLoader, {THREADS} workers", lambda: list(loader)),
-        limit=("DALI decoding alone", lambda: [decoder.run() for _ in range(BATCHES)]),
-        items=images,
-        unit="images/s",
-        runs=7,
-        device=device,
-    )
+    return graph, decoder
 
 
 def _check(outputs, files: list[np.ndarray], params: ViewParams) -> None:

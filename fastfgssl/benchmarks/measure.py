@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ class Record:
     """Interquartile range of the ratio over the runs: how far the machine's noise reaches."""
     device: str
     versions: dict[str, str]
+    details: dict[str, float] = field(default_factory=dict)
+    """Further numbers of the case, by name and unit; seconds and bytes unless the name says otherwise."""
 
 
 def interleaved(cases: Mapping[str, Case], *, runs: int, device: torch.device) -> dict[str, list[float]]:
@@ -66,28 +70,92 @@ def compare(
     unit: str,
     runs: int,
     device: torch.device,
+    details: Mapping[str, float] | None = None,
 ) -> Record:
     """Measures `ours` beside a baseline and a limit, which are (name, call); each call makes `items` items."""
     seconds = interleaved({"ours": ours, "baseline": baseline[1], "limit": limit[1]}, runs=runs, device=device)
+    if _trace_folder is not None:
+        _trace(f"{suite}: {case}", ours, _trace_folder, device)
+    return record_of(
+        suite,
+        case,
+        seconds,
+        baseline=baseline[0],
+        limit=limit[0],
+        items=items,
+        unit=unit,
+        device=device,
+        details=details,
+    )
+
+
+def record_of(
+    suite: str,
+    case: str,
+    seconds: Mapping[str, list[float]],
+    *,
+    baseline: str,
+    limit: str,
+    items: float,
+    unit: str,
+    device: torch.device,
+    details: Mapping[str, float] | None = None,
+) -> Record:
+    """The record of `seconds` for `items` items, of "ours", "baseline" and "limit", run by run."""
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["baseline"], strict=True)]
-    value, baseline_value, limit_value = (items / statistics.median(seconds[name]) for name in seconds)
+    value, baseline_value, limit_value = (
+        items / statistics.median(seconds[name]) for name in ("ours", "baseline", "limit")
+    )
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [0, 0, 0]
     return Record(
         suite=suite,
         case=case,
         value=value,
         unit=unit,
-        baseline=baseline[0],
+        baseline=baseline,
         baseline_value=baseline_value,
         ratio=statistics.median(ratios),
-        limit=limit[0],
+        limit=limit,
         limit_value=limit_value,
         fraction_of_limit=value / limit_value,
-        runs=runs,
+        runs=len(ratios),
         spread=quartiles[2] - quartiles[0],
         device=describe_device(device),
         versions=versions(),
+        details=dict(details or {}),
     )
+
+
+@contextmanager
+def traces(folder: Path | None) -> Iterator[None]:
+    """Within the body, `compare` also writes a Chrome trace of one call of each case into `folder`; None does not.
+
+    On a GPU the call is made once more with NVTX ranges, which Nsight Systems shows.
+    """
+    global _trace_folder
+    _trace_folder = folder
+    try:
+        yield
+    finally:
+        _trace_folder = None
+
+
+_trace_folder: Path | None = None
+
+
+def _trace(name: str, case: Case, folder: Path, device: torch.device) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.cuda.profiler.profile(), torch.autograd.profiler.emit_nvtx(), torch.cuda.nvtx.range(name):
+            case()
+            _synchronise(device)
+    with torch.profiler.profile(activities=activities) as profile:
+        case()
+        _synchronise(device)
+    file = folder / (re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") + ".json")
+    profile.export_chrome_trace(str(file))
 
 
 def require_close(name: str, got: torch.Tensor, want: torch.Tensor, *, tolerance: float) -> None:

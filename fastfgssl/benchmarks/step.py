@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from fastfgssl.batch import Batch
+from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.measure import Record, compare, require_close
 from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.distributed import World
@@ -49,6 +51,7 @@ def run(device: torch.device) -> Iterator[Record]:
             unit="images/s",
             runs=10 if device.type == "cuda" else 3,
             device=device,
+            details=anatomy(lambda step=step: step(batch), precision, device),
         )
 
 
@@ -68,7 +71,8 @@ class _Step:
         for update in self._updates:
             self._optimizer.zero_grad(set_to_none=True)
             losses.append(accumulate_gradients(update, batch, self._config, self._scaler)[0])
-            self._optimizer.step()
+            with record_function("optimizer"):
+                self._optimizer.step()
         return torch.cat(losses)
 
 

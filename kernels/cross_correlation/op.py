@@ -6,6 +6,7 @@ backward only multiplies. Nothing of size N x N or D x D outlives the call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple, Protocol
@@ -91,7 +92,8 @@ def cross_correlation(
 
     # the second view is on its way while the first is standardised
     first, second = ranks.gather(z1.contiguous()), ranks.gather(z2.contiguous())
-    with torch.autocast(z1.device.type, enabled=False):
+    # Triton launches on the current device
+    with torch.autocast(z1.device.type, enabled=False), torch.cuda.device_of(z1):
         views = [steps.standardise(received(), precision) for received in (first, second)]
         slope_D, totals = steps.compare_columns(
             *views, on_weight=on_weight, off_weight=off_weight, diagonal_in_product=algorithm == "gram"
@@ -151,8 +153,8 @@ def check_arguments(z1: torch.Tensor, z2: torch.Tensor, *, lambd: float, form: s
         raise ValueError(f"z1, z2: must both be [N, D], got {list(z1.shape)} and {list(z2.shape)}")
     if z1.device != z2.device:
         raise ValueError(f"z1, z2: must be on one device, got {z1.device} and {z2.device}")
-    if not lambd > 0:
-        raise ValueError(f"lambd = {lambd}: must be greater than 0")
+    if not isinstance(lambd, (int, float)) or not 0 < lambd < math.inf:
+        raise ValueError(f"lambd = {lambd!r}: must be a number greater than 0")
     for name, value, known in (
         ("form", form, FORMS),
         ("algorithm", algorithm, ALGORITHMS),

@@ -85,13 +85,13 @@ def through_slabs(
         columns = slice(start, start + slab)
         m_sD = product(z1_ND[:, columns].T, z2_ND, precision)
         m_sD.diagonal(start).zero_()
-        squared_norm += m_sD.square().sum()
         if with_gradients:
             toward_1_nD[:, columns] = product(z2_nD, m_sD.T, precision)
             if precision == toward_2_nD.dtype:
                 toward_2_nD.addmm_(z1_nD[:, columns], m_sD)
             else:
                 toward_2_nD += product(z1_nD[:, columns], m_sD, precision)
+        squared_norm += m_sD.square_().sum()
     toward = (toward_1_nD, toward_2_nD) if with_gradients else None
     return Products(squared_norm / (N**2 * num_ranks), toward)
 

@@ -105,7 +105,7 @@ def _inner_product_and_shift_kernel(
     k1, k2, to1, to2, shifts, inner, first, n, N, NUMBERS: tl.constexpr
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * NUMBERS + tl.arange(0, NUMBERS)
-    inside = at < n.to(tl.int64) * N
+    inside = at < tl.cast(n, tl.int64) * N  # an n of 1 is a constant, and no tensor
     value1, value2 = tl.load(k1 + at, mask=inside, other=0), tl.load(k2 + at, mask=inside, other=0)
     tl.store(inner + tl.program_id(0), tl.sum(value1 * value2, 0))
     identity = tl.where(at // N + first == at % N, 1.0, 0.0) - 1.0 / N
@@ -185,7 +185,7 @@ def inner_product_and_shift(
     k1_nN: torch.Tensor, k2_nN: torch.Tensor, shifts: torch.Tensor, first: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n, N = k1_nN.shape
-    to1_nN, to2_nN = (torch.empty_like(k_nN, dtype=dtype) for k_nN in (k1_nN, k2_nN))
+    to1_nN, to2_nN = (k_nN if k_nN.dtype == dtype else torch.empty_like(k_nN, dtype=dtype) for k_nN in (k1_nN, k2_nN))
     programs = triton.cdiv(n * N, _NUMBERS)
     inner = torch.empty(programs, device=k1_nN.device)
     _inner_product_and_shift_kernel[(programs,)](

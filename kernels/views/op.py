@@ -63,7 +63,8 @@ def _jigsaw(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch
 def _jigsaw_cuda(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch.Tensor:
     from fastfgssl.kernels.views.triton_kernel import jigsaw_triton
 
-    return jigsaw_triton(images.contiguous(memory_format=_memory_format(images)), permutation, grid)
+    with torch.cuda.device_of(images):  # Triton launches on the current device
+        return jigsaw_triton(images.contiguous(memory_format=_memory_format(images)), permutation, grid)
 
 
 @_jigsaw.register_fake

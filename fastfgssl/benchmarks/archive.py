@@ -1,0 +1,85 @@
+"""Archives that suites read: the user's own, or phantoms of 600 x 450 pixels; and one with an index of any length."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from fastfgssl.archive.manifest import FORMAT, MANIFEST, SHARDS, TABLE, VERSION
+from fastfgssl.archive.phantom import phantom_image
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.shards import COLUMNS
+
+WIDTH, HEIGHT, QUALITY = 600, 450, 90
+
+
+def write_photographs(folder: Path, count: int) -> list[Path]:
+    """`count` phantoms as JPEG files of 600 x 450 pixels, quality 90."""
+    folder.mkdir(parents=True)
+    files = []
+    for index in range(count):
+        files.append(folder / f"{index:04}.jpg")
+        picture = phantom_image(index, seed=0, width=WIDTH, height=HEIGHT).image
+        Image.fromarray(picture).save(files[-1], "JPEG", quality=QUALITY)
+    return files
+
+
+@contextmanager
+def open_archive(path: Path | None, *, count: int = 64, short_side: int | None = None) -> Iterator[Path]:
+    """`path`, or an archive of `count` photographs that is there for as long as the body runs."""
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photographs(folder / "photographs", count)
+        prepare(Options(sources=[folder / "photographs"], out=folder / "archive", short_side=short_side))
+        yield folder / "archive"
+
+
+def write_index(folder: Path, num_samples: int, *, samples_a_shard: int = 10_000) -> None:
+    """An archive of `num_samples` samples whose shards are holes: true in every size and place, without images."""
+    (folder / SHARDS).mkdir(parents=True)
+    size, shards = 1024, []
+    schema = pa.schema(COLUMNS)
+    with pa.OSFile(str(folder / TABLE), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for first in range(0, num_samples, samples_a_shard):
+            count = min(samples_a_shard, num_samples - first)
+            name = f"{SHARDS}/shard-{len(shards):06}.tar"
+            with (folder / name).open("wb") as file:
+                file.truncate(count * size)
+            rows = np.arange(count)
+            columns = {
+                "id": [f"s/{first + row}" for row in range(count)],
+                "shard": np.full(count, len(shards)),
+                "offset": rows * size,
+                "size": np.full(count, size),
+                "width": np.full(count, WIDTH),
+                "height": np.full(count, HEIGHT),
+                "crc32": rows,
+            }
+            arrays = [pa.array(columns[field.name], field.type) for field in schema]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            shards.append({"name": name, "samples": count, "bytes": count * size, "sha256": "", "index": ""})
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "samples": num_samples,
+        "shards": shards,
+        "table": {"name": TABLE, "bytes": (folder / TABLE).stat().st_size, "sha256": ""},
+        "classes": None,
+        "labelled": 0,
+        "groups": 0,
+        "quarantined": 0,
+        "bit_depth": {"8": num_samples},
+        "formats": {"jpeg": num_samples},
+        "short_side": None,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
