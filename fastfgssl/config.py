@@ -73,6 +73,8 @@ class ModelConfig:
     """Tiles a side of the jigsaw for head 0, 1 and 2: fine to coarse."""
     embedding_dim: int = 512
     """Length F of every embedding."""
+    block: Literal["full", "light"] = "full"
+    """light: hierarchical blocks with a sixth of the operations, their 3 x 3 convolution split by channel."""
     block_dim: int = 1024
     """Channels that a hierarchical block ends with, and so the length of its pooled vector."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config import Config
-from fastfgssl.config_files import config_to_values
+from fastfgssl.config_files import config_from_values, config_to_values
 from fastfgssl.errors import UserError
 
 # the learning rate follows the length of the run: lengthening one is worth that, and a notice
@@ -22,11 +22,12 @@ _FREE_KEYS = {
 
 def check_same_run(state: dict[str, Any], config: Config, archive: Archive) -> None:
     """Raises `UserError` if the checkpoint `state` is of another run than `config` on `archive` describes."""
-    then, now = state["config"], config_to_values(config)
+    # a key that the run did not know yet had what is its default now
+    then, now = config_to_values(config_from_values(state["config"])), config_to_values(config)
     for key in now:
-        if key not in _FREE_KEYS and key not in _LENGTH_KEYS and then.get(key) != now[key]:
+        if key not in _FREE_KEYS and key not in _LENGTH_KEYS and then[key] != now[key]:
             raise UserError(
-                f"{config.output} holds a run with {key} = {then.get(key)!r}, this one has {now[key]!r}:"
+                f"{config.output} holds a run with {key} = {then[key]!r}, this one has {now[key]!r}:"
                 f" set it back, or choose another folder with output=..."
             )
     if state["archive"] != archive.fingerprint:

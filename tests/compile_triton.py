@@ -26,7 +26,8 @@ KERNELS = [
      {"x1": F32, "how1": F32, "x2": F16, "how2": F32, "slope": F32, "terms": F32}
      | dict.fromkeys(("eps", "on_weight", "off_weight"), "fp32"), ("N", "D"), BLOCK),
     *((loss._inner_product_and_shift_kernel,
-       {"k1": F32, "k2": F32, "to1": to, "to2": to, "shifts": F32, "inner": F32}, ("first", "n", "N"), {"NUMBERS": 1024})
+       {"k1": F32, "k2": F32, "to1": to, "to2": to, "shifts": F32, "inner": F32}, ("first", "n", "N"),
+       {"NUMBERS": 1024})
       for to in (F32, BF16)),
     *((loss._contract_kernel,
        {"product": F32, "x_own": x, "how_own": F32, "x_other": F32, "how_other": F32, "slope": F32, "shift": F32,

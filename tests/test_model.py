@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, get_model_weights
 
 from fastfgssl.config import STAGES, ModelConfig
@@ -166,3 +167,16 @@ def test_a_width_that_leaves_no_channels_is_refused(backbone, width):
 
 def test_a_narrow_resnext_that_has_channels_fits():
     assert model(backbone="resnext50_32x4d", width=0.25)(torch.randn(2, 3, 64, 64), "all").shape == (2, 20)
+
+
+def test_light_blocks_have_the_shapes_of_full_ones_and_a_sixth_of_the_operations():
+    operations = {}
+    for block in ("full", "light"):
+        network = model(block=block, backbone="resnet50", width=1.0, embedding_dim=512, block_dim=1024)
+        taps = [torch.randn(1, channels, 28 >> i, 28 >> i) for i, channels in enumerate((512, 1024, 2048))]
+        with FlopCounterMode(display=False) as counter:
+            shapes = [module(tap).shape for module, tap in zip(network.blocks, taps, strict=True)]
+        assert shapes == [(1, 1024)] * 3
+        operations[block] = counter.get_total_flops() / 2e9
+    assert operations["full"] == pytest.approx(3.91 + 1.03 + 0.28, rel=0.01)
+    assert operations["light"] < operations["full"] / 5.5

@@ -263,3 +263,15 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_and_sets_the_damaged_ones_
 
 def test_the_archive_of_these_tests_has_several_shards(archive_path):
     assert len(Archive.open(archive_path).shard_sizes) > 2
+
+
+def test_a_run_from_before_a_key_was_known_goes_on(make_config):
+    config = make_config(train__steps=1)
+    pretrain(config)
+    last = list_checkpoints(Path(config.output) / "checkpoints")[-1]
+    state = load_checkpoint(last)
+    del state["config"]["model.block"]
+    torch.save(state, last)
+    assert pretrain(make_config(train__steps=2)) == (2, None)
+    with pytest.raises(UserError, match=r"holds a run with model.block = 'full', this one has 'light'"):
+        pretrain(make_config(train__steps=3, model__block="light"))

@@ -31,15 +31,11 @@ def run(device: torch.device) -> Iterator[Record]:
     )
     batch = Batch(anchor, view, tuple(puzzles), np.arange(batch_size))
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device, group=None, control=None)
-    for schedule in ("progressive", "joint"):
-        config = Config(
-            data=DataConfig(path="none", image_size=side),
-            model=ModelConfig(weights="none"),
-            train=TrainConfig(steps=1, batch_size=batch_size, schedule=schedule, precision=precision),
-        )
-        step = _Step(config, world)
-        plain = _PlainStep(config, device)
-        require_close(f"{schedule}, first head", step(batch)[:1], plain(batch)[:1], tolerance=0.05)
+    full = {schedule: _config(schedule, "full", side, batch_size, precision) for schedule in ("progressive", "joint")}
+    options = {"items": batch_size, "unit": "images/s", "runs": 10 if device.type == "cuda" else 3, "device": device}
+    for schedule, config in full.items():
+        _check(config, world, batch)
+        step, plain = _Step(config, world), _PlainStep(config, device)
         network = plain.model
         yield compare(
             "step",
@@ -47,24 +43,48 @@ def run(device: torch.device) -> Iterator[Record]:
             ours=lambda step=step: step(batch),
             baseline=("published loop in plain PyTorch", lambda plain=plain: plain(batch)),
             limit=("one full forward and backward", lambda n=network: n(batch.anchor, "all").square().sum().backward()),
-            items=batch_size,
-            unit="images/s",
-            runs=10 if device.type == "cuda" else 3,
-            device=device,
             details=anatomy(lambda step=step: step(batch), precision, device),
+            **options,
         )
+    for schedule, config in full.items():
+        step = _Step(config, world)
+        light = _Step(_config(schedule, "light", side, batch_size, precision), world)
+        yield compare(
+            "step",
+            f"{schedule} with light blocks, resnet50, {side} px, batch {batch_size}, {precision}",
+            ours=lambda light=light: light(batch),
+            baseline=("with full blocks", lambda step=step: step(batch)),
+            limit=("one full forward and backward", lambda n=network: n(batch.anchor, "all").square().sum().backward()),
+            **options,
+        )
+
+
+def _config(schedule: str, block: str, side: int, batch_size: int, precision: str) -> Config:
+    return Config(
+        data=DataConfig(path="none", image_size=side),
+        model=ModelConfig(weights="none", block=block),
+        train=TrainConfig(steps=1, batch_size=batch_size, schedule=schedule, precision=precision),
+    )
+
+
+def _check(config: Config, world: World, batch: Batch) -> None:
+    """At a learning rate of zero every head's loss is that of the plain step, in float32 to its rounding."""
+    exact = config.train.precision == "float32"
+    ours, plain = _Step(config, world, lr=0.0)(batch), _PlainStep(config, world.device, lr=0.0)(batch)
+    for head, got, want in zip(STAGES, ours, plain, strict=True):
+        require_close(f"{config.train.schedule}, head {head}", got, want, tolerance=1e-4 if exact else 0.05)
 
 
 class _Step:
     """The trainer's step without its loop: updates on a resident batch."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, lr: float = 1e-3) -> None:
         torch.manual_seed(0)
         self._config = config
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=False)
         model = build_model(config.model).to(world.device, memory_format=memory_format(config.train)).train()
         self._updates = plan_updates(model, config, world)
-        self._optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         losses = []
@@ -79,11 +99,11 @@ class _Step:
 class _PlainStep:
     """The method as the published loop runs it: four steps, each with full forward passes of both inputs."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, lr: float = 1e-3) -> None:
         torch.manual_seed(0)
         self.model: FGSSL = build_model(config.model).to(device).train()
         self._mixed = config.train.precision != "float32"
-        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=0.9)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         losses = []

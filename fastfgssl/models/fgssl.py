@@ -19,11 +19,12 @@ class FGSSL(nn.Module):
     B images, P = block_dim, F = embedding_dim.
     """
 
-    def __init__(self, backbone: Backbone, *, block_dim: int, embedding_dim: int) -> None:
+    def __init__(self, backbone: Backbone, *, block_dim: int, embedding_dim: int, light_blocks: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.blocks = nn.ModuleList(
-            HierarchicalBlock(channels, embedding_dim, block_dim) for channels in backbone.tap_channels
+            HierarchicalBlock(channels, embedding_dim, block_dim, light=light_blocks)
+            for channels in backbone.tap_channels
         )
         pooled = [block_dim] * NUM_TAPS + [NUM_TAPS * block_dim]
         self.heads = nn.ModuleList(EmbeddingHead(length, embedding_dim) for length in pooled)
@@ -68,4 +69,9 @@ def build_model(config: ModelConfig) -> FGSSL:
 
     Draws from torch's global generator: seed it before. `UserError` for a backbone or weights that cannot be had.
     """
-    return FGSSL(build_backbone(config), block_dim=config.block_dim, embedding_dim=config.embedding_dim)
+    return FGSSL(
+        build_backbone(config),
+        block_dim=config.block_dim,
+        embedding_dim=config.embedding_dim,
+        light_blocks=config.block == "light",
+    )
