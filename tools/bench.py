@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="write a Chrome trace of each case there")
     parser.add_argument("--real", type=Path, metavar="ARCHIVE", help="a prepared archive for input, train and scaling")
-    parser.add_argument("--index-samples", type=int, default=1_000_000, help="length of the index that input opens")
+    parser.add_argument("--index-samples", type=int, default=10_000_000, help="length of the index that input opens")
     args = parser.parse_args()
 
     from fastfgssl.archive.manifest import Archive

@@ -71,7 +71,7 @@ class PillowViews(Dataset):
         return [anchor, puzzle, *puzzles]
 
 
-def run(device: torch.device, archive: Path | None = None, index_samples: int = 1_000_000) -> Iterator[Record]:
+def run(device: torch.device, archive: Path | None = None, index_samples: int = 10_000_000) -> Iterator[Record]:
     """The `paper` preset at 224 px from JPEG files and from shards, and what comes before the decoder.
 
     archive: images to take instead of phantoms of 600 x 450; index_samples: length of the index that is opened.
