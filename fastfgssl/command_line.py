@@ -37,7 +37,10 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _print_error(error: UserError) -> None:
-    rank, _, local_rank, _ = rank_environment()
+    try:
+        rank, _, local_rank, _ = rank_environment()
+    except UserError:  # most likely this very error: a process that cannot tell its rank speaks for itself
+        rank = local_rank = 0
     if local_rank == 0 or isinstance(error, RankError):
         where = f"rank {rank}: " if rank > 0 else ""
         print(f"error: {where}{error}", file=sys.stderr)

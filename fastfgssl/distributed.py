@@ -1,11 +1,12 @@
 """The one door to torch.distributed: who this process is among its ranks, and what ranks say to each other.
 
-Started by torchrun, or alone without it. NCCL carries tensors between GPUs, gloo between CPUs.
+Started by torchrun, by srun, or alone. NCCL carries tensors between GPUs, gloo between CPUs.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
-from fastfgssl.environment import rank_environment
+from fastfgssl.environment import rank_environment, rendezvous_variables
 from fastfgssl.errors import RankError, UserError
 
 
@@ -44,9 +45,9 @@ class World:
 
 @contextmanager
 def start_world(device: str) -> Iterator[World]:
-    """Joins the ranks that torchrun started, or is the only one; leaves them at the end.
+    """Joins the ranks that torchrun or srun started, or is the only one; leaves them at the end.
 
-    device: auto, cuda or cpu. Raises `UserError` if there is no such device for this rank.
+    device: auto, cuda or cpu. Raises `UserError` if there is no such device for this rank, or no telling its rank.
     """
     rank, size, local_rank, local_size = rank_environment()
     place = _device(device, local_rank)
@@ -54,8 +55,15 @@ def start_world(device: str) -> Iterator[World]:
         torch.cuda.set_device(place)
     group = control = None
     if size > 1:
+        os.environ.update(rendezvous_variables())  # torch reads them there; srun does not set them
         options = {"device_id": place} if place.type == "cuda" else {}
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(minutes=30), **options)
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(minutes=30),
+            **options,
+        )
         group, control = dist.group.WORLD, dist.new_group(backend="gloo")
     try:
         yield World(
@@ -80,7 +88,8 @@ def _device(name: str, local_rank: int) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise RankError(
             f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()};"
-            f" start torchrun with --nproc-per-node={torch.cuda.device_count()}"
+            f" start torchrun with --nproc-per-node={torch.cuda.device_count()}; with srun,"
+            f" --ntasks-per-node={torch.cuda.device_count()} and every GPU visible to each task, no --gpus-per-task"
         )
     return torch.device("cuda", local_rank)
 
@@ -150,27 +159,30 @@ def shared_errors(world: World) -> Iterator[None]:
 
 
 class SharedFlag:
-    """A yes-or-no that all ranks agree on without waiting: asked at the start of a step, answered at its end."""
+    """What all ranks agree on without waiting: asked at the start of a step, answered at its end.
+
+    A number, such as that of a signal: the greatest of all ranks, 0 where the flag is raised on none.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._raised = torch.zeros(1, dtype=torch.int32)
         self._pending = None
 
-    def ask(self, raised: bool) -> None:
-        """Begins to tell the other ranks whether the flag is raised here."""
+    def ask(self, raised: int) -> None:
+        """Begins to tell the other ranks what the flag is here, 0 for not raised."""
         self._raised.fill_(raised)
         if self._world.control is not None:
             self._pending = dist.all_reduce(
                 self._raised, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True
             )
 
-    def answer(self) -> bool:
-        """Whether it was raised on any rank; the same on all of them."""
+    def answer(self) -> int:
+        """What it was raised to on any rank, else 0; the same on all of them."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
-        return bool(self._raised.item())
+        return int(self._raised.item())
 
 
 class GroupRanks:

@@ -22,7 +22,7 @@ from fastfgssl.data.presets import find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.display import Display
 from fastfgssl.distributed import SharedFlag, World, one_rank_first, require_agreement, shared_errors, start_world
-from fastfgssl.environment import available_cores
+from fastfgssl.environment import cores_per_rank
 from fastfgssl.errors import UserError, file_errors, met_alone
 from fastfgssl.metrics import Clock, MetricsLog, StepMetrics
 from fastfgssl.models import build_model
@@ -39,11 +39,11 @@ HeadValues = dict[Stage, tuple[torch.Tensor, torch.Tensor]]  # each head's loss 
 
 class Outcome(NamedTuple):
     steps_done: int
-    stopped_by: int | None  # the signal that ended the run early, or None if it is complete
+    stopped_by: int | None  # the signal, to any rank, that ended the run early; None if it is complete
 
 
 def pretrain(config: Config) -> Outcome:
-    """Runs, or goes on with, the pretraining that `config` describes; returns early on SIGINT or SIGTERM.
+    """Runs, or goes on with, the pretraining that `config` describes; returns early on SIGINT, SIGTERM or SIGUSR1.
 
     Raises `UserError` for a configuration that this machine or archive cannot satisfy.
     """
@@ -81,7 +81,7 @@ class Run:
     def train(self, display: Display, stop_request: StopRequest) -> Outcome:
         """Makes the steps that are left."""
         config, world = self.config, self.world
-        start, stopped = self.step, False
+        start, stopped = self.step, 0
         if start >= self.steps:
             log.info("%s is complete: %d of %d steps are done", self.output, start, self.steps)
             return Outcome(start, None)
@@ -92,7 +92,7 @@ class Run:
             loader = self.make_loader()
         clock = Clock(self.step)
         while self.step < self.steps and not stopped:
-            stop_flag.ask(stop_request.signal_number is not None)
+            stop_flag.ask(stop_request.signal_number or 0)
             # take the next batch
             with clock.waiting(), met_alone():
                 batch = next(loader)
@@ -125,7 +125,7 @@ class Run:
             metrics_log.close()
         if stopped:
             log.info("stopped after step %d of %d; run the same command to go on", self.step, self.steps)
-            return Outcome(self.step, stop_request.signal_number)
+            return Outcome(self.step, stopped)  # the same on every rank, also where no signal arrived
         if self._updates_made != (self.steps - start) * len(self.updates):
             raise AssertionError(f"made {self._updates_made} updates in {self.steps - start} steps")
         log.info("done: %d steps; results in %s", self.steps, self.output)
@@ -266,6 +266,6 @@ def _graph_spec(config: Config, world: World, archive: Archive) -> GraphSpec:
         half=on_gpu and config.train.precision != "float32",
         sixteen_bit=archive.is_sixteen_bit,
         device_id=world.device.index if on_gpu else None,
-        threads=config.data.threads or max(1, available_cores() // world.local_size),
+        threads=config.data.threads or cores_per_rank(),
         prefetch=config.data.prefetch,
     )

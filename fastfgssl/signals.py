@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a request that a loop honours between two steps."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a request that a loop honours between two steps.
+
+Schedulers announce the end of a job by one of the latter two: Kubernetes by SIGTERM, Slurm by either.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import signal
 import time
 from types import FrameType, TracebackType
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _AGAIN_AFTER = 2.0  # seconds: torchrun passes on the terminal's Ctrl-C, so one press can arrive twice
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM only set `signal_number`; a second SIGINT, later, interrupts at once."""
+    """While entered, these signals only set `signal_number`; a second SIGINT, later, interrupts at once."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -18,7 +22,7 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOPPING:
             self._previous[number] = signal.signal(number, self._request)
         return self
 

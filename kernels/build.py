@@ -3,6 +3,9 @@
 With g++ alone the plugin has the CPU backend; where nvcc is on the PATH it has both, and an nvcc that fails is an
 error, never a silent build without the GPU. The cache key covers sources, flags, compilers, processor and DALI's
 version: an update of any of them builds anew, and machines that share a home folder do not share machine code.
+
+FASTFGSSL_MARCH names the processors to compile for, such as x86-64-v3, where one machine builds for many, as for an
+image of a container: the key then leaves this processor out, and the code serves all of `_CUDA_ARCHITECTURES`.
 """
 
 from __future__ import annotations
@@ -89,11 +92,13 @@ def _build_commands() -> _Commands:
 
     host = _find_host_compiler()
     nvcc = shutil.which("nvcc")
+    processors = _chosen_processors()
+    host_only = [f"-march={processors}" if processors and "-march" in flag else flag for flag in _HOST_ONLY]
     # nvcc hands these sources to the same compiler, with its own headers
     compile_host = (
-        [nvcc, "-ccbin", host[0], "-Xcompiler", ",".join([*_OPTIMISATION, *_HOST_ONLY])]
+        [nvcc, "-ccbin", host[0], "-Xcompiler", ",".join([*_OPTIMISATION, *host_only])]
         if nvcc
-        else [*host, *_OPTIMISATION, *_HOST_ONLY, f"-I{_cuda_headers()}"]
+        else [*host, *_OPTIMISATION, *host_only, f"-I{_cuda_headers()}"]
     )
     flags = dali.get_compile_flags()
     commands = [[*compile_host, *flags, "-c", str(_SOURCES / f"{name}.cc")] for name in _HOST_SOURCES]
@@ -133,10 +138,11 @@ def _cuda_headers() -> Path:
 
 
 def _architecture_flags() -> list[str]:
-    """Machine code for the GPUs of this machine, or for the usual ones where there is none to ask."""
+    """Machine code for the GPUs of this machine, or for the usual ones where it builds for others or has none."""
     import torch
 
-    found = {"".join(map(str, torch.cuda.get_device_capability(i))) for i in range(torch.cuda.device_count())}
+    devices = range(0 if _chosen_processors() else torch.cuda.device_count())
+    found = {"".join(map(str, torch.cuda.get_device_capability(i))) for i in devices}
     architectures = sorted(found) or [str(number) for number in _CUDA_ARCHITECTURES]
     return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
 
@@ -150,8 +156,13 @@ def _key(commands: _Commands) -> str:
     for command in (*commands.compile, commands.link):
         digest.update("\0".join(command).encode())
         digest.update(_output([command[0], "--version"]).encode())
-    digest.update(_processor().encode())
+    digest.update((_chosen_processors() or _processor()).encode())
     return digest.hexdigest()[:16]
+
+
+def _chosen_processors() -> str | None:
+    """The processors to compile for, as -march names them; None for that of this machine."""
+    return os.environ.get("FASTFGSSL_MARCH") or None
 
 
 def _processor() -> str:

@@ -65,6 +65,26 @@ def test_other_flags_sources_or_dali_build_anew(fake_compiler, tmp_path, monkeyp
     assert calls(fake_compiler) == 4 * CALLS
 
 
+def test_a_build_for_named_processors_serves_every_machine(fake_compiler, tmp_path, monkeypatch):
+    """As for the image of a container, which is built on a machine that will not run it."""
+    native = build_plugin(tmp_path / "cache")
+    monkeypatch.setenv("FASTFGSSL_MARCH", "x86-64-v3")
+    built = build_plugin(tmp_path / "cache")
+    assert built != native
+    assert calls(fake_compiler) == 2 * CALLS
+    monkeypatch.setattr(build, "_processor", lambda: "another")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    assert build_plugin(tmp_path / "cache") == built
+    flags = " ".join(flag for command in build._build_commands().compile for flag in command)
+    assert "-march=x86-64-v3" in flags
+    assert "-march=native" not in flags
+    assert "-ffp-contract=off" in flags
+    assert len(build._architecture_flags()) == len(build._CUDA_ARCHITECTURES)
+    monkeypatch.delenv("FASTFGSSL_MARCH")
+    assert build._architecture_flags() == ["-gencode=arch=compute_90,code=sm_90"]
+
+
 def test_a_failing_compiler_is_an_error_that_shows_its_words(fake_compiler, tmp_path):
     compiler = tmp_path / "bin" / "g++"
     compiler.write_text(compiler.read_text().replace("sleep 1", "echo 'x.cc:1: error: out of luck' >&2; exit 1"))

@@ -1,4 +1,4 @@
-"""What ranks say to each other: batch statistics, sums, flags, agreement; and who a process is."""
+"""What ranks say to each other: batch statistics, sums, flags, agreement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import nn
 
 from fastfgssl.command_line import run_tool
 from fastfgssl.distributed import SharedFlag, require_agreement, shared_errors, start_world
-from fastfgssl.environment import RankEnvironment, rank_environment
 from fastfgssl.errors import RankError, UserError, met_alone
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 
@@ -48,13 +47,13 @@ def test_synchronised_batch_norm_is_that_of_one_process():
 def raise_the_flag_on_the_last_rank(world):
     flag, answers = SharedFlag(world), []
     for step in range(3):
-        flag.ask(step == 1 and world.rank == world.size - 1)
+        flag.ask(15 if step == 1 and world.rank == world.size - 1 else 0)
         answers.append(flag.answer())
     return answers
 
 
 def test_a_flag_raised_on_one_rank_is_seen_on_all():
-    assert run_on_ranks(raise_the_flag_on_the_last_rank, 3) == [[False, True, False]] * 3
+    assert run_on_ranks(raise_the_flag_on_the_last_rank, 3) == [[0, 15, 0]] * 3
 
 
 def disagree(world):
@@ -96,8 +95,8 @@ def test_what_one_rank_meets_is_raised_on_all(rank, message):
     ],
 )
 def test_an_error_is_printed_once_unless_a_rank_met_it_alone(monkeypatch, capsys, rank, local_rank, error, printed):
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    for name, value in {"RANK": rank, "WORLD_SIZE": 16, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
 
     def main():
         raise error
@@ -111,20 +110,12 @@ def test_an_error_is_printed_once_unless_a_rank_met_it_alone(monkeypatch, capsys
 def test_a_rank_without_a_gpu_met_that_alone(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
     with pytest.raises(RankError, match="local rank 1 has no GPU"):
         start_world("auto").__enter__()
     with pytest.raises(RankError, match="no image decodes"), met_alone():
         raise UserError("no image decodes")
-
-
-def test_torchruns_variables_are_read(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert rank_environment() == RankEnvironment(rank=0, size=1, local_rank=0, local_size=1)
-    for name, value in {"RANK": 9, "WORLD_SIZE": 16, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 8}.items():
-        monkeypatch.setenv(name, str(value))
-    assert rank_environment() == RankEnvironment(rank=9, size=16, local_rank=1, local_size=8)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
