@@ -222,7 +222,8 @@ class Bench:
         chosen = np.arange(rows) % self.rows
         index = torch.from_numpy(chosen).to(self.world.device)
         anchor, view, *puzzles = (
-            images[index] for images in (self._batch.anchor, self._batch.puzzle_view, *self._batch.puzzles)
+            images[index].contiguous(memory_format=torch.channels_last)  # as the loader gives them
+            for images in (self._batch.anchor, self._batch.puzzle_view, *self._batch.puzzles)
         )
         return Batch(anchor, view, tuple(puzzles), self._batch.ids[chosen])
 
