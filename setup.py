@@ -11,6 +11,7 @@ PACKAGES = [
     "fastfgssl.archive",
     "fastfgssl.benchmarks",
     "fastfgssl.data",
+    "fastfgssl.doctor",
     "fastfgssl.evaluation",
     "fastfgssl.kernels",
     "fastfgssl.kernels.cross_correlation",

@@ -45,6 +45,8 @@ class DataConfig:
     """Decoding threads of each rank; 0 takes the cores of this machine divided by its ranks."""
     prefetch: int = 2
     """Batches that the DALI graph keeps ready ahead of the training step."""
+    hw_decoder_load: float = 0.9
+    """Share of the JPEG files that a GPU's decoding engines take, where it has them; its cores decode the others."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel that normalisation subtracts, on a scale where white is 1."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -54,6 +56,7 @@ class DataConfig:
         require(bool(self.path), "data.path", self.path, "the folder of a prepared archive")
         _require_positive("data", self, "image_size", "window", "prefetch")
         require(self.threads >= 0, "data.threads", self.threads, "0 or more")
+        require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "in [0, 1]")
         require(len(self.mean) == 3, "data.mean", self.mean, "three numbers, one a channel")
         require(len(self.std) == 3, "data.std", self.std, "three numbers, one a channel")
         require(min(self.std) > 0, "data.std", self.std, "greater than 0 in every channel")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,42 @@ class Clock:
         lap = Lap(step - self._step, now - self._start, self._waited)
         self._step, self._start, self._waited = step, now, 0.0
         return lap
+
+
+class DataWaitWatch:
+    """Notices a run that keeps waiting for data, from the share of time that it waited in each logged interval.
+
+    It speaks up when `intervals` in a row were above `most`, and at most once in `quiet` seconds. The first interval is
+    left out: there the pipelines fill. config: the file of the run's configuration, which the warning names.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        *,
+        most: float = 0.05,
+        intervals: int = 3,
+        quiet: float = 3600.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._most, self._intervals, self._quiet, self._now = config, most, intervals, quiet, now
+        self._above: list[float] | None = None  # shares in a row; None before the first interval
+        self._spoke = -math.inf
+
+    def look(self, data_wait: float) -> str | None:
+        """Takes the next interval's share; returns the warning if it is time for one."""
+        if self._above is None:
+            self._above = []
+            return None
+        self._above = [*self._above, data_wait][-self._intervals :] if data_wait > self._most else []
+        if len(self._above) < self._intervals or self._now() - self._spoke < self._quiet:
+            return None
+        self._spoke = self._now()
+        share = sum(self._above) / len(self._above)
+        return (
+            f"{share:.0%} of the time of the last {self._intervals} logged intervals went into waiting for data;"
+            f" to see what holds it back: python tools/doctor.py --config {shlex.quote(str(self._config))}"
+        )
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

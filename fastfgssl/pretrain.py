@@ -24,7 +24,7 @@ from fastfgssl.display import Display
 from fastfgssl.distributed import SharedFlag, World, one_rank_first, require_agreement, shared_errors, start_world
 from fastfgssl.environment import cores_per_rank
 from fastfgssl.errors import UserError, file_errors, met_alone
-from fastfgssl.metrics import Clock, MetricsLog, StepMetrics
+from fastfgssl.metrics import Clock, DataWaitWatch, MetricsLog, StepMetrics
 from fastfgssl.models import build_model
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.optim import build_optimizer, learning_rate_factor, set_learning_rate
@@ -61,7 +61,7 @@ class Run:
         self.config, self.world = config, world
         with shared_errors(world):
             self.archive = Archive.open(config.data.path)
-            self.spec = _graph_spec(config, world, self.archive)
+            self.spec = graph_spec(config, world, self.archive)
         self.steps = _planned_steps(config, self.archive)
         self.output = Path(config.output)
         self.checkpoints = self.output / "checkpoints"
@@ -90,7 +90,7 @@ class Run:
         stop_flag = SharedFlag(world)
         with shared_errors(world), one_rank_first(world):  # the first builds the plugin, the others find it built
             loader = self.make_loader()
-        clock = Clock(self.step)
+        clock, watch = Clock(self.step), DataWaitWatch(self.output / "config.yaml")
         while self.step < self.steps and not stopped:
             stop_flag.ask(stop_request.signal_number or 0)
             # take the next batch
@@ -113,6 +113,9 @@ class Run:
             if is_last or to_report:
                 metrics = self._metrics(heads, clock)
                 display.show(metrics)
+                warning = watch.look(metrics.data_wait)
+                if warning and world.local_rank == 0:  # disks and cores are what a machine's ranks share
+                    log.warning("%s", warning)
                 with shared_errors(world), file_errors("write", self.output / "metrics.jsonl"):
                     if metrics_log:
                         metrics_log.write(metrics)
@@ -254,7 +257,8 @@ def _planned_steps(config: Config, archive: Archive) -> int:
     return math.ceil(config.train.epochs * archive.num_samples / config.train.batch_size)
 
 
-def _graph_spec(config: Config, world: World, archive: Archive) -> GraphSpec:
+def graph_spec(config: Config, world: World, archive: Archive) -> GraphSpec:
+    """What the DALI graph of each rank makes."""
     on_gpu = world.device.type == "cuda"
     return GraphSpec(
         batch_size=config.train.batch_size // world.size,
@@ -268,4 +272,5 @@ def _graph_spec(config: Config, world: World, archive: Archive) -> GraphSpec:
         device_id=world.device.index if on_gpu else None,
         threads=config.data.threads or cores_per_rank(),
         prefetch=config.data.prefetch,
+        hw_decoder_load=config.data.hw_decoder_load,
     )

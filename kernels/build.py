@@ -48,6 +48,29 @@ def load_plugin() -> None:
         _loaded.add(path)
 
 
+class Plugin(NamedTuple):
+    """The plugin as it was loaded."""
+
+    backends: tuple[str, ...]  # cpu, gpu
+    compilers: str  # what builds it on this machine, with versions
+
+
+def describe_plugin() -> Plugin:
+    """Loads the plugin, built if need be, and says what DALI has found in it. Raises `BuildError`."""
+    from nvidia.dali import backend
+
+    load_plugin()
+    registered = {"cpu": backend.RegisteredCPUOps(), "gpu": backend.RegisteredGPUOps()}
+    host, nvcc = _find_host_compiler(), shutil.which("nvcc")
+    compilers = f"{shlex.join(host)} {_output([*host, '-dumpfullversion', '-dumpversion'])}"
+    release = re.search(r"release ([\d.]+)", _output([nvcc, "--version"])) if nvcc else None
+    nvcc_says = f"nvcc {release[1] if release else 'of unknown version'}" if nvcc else "no nvcc on the PATH"
+    return Plugin(
+        tuple(name for name, operators in registered.items() if "FastfgsslViews" in operators),
+        f"{compilers}, {nvcc_says}",
+    )
+
+
 def build_plugin(cache: Path | None = None) -> Path:
     """The plugin's path, built unless the cache holds it; ranks that start together wait for the one that builds.
 

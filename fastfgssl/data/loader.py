@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -127,14 +128,15 @@ class Loader(Iterator[Batch]):
         raise error
 
     def _undecodable(self, ids: np.ndarray) -> dict[int, str]:
-        """The samples among `ids` that the graph's decoder refuses, with its reasons."""
+        """The samples among `ids` that the graph's decoder refuses, with its reasons: each is decoded on its own."""
+        spec = replace(self._spec, batch_size=1, threads=1, prefetch=1)
         refused: dict[int, str] = {}
         current: list[np.ndarray] = []
         decoder = None
         for sample in dict.fromkeys(ids.tolist()):
             current[:] = self._reader.read(np.array([sample]))
             if decoder is None:
-                decoder = build_decoder(lambda: current[0], self._spec)
+                decoder = build_decoder(lambda: current, spec)
                 decoder.build()
             try:
                 decoder.run()

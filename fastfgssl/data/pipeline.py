@@ -52,6 +52,8 @@ class GraphSpec:
     """The GPU to decode and distort on; None uses the CPU."""
     threads: int
     prefetch: int
+    hw_decoder_load: float = 0.9
+    """Share of the JPEG files that a GPU's decoding engines take, where it has them."""
 
 
 GraphInput = tuple[list[np.ndarray], ViewParams]
@@ -120,12 +122,18 @@ def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipelin
     return graph()
 
 
-def build_decoder(source: Callable[[], np.ndarray], spec: GraphSpec) -> Pipeline:
-    """The graph's decoder alone, one image a run: finds out which image of a batch it refuses."""
+def build_decoder(source: Callable[[], list[np.ndarray]], spec: GraphSpec) -> Pipeline:
+    """The graph's decoder alone, on the encoded images that `source` gives for each run."""
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=spec.device_id, prefetch_queue_depth=1)
+    @pipeline_def(
+        batch_size=spec.batch_size,
+        num_threads=spec.threads,
+        device_id=spec.device_id,
+        prefetch_queue_depth=spec.prefetch,
+        exec_dynamic=True,  # as the whole graph: what one costs is part of what the other does
+    )
     def graph():
-        return decode(fn.external_source(source=lambda: [source()], batch=True), spec)
+        return decode(fn.external_source(source=source, batch=True), spec)
 
     return graph()
 
@@ -135,7 +143,7 @@ def decode(encoded, spec: GraphSpec):
     return fn.decoders.image(
         encoded,
         device="cpu" if spec.device_id is None else "mixed",
-        hw_decoder_load=0.9,  # of the JPEG files, where a GPU has engines for them
+        hw_decoder_load=spec.hw_decoder_load,
         output_type=types.RGB,
         dtype=types.UINT16 if spec.sixteen_bit else types.UINT8,
     )

@@ -1,0 +1,225 @@
+"""The doctor's examination: measures every part, judges, and tries the changes that could help where it hurts."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastfgssl.archive.image import TrainingDecoder, Unusable, prepare_image
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.config import Config
+from fastfgssl.data.loader import training_slots
+from fastfgssl.distributed import World
+from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
+from fastfgssl.doctor.disk import ReadRate, measure_reading
+from fastfgssl.doctor.machine import available_memory
+from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, TrainingStep, in_turns, rate_of
+from fastfgssl.environment import available_cores
+
+Say = Callable[[str], None]
+
+_INPUT_MATTERS = 0.1  # share of the time that the input path takes on shared cores, from which on it is worth a trial
+_SHRINK_IMAGES = 32
+_MOST_PIXELS = 10**9  # the archive's images have passed prepare's own limit
+
+
+class Examination(NamedTuple):
+    """What was measured, and what it was measured with."""
+
+    bench: Bench
+    step: TrainingStep
+    measured: Measured
+    reading: ReadRate
+    step_rows: int
+    """Images of the step that was timed; fewer than the rank's batch where that would have taken too long."""
+
+
+@dataclass
+class Diagnosis:
+    examination: Examination
+    verdict: Verdict
+    trainer: Rate | None = None
+    """Loader and step together; None where a whole step takes too long to be timed."""
+    data_wait: float | None = None
+    """Share of that time that the step waited for a batch."""
+    tried: list[Trial] = field(default_factory=list)
+    """Every change that was measured, whether it helped or not."""
+    chosen: list[Trial] = field(default_factory=list)
+    """Those that helped, each measured with the ones before it in force."""
+    short_side: ShortSide | None = None
+    optional: list[Trial] = field(default_factory=list)
+    """Changes that were measured and alter what is learned: for the user to decide."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return {key: value for trial in self.chosen for key, value in trial.change.items()}
+
+
+def examine_rates(config: Config, archive: Archive, world: World, seconds: float, say: Say) -> Examination:
+    """Measures every part, each for `seconds`. `world.size` ranks are planned, this process stands for the first."""
+    say("reading from the disk")
+    slots = training_slots(
+        archive,
+        seed=config.seed,
+        window=config.data.window,
+        batch_size=config.train.batch_size,
+        rank=0,
+        world_size=world.size,
+    )
+    reading = measure_reading(archive, (slots(step).ids for step in itertools.count()), seconds)
+    say("timing the reader, the decoder and the whole graph")
+    bench = Bench(config, archive, world, seconds)
+    rates = in_turns({"reader": bench.reader_block, "decode": bench.decode_block, "graph": bench.graph_block})
+    say("timing the training step")
+    step = TrainingStep(config, world)
+    rates["step"], rows = bench.time_step(step)
+    size = sum(archive.shard_path(shard).stat().st_size for shard in range(len(archive.shard_sizes)))
+    measured = Measured(
+        **rates,
+        storage=Rate(reading.samples_per_second),
+        fits_in_memory=size < available_memory(),
+        shares_cores=world.device.type == "cpu",
+    )
+    return Examination(bench, step, measured, reading, rows)
+
+
+def diagnose(found: Examination, say: Say) -> Diagnosis:
+    """Judges what was found and tries what could help."""
+    bench, measured = found.bench, found.measured
+    verdict = judge(measured)
+    diagnosis = Diagnosis(found, verdict)
+    # a block is two steps or more, after those that fill the queue
+    is_timed = measured.step.seconds * bench.spec.batch_size <= bench.seconds
+    if is_timed:
+        say("timing the loader and the step together")
+        waits: list[float] = []
+        rates = in_turns({"trainer": lambda: bench.trainer_block(found.step, bench.spec, waits)})
+        diagnosis.trainer, diagnosis.data_wait = rates["trainer"], statistics.median(waits)
+    else:
+        diagnosis.notes.append(
+            f"a step of {bench.spec.batch_size} images takes about {measured.step.seconds * bench.spec.batch_size:.3g}"
+            " s: loader and step were not timed together; a larger --seconds does"
+        )
+    if measured.fits_in_memory and measured.storage.seconds > measured.expected(measured.graph.seconds):
+        diagnosis.notes.append(
+            f"the first epoch waits for the disk ({measured.storage.value:,.0f} images/s);"
+            " the archive fits in memory, from where later ones are read"
+        )
+    matters = verdict.input_share > (_INPUT_MATTERS if measured.shares_cores else 0.9)
+    if is_timed and (matters or (diagnosis.data_wait or 0) > 0.05):
+        _try_input_settings(diagnosis, say)
+    elif not matters:
+        share = f"{verdict.input_share:.0%} of the time" if measured.shares_cores else "less time than the step"
+        diagnosis.notes.append(f"data.threads and data.prefetch were left alone: the input path takes {share}")
+    if matters:
+        say("making some images smaller, to time the graph on them")
+        diagnosis.short_side = _try_short_side(bench)
+    if verdict.bottleneck == "step":
+        _try_step_settings(diagnosis, say, is_timed)
+    return diagnosis
+
+
+def _try_input_settings(diagnosis: Diagnosis, say: Say) -> None:
+    """Measures the whole trainer under other values of one key after the other, keeping what helps."""
+    bench, step = diagnosis.examination.bench, diagnosis.examination.step
+    spec, world = bench.spec, bench.world
+    cores = max(1, available_cores() // world.local_size)
+    values: dict[str, set] = {
+        "threads": {cores, max(1, spec.threads // 2), min(cores, 2 * spec.threads)},
+        "prefetch": {spec.prefetch + 1, 2 * spec.prefetch},
+    }
+    if world.device.type == "cuda":
+        values["hw_decoder_load"] = {0.5, 0.75, 1.0}
+    for name, options in values.items():
+        others = sorted(options - {getattr(spec, name)})
+        if not others:
+            continue
+        say(f"trying data.{name} = {', '.join(map(str, others))}")
+        specs = {"now": spec} | {str(value): replace(spec, **{name: value}) for value in others}
+        rates = in_turns({key: lambda of=of: bench.trainer_block(step, of, []) for key, of in specs.items()})
+        trials = [Trial({f"data.{name}": value}, "trainer", rates["now"], rates[str(value)]) for value in others]
+        diagnosis.tried += trials
+        if best := best_of(trials):
+            diagnosis.chosen.append(best)
+            spec = replace(spec, **{name: best.change[f"data.{name}"]})
+
+
+def _try_step_settings(diagnosis: Diagnosis, say: Say, is_timed: bool) -> None:
+    """Measures the step with torch.compile on a GPU, with twice the batch, and with float32 on a CPU."""
+    found = diagnosis.examination
+    bench, config, rows = found.bench, found.bench.config, found.step_rows
+    if bench.world.device.type == "cuda" and not config.train.compile:
+        say("trying train.compile=true, which takes minutes")
+        compiled = TrainingStep(replace(config, train=replace(config.train, compile=True)), bench.world)
+        try:
+            compiled(bench.resident(rows))
+        except RuntimeError as error:  # of whatever the compiler calls
+            diagnosis.notes.append(f"train.compile=true does not work here: {str(error).splitlines()[0]}")
+        else:
+            steps = {"now": found.step, "compiled": compiled}
+            rates = in_turns({key: lambda of=of: bench.step_block(of, rows) for key, of in steps.items()})
+            trial = Trial({"train.compile": True}, "step", rates["now"], rates["compiled"])
+            diagnosis.tried.append(trial)
+            diagnosis.chosen += [trial] * trial.helps
+    if is_timed:
+        say("trying twice the batch")
+        sizes = {"now": rows, "twice": 2 * rows}
+        try:
+            rates = in_turns({key: lambda of=of: bench.step_block(found.step, of) for key, of in sizes.items()})
+        except torch.OutOfMemoryError:
+            diagnosis.notes.append(f"twice the batch, {2 * rows} images a rank, does not fit in the GPU's memory")
+        else:
+            change = {"train.batch_size": 2 * config.train.batch_size}
+            diagnosis.optional.append(Trial(change, "step", rates["now"], rates["twice"]))
+    if bench.world.device.type == "cpu" and config.train.precision != "float32":
+        say("trying train.precision=float32")
+        exact = TrainingStep(replace(config, train=replace(config.train, precision="float32")), bench.world)
+        rate, rows_then = bench.time_step(exact)
+        if rows_then >= rows:
+            if rows_then > rows:  # then it would not tell which of the two helps
+                rate = rate_of([bench.step_block(exact, rows) for _ in range(BLOCKS)])
+            trial = Trial({"train.precision": "float32"}, "step", found.measured.step, rate._replace(blocks=()))
+            diagnosis.optional.append(trial)
+
+
+def _try_short_side(bench: Bench) -> ShortSide | None:
+    """Times the graph on some images made smaller next to the same as they are; None if they are small already."""
+    views = (bench.spec.preset.puzzle, bench.spec.preset.anchor)
+    # a view that is cut out of the image needs more of it than one that shows it whole
+    wanted = 2 * bench.spec.image_size if any(view.crop for view in views) else -(-bench.spec.image_size * 8 // 7)
+    rows = bench.archive.columns(bench.ids[0][:_SHRINK_IMAGES], ("width", "height"))
+    now = int(np.median(np.minimum(rows["width"], rows["height"])))
+    if now < 1.2 * wanted:
+        return None
+    decoder, smaller, larger, sizes = TrainingDecoder(), [], [], []
+    for encoded, *size in zip(bench.encoded[0], rows["width"].tolist(), rows["height"].tolist(), strict=False):
+        try:
+            image = prepare_image(encoded.tobytes(), decoder, short_side=wanted, max_pixels=_MOST_PIXELS)
+        except Unusable:
+            continue
+        smaller.append(np.frombuffer(image.data, np.uint8))
+        larger.append(encoded)
+        sizes.append((size, (image.width, image.height)))
+    if not smaller:
+        return None
+    sizes_now, sizes_then = (np.array(part, np.int64) for part in zip(*sizes, strict=True))
+    rates = in_turns(
+        {
+            "before": lambda: bench.graph_of_block(larger, sizes_now),
+            "after": lambda: bench.graph_of_block(smaller, sizes_then),
+        }
+    )
+    ratio = sum(map(len, smaller)) / sum(map(len, larger))
+    return ShortSide(wanted, now, rates["before"], rates["after"], ratio)
+
+
+def planned_world(world: World, ranks: int) -> World:
+    """`world`, one process, as the first of `ranks` on this machine: it takes its part of batch and cores."""
+    return replace(world, size=ranks, local_size=ranks)

@@ -1,0 +1,110 @@
+"""What a machine has: versions, the plugin, GPUs, cores and memory, in words, with what is wrong marked."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fastfgssl.benchmarks.measure import versions
+from fastfgssl.distributed import World
+from fastfgssl.environment import available_cores
+from fastfgssl.kernels.build import BuildError, describe_plugin
+
+GIB, MIB = 2**30, 2**20
+
+
+class Finding(NamedTuple):
+    """One line of the report; `advice` says what to do where something is wrong, and is empty where all is well."""
+
+    name: str
+    text: str
+    advice: str = ""
+
+
+def examine(world: World) -> list[Finding]:
+    """Everything that can be told without the archive; `world.local_size` ranks are to share this machine."""
+    known = versions()
+    cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    return [
+        Finding("python", known["python"]),
+        Finding("torch", f"{known['torch']}, {cuda}"),
+        Finding("DALI", known["dali"]),
+        _driver(),
+        _gpus(),
+        _plugin(on_gpu=world.device.type == "cuda"),
+        _cores(world),
+        _memory(),
+    ]
+
+
+def available_memory() -> int:
+    """Bytes that this machine could still give, or its control group (a container, a batch job) if that is less."""
+    meminfo = Path("/proc/meminfo").read_text()
+    available = int(re.search(r"MemAvailable:\s+(\d+)", meminfo)[1]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit = _number(group / "memory.max")
+    if limit is not None:
+        reclaimable = re.search(r"^inactive_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
+        used = (_number(group / "memory.current") or 0) - (int(reclaimable[1]) if reclaimable else 0)
+        available = min(available, limit - used)
+    return max(0, available)
+
+
+def _driver() -> Finding:
+    if shutil.which("nvidia-smi") is None:
+        return Finding("driver", "no NVIDIA driver (no nvidia-smi on the PATH)")
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return Finding("driver", " ".join(done.stdout.split()) or "nvidia-smi fails", "reinstall the NVIDIA driver")
+    advice = "" if torch.cuda.is_available() else "torch cannot use the GPU: it needs a driver for its version of CUDA"
+    return Finding("driver", f"NVIDIA {', '.join(sorted(set(done.stdout.split())))}", advice)
+
+
+def _gpus() -> Finding:
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    if not found:
+        return Finding("GPUs", "none: training runs on the CPU")
+    return Finding("GPUs", ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in found))
+
+
+def _plugin(*, on_gpu: bool) -> Finding:
+    try:
+        plugin = describe_plugin()
+    except BuildError as error:
+        return Finding("plugin", "cannot be built", str(error))
+    missing = on_gpu and "gpu" not in plugin.backends
+    return Finding(
+        "plugin",
+        f"builds and loads, for {' and '.join(plugin.backends)} ({plugin.compilers})",
+        "built without its GPU part: put nvcc on the PATH" if missing else "",
+    )
+
+
+def _cores(world: World) -> Finding:
+    cores, ranks = available_cores(), world.local_size
+    what = "GPU" if world.device.type == "cuda" else "rank"
+    # one decodes while one feeds the device
+    advice = f"fewer than 2 cores a {what}: run fewer ranks or give the job more cores" if cores < 2 * ranks else ""
+    return Finding("cores", f"{cores}, {cores / ranks:.3g} for each {what} of {ranks}", advice)
+
+
+def _memory() -> Finding:
+    return Finding("memory", f"{available_memory() / GIB:.1f} GiB available")
+
+
+def _number(file: Path) -> int | None:
+    text = _text(file).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,276 @@
+"""Times the parts of the trainer with the user's archive and configuration: reader, decoder, whole graph, step, all.
+
+A rate is taken in blocks, and the blocks of what is compared take turns, so that a slow minute of the machine slows all
+alike. Only one DALI graph exists at a time: another, even idle, would fill its queue on the same cores.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.batch import Batch
+from fastfgssl.config import Config
+from fastfgssl.data.loader import Loader, training_slots
+from fastfgssl.data.order import Slots
+from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph
+from fastfgssl.data.quarantine import Quarantine
+from fastfgssl.data.reader import Reader
+from fastfgssl.data.view_params import draw_view_params
+from fastfgssl.distributed import World
+from fastfgssl.evaluation.features import build_untrained
+from fastfgssl.metrics import Clock
+from fastfgssl.optim import build_optimizer
+from fastfgssl.pretrain import graph_spec
+from fastfgssl.updates import accumulate_gradients, memory_format, plan_updates
+
+BLOCKS = 3
+UNREPEATED = 0.25  # taken for the noise of what was timed once
+_KEPT = 4  # batches that are used again and again: their bytes are in memory, the disk is timed on its own
+_ENDLESS = 2**62
+
+
+class Rate(NamedTuple):
+    """Images a second of one rank."""
+
+    value: float
+    noise: float = 0.0
+    """Half the distance between the slowest and the fastest block, over `value`."""
+    blocks: tuple[float, ...] = ()
+    """What the median is of, in the order of turns."""
+
+    @property
+    def seconds(self) -> float:
+        """Of an image."""
+        return 1 / self.value
+
+    def over(self, before: Rate) -> Rate:
+        """This rate as a multiple of `before`: turn by turn where both were measured in turns, so drift cancels."""
+        if self.blocks and len(self.blocks) == len(before.blocks):
+            return rate_of([after / now for after, now in zip(self.blocks, before.blocks, strict=True)])
+        return Rate(self.value / before.value, self.noise + before.noise)
+
+
+def rate_of(blocks: Sequence[float]) -> Rate:
+    """The median of what blocks found, and how far they are apart."""
+    middle = statistics.median(blocks)
+    return Rate(middle, (max(blocks) - min(blocks)) / 2 / middle, tuple(blocks))
+
+
+def in_turns(cases: Mapping[str, Callable[[], float]]) -> dict[str, Rate]:
+    """Rates of all cases, each of whose calls measures images/s over one block."""
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(BLOCKS):
+        for name, block in cases.items():
+            found[name].append(block())
+    return {name: rate_of(values) for name, values in found.items()}
+
+
+class TrainingStep:
+    """One rank's training step without its loop: every update on a batch that is on the device already.
+
+    Weights are random: speed does not depend on them, and nothing is downloaded.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        layout = memory_format(config.train)
+        model = build_untrained(config, config.seed).to(world.device, memory_format=layout).train()
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16")
+        self._optimizer = build_optimizer(model, config.optim)
+        self.updates = plan_updates(model, config, world)
+
+    def __call__(self, batch: Batch) -> None:
+        for update in self.updates:
+            self._optimizer.zero_grad(set_to_none=True)
+            accumulate_gradients(update, batch, self.config, self._scaler)
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+
+
+class Bench:
+    """Measures one rank of `world.size`, of which `world.local_size` are to share this machine.
+
+    seconds: how long each rate is measured. `rows` is the batch that the input path is timed with: as many images as a
+    sixth of that time makes, at most the rank's batch.
+    """
+
+    def __init__(self, config: Config, archive: Archive, world: World, seconds: float) -> None:
+        self.config, self.archive, self.world = config, archive, world
+        self.spec = graph_spec(config, world, archive)
+        self.seconds, self._block = seconds, seconds / BLOCKS
+        slots = training_slots(
+            archive,
+            seed=config.seed,
+            window=config.data.window,
+            batch_size=config.train.batch_size,
+            rank=0,
+            world_size=world.size,
+        )
+        self.slots = slots
+        self._quarantine = Quarantine(archive.num_samples)
+        self._reader = Reader(archive)
+        self.rows = min(8, self.spec.batch_size)
+        probe = self._timed_loader(replace(self.spec, batch_size=self.rows))
+        self.rows = min(self.spec.batch_size, max(self.rows, int(probe * seconds / 6)))
+        # every kept batch once: what does not decode is known then, and all bytes are in memory
+        loader = self._loader(replace(self.spec, batch_size=self.rows))
+        self._batch = next(loader)
+        for _ in range(_KEPT - 1):
+            next(loader)
+        self.ids = [self._quarantine.substitute(self._kept(step, self.rows).ids) for step in range(_KEPT)]
+        self.encoded = [self._reader.read(ids) for ids in self.ids]
+        del loader
+        gc.collect()
+
+    def reader_block(self) -> float:
+        """Order, view parameters, and the bytes themselves, from memory."""
+        steps, preset, made, start = itertools.cycle(range(_KEPT)), self.spec.preset, 0, time.perf_counter()
+        while not made or time.perf_counter() - start < self._block:
+            slots = self._kept(next(steps), self.rows)
+            sizes = self._reader.picture_sizes(slots.ids)
+            self._params(slots, sizes, preset)
+            for encoded in self._reader.read(slots.ids):
+                encoded.copy()
+            made += len(slots.ids)
+        return made / (time.perf_counter() - start)
+
+    def decode_block(self, encoded: list[list[np.ndarray]] | None = None) -> float:
+        """The decoder alone, on batches of encoded images."""
+        batches = itertools.cycle(encoded or self.encoded)
+        spec = replace(self.spec, batch_size=max(map(len, encoded or self.encoded)))
+        decoder = build_decoder(lambda: next(batches), spec)
+        decoder.build()
+        return self._timed(decoder.run, spec)
+
+    def graph_block(self, spec: GraphSpec | None = None) -> float:
+        """The whole input path: reader, decoder, views, and tensors on the device."""
+        return self._timed_loader(replace(spec or self.spec, batch_size=self.rows))
+
+    def graph_of_block(self, encoded: list[np.ndarray], sizes: np.ndarray) -> float:
+        """The whole graph on one batch of encoded images with pictures of `sizes` (int64 [B, 2])."""
+        spec = replace(self.spec, batch_size=len(encoded))
+        slots = Slots(np.arange(len(encoded)), np.zeros(len(encoded), np.int64))
+        graph = build_graph(lambda iteration: (encoded, self._params(slots, sizes, spec.preset)), spec)
+        graph.build()
+        return self._timed(graph.run, spec)
+
+    def time_step(self, step: TrainingStep) -> tuple[Rate, int]:
+        """The step's rate, and the images that it was measured with.
+
+        These are the rank's batch, or as much of it as a step does in about twice the time that a rate is measured for:
+        a small batch uses a device badly, so a rate of few images is a lower bound of that of many. A step that takes
+        longer even with the fewest images is timed once.
+        """
+        rows = 2 * self.config.train.accumulate
+        while True:
+            rows = min(rows, self.spec.batch_size)
+            batch = self.resident(rows)
+            for _ in range(2):  # the first call of a size also sets up memory
+                start = time.perf_counter()
+                step(batch)
+                self._synchronise()
+                spent = time.perf_counter() - start
+                if spent > 2 * self.seconds:
+                    return Rate(rows / spent, UNREPEATED), rows
+            if rows == self.spec.batch_size or spent > self.seconds:
+                return rate_of([self.step_block(step, rows) for _ in range(BLOCKS)]), rows
+            rows *= 2
+
+    def step_block(self, step: TrainingStep, rows: int) -> float:
+        """The training step on `rows` resident images."""
+        batch = self.resident(rows)
+        self._synchronise()
+        made, start = 0, time.perf_counter()
+        while not made or time.perf_counter() - start < self._block:
+            step(batch)
+            made += rows
+            self._synchronise()
+        return made / (time.perf_counter() - start)
+
+    def trainer_block(self, step: TrainingStep, spec: GraphSpec, waits: list[float]) -> float:
+        """Loader and step together, on whole batches; appends the share of time that the step waited for a batch."""
+        loader = self._loader(spec)
+        for _ in range(spec.prefetch + 1):
+            batch = next(loader)
+        step(batch)
+        self._synchronise()
+        clock, steps, start = Clock(0), 0, time.perf_counter()
+        while steps < 2 or time.perf_counter() - start < self._block:
+            with clock.waiting():
+                batch = next(loader)
+            step(batch)
+            steps += 1
+        self._synchronise()
+        lap = clock.lap(steps)
+        waits.append(lap.waited / lap.seconds)
+        del loader
+        gc.collect()
+        return steps * spec.batch_size / lap.seconds
+
+    def resident(self, rows: int) -> Batch:
+        """A batch of `rows` images on the device; those that there are, repeated."""
+        chosen = np.arange(rows) % self.rows
+        index = torch.from_numpy(chosen).to(self.world.device)
+        anchor, view, *puzzles = (
+            images[index].contiguous(memory_format=torch.channels_last)  # as the loader gives them
+            for images in (self._batch.anchor, self._batch.puzzle_view, *self._batch.puzzles)
+        )
+        return Batch(anchor, view, tuple(puzzles), self._batch.ids[chosen])
+
+    def _kept(self, step: int, rows: int) -> Slots:
+        slots = self.slots(step % _KEPT)
+        return Slots(slots.ids[:rows], slots.epochs[:rows])
+
+    def _params(self, slots: Slots, sizes: np.ndarray, preset):
+        return draw_view_params(
+            preset,
+            slots,
+            seed=self.config.seed,
+            sizes=sizes,
+            image_size=self.spec.image_size,
+            grids=self.spec.grids,
+        )
+
+    def _loader(self, spec: GraphSpec) -> Loader:
+        return Loader(
+            self.archive,
+            spec,
+            lambda step: self._kept(step, spec.batch_size),
+            seed=self.config.seed,
+            quarantine=self._quarantine,
+            start=0,
+            stop=_ENDLESS,
+        )
+
+    def _timed_loader(self, spec: GraphSpec) -> float:
+        loader = self._loader(spec)
+        rate = self._timed(loader.__next__, spec)
+        del loader
+        gc.collect()  # it refers to itself; its graph would go on holding threads and memory
+        return rate
+
+    def _timed(self, run: Callable[[], object], spec: GraphSpec) -> float:
+        """Images/s of calls that make a batch each, from when the queue of batches is in its steady state."""
+        for _ in range(spec.prefetch + 1):
+            run()
+        self._synchronise()
+        runs, start = 0, time.perf_counter()
+        while runs < 3 or time.perf_counter() - start < self._block:
+            run()
+            runs += 1
+        self._synchronise()
+        return runs * spec.batch_size / (time.perf_counter() - start)
+
+    def _synchronise(self) -> None:
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)

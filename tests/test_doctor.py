@@ -1,0 +1,266 @@
+"""The doctor: what it measures, what it concludes, what it writes, and what it says of bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.command_line import run_tool
+from fastfgssl.config_files import config_to_values, load_config, write_config
+from fastfgssl.data.reader import Reader
+from fastfgssl.distributed import start_world
+from fastfgssl.doctor.advice import Measured, ShortSide, Trial, as_overrides, best_of, judge
+from fastfgssl.doctor.diagnosis import _try_short_side
+from fastfgssl.doctor.disk import measure_reading, measure_writing
+from fastfgssl.doctor.machine import examine
+from fastfgssl.doctor.rates import BLOCKS, UNREPEATED, Bench, Rate, TrainingStep, rate_of
+from fastfgssl.errors import UserError
+from fastfgssl.metrics import DataWaitWatch
+from fastfgssl.pretrain import pretrain
+
+TOOL = Path(__file__).parent.parent / "tools" / "doctor.py"
+
+
+@pytest.fixture
+def doctor(monkeypatch, capsys):
+    """Calls the tool's `main` as the command line does; returns exit code, stdout and stderr."""
+    spec = importlib.util.spec_from_file_location("doctor_tool", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["doctor.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_tool(module.main)
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def config_file(make_config, tmp_path) -> Path:
+    write_config(make_config(train__heads=[0]), tmp_path / "config.yaml")  # a step of milliseconds
+    return tmp_path / "config.yaml"
+
+
+def test_the_doctor_examines_and_applies_what_it_says(doctor, config_file, tmp_path):
+    text, before = config_file.read_text(), config_to_values(load_config(config_file))
+    override = "data.threads=1"  # a value that the run has from the command line, not from the file
+    record_file = tmp_path / "doctor.json"
+    code, out, _ = doctor("--config", config_file, "--seconds", 0.2, override, "--apply", "--json", record_file)
+    assert code == 0
+    for name in ("python", "torch", "DALI", "driver", "plugin", "GPUs", "cores", "memory", "output"):
+        assert re.search(rf"^{name} ", out, re.MULTILINE), name
+    for name in ("disk", "reader", "decoding", "input path", "training step", "trainer"):
+        assert re.search(rf"^{name} +[\d,.]+ ", out, re.MULTILINE), name
+    assert out.count("bottleneck: ") == 1
+    record = json.loads(record_file.read_text())
+    rates = {name: rate["value"] for name, rate in record["images_per_second"].items()}
+    assert rates.keys() == {"reader", "decode", "graph", "step", "storage"}
+    assert rates["reader"] > rates["graph"] > 0  # the reader is a part of the graph, and a small one
+    assert min(record["trainer"]["value"], *rates.values()) > 0
+    assert 0 <= record["data_wait"] <= 1
+    # nothing but what it says has changed
+    after = config_to_values(load_config(config_file))
+    assert {key: after[key] for key in after if after[key] != before[key]} == record["overrides"]
+    assert (text == config_file.read_text()) == (not record["overrides"])
+    assert (f"paste: {record['paste']}" in out) == bool(record["overrides"])
+    for trial in record["tried"]:
+        assert trial["helps"] or not trial["change"].items() <= record["overrides"].items()
+    assert not (tmp_path / "run").exists()  # the output folder was made to be tried, and is gone
+
+
+def test_a_plan_prints_every_number_with_its_formula(doctor, config_file, archive_path, tmp_path):
+    words = ["gpus=64", "images=50e6", "epochs=100", "link=25e9", f"data.path={archive_path}"]
+    code, out, _ = doctor("--plan", *words, "--config", config_file, "--seconds", 0.1, "--json", tmp_path / "plan.json")
+    assert code == 0
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert {"time", "storage bandwidth", "sent by each GPU a step"} < {line["name"] for line in record["plan"]}
+    for line in record["plan"]:
+        assert line["name"] in out
+        assert line["formula"]
+    assert "link of 2.5e+10 bytes/s" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["--config", "{config}", "data.thread=1"], "did you mean 'data.threads'"),
+        (["--config", "{config}", "data.path=nowhere"], "nowhere is not an archive"),
+        (["--config", "{config}", "output=/proc/run"], "cannot write /proc/run"),
+        (["--config", "{config}", "output={config}"], "cannot write {config}"),
+        (["--config", "{config}", "--ranks", "5"], "train.batch_size = 12: must be a multiple of 5"),
+        (["--config", "{config}", "--ranks", "0"], "--ranks 0: must be at least 1"),
+        (["--config", "{config}", "--seconds", "0"], "--seconds 0: must be from"),
+        (["--config", "{config}", "--json", "/proc/doctor.json"], "cannot write /proc/doctor.json"),
+        (["--apply", "--plan", "gpus=1", "images=1", "epochs=1"], "a plan suggests no settings"),
+        (["--plan", "gpu=64", "images=1", "epochs=1"], "--plan 'gpu=64': did you mean 'gpus'?"),
+        (["--plan", "gpus=64", "images=1"], "--plan needs epochs=..."),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(doctor, config_file, arguments, message):
+    code, out, errors = doctor(*(argument.format(config=config_file) for argument in arguments))
+    assert code == 2
+    assert out == ""
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert message.format(config=config_file) in errors
+
+
+def test_the_doctor_does_not_run_under_torchrun(doctor, config_file, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert doctor("--config", config_file)[::2] == (
+        2,
+        "error: the doctor runs alone: start it without torchrun; --ranks tells how many ranks are planned\n",
+    )
+
+
+def measured(*, decode=1000, graph=500, step=100, storage=1e6, reader=1e4, fits=True, shares=False) -> Measured:
+    rates = {"decode": decode, "graph": graph, "step": step, "storage": storage, "reader": reader}
+    return Measured(**{name: Rate(value) for name, value in rates.items()}, fits_in_memory=fits, shares_cores=shares)
+
+
+@pytest.mark.parametrize(
+    ("rates", "bottleneck", "images_per_second"),
+    [
+        ({}, "step", 100),
+        ({"step": 2000, "decode": 600}, "decode", 500),  # 1.7 of 2 ms
+        ({"step": 2000, "decode": 5000}, "views", 500),
+        ({"step": 2000, "decode": 5000, "reader": 520}, "reader", 500),
+        ({"storage": 50}, "step", 100),  # it fits in memory: the disk is read once
+        ({"storage": 50, "fits": False}, "storage", 50),
+        ({"storage": 150, "fits": False}, "step", 100),
+        ({"shares": True}, "step", 1 / (1 / 100 + 1 / 500)),
+        ({"shares": True, "step": 600, "decode": 600}, "decode", 1 / (1 / 600 + 1 / 500)),
+    ],
+)
+def test_the_slowest_part_is_the_bottleneck(rates, bottleneck, images_per_second):
+    verdict = judge(measured(**rates))
+    assert verdict.bottleneck == bottleneck
+    assert verdict.images_per_second == pytest.approx(images_per_second)
+
+
+def test_only_what_is_faster_beyond_noise_is_suggested():
+    def trial(threads: int, after: Rate) -> Trial:
+        return Trial({"data.threads": threads}, "trainer", Rate(100, 0.02), after)
+
+    assert best_of([trial(4, Rate(102, 0.0)), trial(8, Rate(120, 0.19))]) is None
+    assert best_of([trial(4, Rate(110, 0.02)), trial(8, Rate(120, 0.02))]).change == {"data.threads": 8}
+    # a machine that slows down while it is measured slows both
+    drifting = Trial({}, "step", rate_of([100, 80, 60]), rate_of([110, 88, 66]))
+    assert (drifting.gain, drifting.helps) == (pytest.approx(0.1), True)
+    assert as_overrides({"train.compile": True, "data.threads": 8}) == "train.compile=true data.threads=8"
+
+
+def test_smaller_shards_help_where_the_input_path_holds_the_trainer_back():
+    short = ShortSide(256, 450, Rate(500), Rate(1000), 0.5)
+    assert short.gain(measured(step=800, shares=False)) == pytest.approx(800 / 500 - 1)
+    assert short.gain(measured(step=500, shares=True)) == pytest.approx((1 / 500 + 1 / 500) / (1 / 500 + 1 / 1000) - 1)
+    assert not short.helps(measured(step=100, shares=False))
+
+
+def test_images_are_made_smaller_and_timed(make_config, archive_path):
+    archive = Archive.open(archive_path)  # of 48 x 40 pixels
+    with start_world("cpu") as world:
+        bench = Bench(make_config(data__image_size=16, model__grids=[4, 2, 1]), archive, world, 0.1)
+        short = _try_short_side(bench)
+        assert (short.pixels, short.now) == (19, 40)
+        assert short.bytes_ratio < 0.9
+        assert min(short.before.value, short.after.value) > 0
+        assert _try_short_side(Bench(make_config(), archive, world, 0.1)) is None  # 37 of 40: not worth it
+
+
+def test_an_image_that_does_not_decode_does_not_end_the_examination(make_config, archive_path, tmp_path):
+    shutil.copytree(archive_path, tmp_path / "damaged")
+    archive = Archive.open(tmp_path / "damaged")
+    config = make_config(data__path=str(tmp_path / "damaged"))
+    with start_world("cpu") as world:
+        sample = Bench(config, archive, world, 0.1).ids[0][:1]
+        row = archive.columns(sample, ("shard", "offset", "size"))
+        with archive.shard_path(int(row["shard"][0])).open("r+b") as shard:
+            shard.seek(int(row["offset"][0]))
+            shard.write(bytes(int(row["size"][0])))
+        bench = Bench(config, archive, world, 0.1)
+        assert int(sample[0]) not in np.concatenate(bench.ids)
+        assert bench.decode_block() > 0
+
+
+def test_a_step_is_made_smaller_where_it_takes_too_long(make_config, archive_path):
+    config = make_config(train__accumulate=2, train__heads=[0])
+    with start_world("cpu") as world:
+        bench = Bench(config, Archive.open(archive_path), world, 0.1)
+        step = TrainingStep(config, world)
+        bench.seconds = 1e-6
+        rate, rows = bench.time_step(step)
+        assert (rows, rate.noise) == (4, UNREPEATED)  # two images of each micro-batch, once
+        bench.seconds = 100
+        rate, rows = bench.time_step(step)
+        assert (rows, len(rate.blocks)) == (12, BLOCKS)
+        assert len(bench.resident(30).anchor) == 30
+
+
+def test_every_sample_is_read_once_and_all_of_it(archive_path):
+    archive = Archive.open(archive_path)
+    ids = np.arange(archive.num_samples)
+    found = measure_reading(archive, iter([ids[:50], ids[20:], ids]), seconds=60)
+    assert found.samples == archive.num_samples
+    assert found.bytes == sum(map(len, Reader(archive).read(ids)))
+    assert found.cached is None or 0 <= found.cached <= 1
+    assert measure_reading(archive, iter([ids]), seconds=0).samples == 2
+
+
+def test_writing_leaves_nothing_behind(tmp_path):
+    assert measure_writing(tmp_path / "new" / "run", 0.01) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plugin_that_cannot_be_built_is_a_finding(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with start_world("cpu") as world:
+        finding = next(finding for finding in examine(world) if finding.name == "plugin")
+    assert finding.text == "cannot be built"
+    assert "no-such-compiler is not on the PATH" in finding.advice
+
+
+def test_a_run_that_keeps_waiting_for_data_is_told_once_an_hour():
+    now = [0.0]
+    watch = DataWaitWatch(Path("runs/a b/config.yaml"), intervals=3, quiet=3600, now=lambda: now[0])
+    # the first interval fills the pipelines; then 5 % is still fine, and the count starts anew
+    assert [watch.look(share) for share in (0.9, 0.2, 0.2, 0.05, 0.2, 0.2)] == [None] * 6
+    warning = watch.look(0.5)
+    assert "30% of the time of the last 3 logged intervals" in warning
+    assert "tools/doctor.py --config 'runs/a b/config.yaml'" in warning
+    now[0] = 3599.0
+    assert watch.look(0.5) is None
+    now[0] = 3601.0
+    assert watch.look(0.0) is None  # it has caught up
+    assert [watch.look(0.5) is None for _ in range(4)] == [True, True, False, True]
+
+
+def test_training_names_the_doctor_where_it_waits(make_config, monkeypatch, capsys):
+    read = Reader.read
+    monkeypatch.setattr(Reader, "read", lambda reader, ids: time.sleep(0.2) or read(reader, ids))  # a slow disk
+    config = make_config(train__steps=6, train__heads=[0])
+    pretrain(config)
+    output = capsys.readouterr().out
+    assert output.count("logged intervals went into waiting for data") == 1
+    assert f"python tools/doctor.py --config {config.output}/config.yaml" in output
+
+
+def test_a_share_that_no_decoder_can_take_is_refused(make_config):
+    with pytest.raises(UserError, match=r"data.hw_decoder_load = 1.5: must be in \[0, 1\]"):
+        make_config(data__hw_decoder_load=1.5)
+    assert dataclasses.replace(make_config().data, hw_decoder_load=1.0).hw_decoder_load == 1.0
