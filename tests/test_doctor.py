@@ -121,7 +121,8 @@ def test_bad_input_is_one_line_and_exit_code_2(doctor, config_file, arguments, m
 
 
 def test_the_doctor_does_not_run_under_torchrun(doctor, config_file, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
     assert doctor("--config", config_file)[::2] == (
         2,
         "error: the doctor runs alone: start it without torchrun; --ranks tells how many ranks are planned\n",
