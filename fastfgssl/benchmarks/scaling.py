@@ -54,9 +54,9 @@ class _Runs:
         self.config = config
         self.seconds = rates[LONG]
         self.bytes_a_step = (sent[LONG] - sent[SHORT]) / (LONG - SHORT)
-        # With batch statistics of the global batch, ranks compute what one process does. The learning rate is small:
-        # at 1e-3 even one rank's losses differ by a hundredth after a step between one thread and two.
-        config = _config(folder / f"{ranks}-sync", archive, device, steps=SHORT, batch_norm="sync", lr=1e-6)
+        # With batch statistics of the global batch, ranks compute what one process does. The weights all but stand
+        # still: updates amplify rounding so much that losses differ by a hundredth between one thread and two.
+        config = _config(folder / f"{ranks}-sync", archive, device, steps=SHORT, batch_norm="sync", lr=1e-12)
         self.losses = [record["loss"] for record in _torchrun(config, ranks)]
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
-from torch.profiler import record_function
 
 from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.measure import Record, compare, require_close
 from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.distributed import World
+from fastfgssl.doctor.rates import TrainingStep
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.models import FGSSL, build_model
-from fastfgssl.updates import accumulate_gradients, memory_format, plan_updates
 
 WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))
 
@@ -35,7 +35,7 @@ def run(device: torch.device) -> Iterator[Record]:
     options = {"items": batch_size, "unit": "images/s", "runs": 10 if device.type == "cuda" else 3, "device": device}
     for schedule, config in full.items():
         _check(config, world, batch)
-        step, plain = _Step(config, world), _PlainStep(config, device)
+        step, plain = TrainingStep(config, world), _PlainStep(config, device)
         network = plain.model
         yield compare(
             "step",
@@ -47,8 +47,8 @@ def run(device: torch.device) -> Iterator[Record]:
             **options,
         )
     for schedule, config in full.items():
-        step = _Step(config, world)
-        light = _Step(_config(schedule, "light", side, batch_size, precision), world)
+        step = TrainingStep(config, world)
+        light = TrainingStep(_config(schedule, "light", side, batch_size, precision), world)
         yield compare(
             "step",
             f"{schedule} with light blocks, resnet50, {side} px, batch {batch_size}, {precision}",
@@ -68,42 +68,22 @@ def _config(schedule: str, block: str, side: int, batch_size: int, precision: st
 
 
 def _check(config: Config, world: World, batch: Batch) -> None:
-    """At a learning rate of zero every head's loss is that of the plain step, in float32 to its rounding."""
+    """While weights stand still, every head's loss is that of the plain step, in float32 to its rounding."""
     exact = config.train.precision == "float32"
-    ours, plain = _Step(config, world, lr=0.0)(batch), _PlainStep(config, world.device, lr=0.0)(batch)
+    still = replace(config, optim=replace(config.optim, lr=1e-12))
+    ours, plain = TrainingStep(still, world)(batch), _PlainStep(still, world.device)(batch)
     for head, got, want in zip(STAGES, ours, plain, strict=True):
         require_close(f"{config.train.schedule}, head {head}", got, want, tolerance=1e-4 if exact else 0.05)
-
-
-class _Step:
-    """The trainer's step without its loop: updates on a resident batch."""
-
-    def __init__(self, config: Config, world: World, lr: float = 1e-3) -> None:
-        torch.manual_seed(0)
-        self._config = config
-        self._scaler = torch.amp.GradScaler(world.device.type, enabled=False)
-        model = build_model(config.model).to(world.device, memory_format=memory_format(config.train)).train()
-        self._updates = plan_updates(model, config, world)
-        self._optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        losses = []
-        for update in self._updates:
-            self._optimizer.zero_grad(set_to_none=True)
-            losses.append(accumulate_gradients(update, batch, self._config, self._scaler)[0])
-            with record_function("optimizer"):
-                self._optimizer.step()
-        return torch.cat(losses)
 
 
 class _PlainStep:
     """The method as the published loop runs it: four steps, each with full forward passes of both inputs."""
 
-    def __init__(self, config: Config, device: torch.device, lr: float = 1e-3) -> None:
+    def __init__(self, config: Config, device: torch.device) -> None:
         torch.manual_seed(0)
         self.model: FGSSL = build_model(config.model).to(device).train()
         self._mixed = config.train.precision != "float32"
-        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=0.9)
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=config.optim.lr, momentum=0.9)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         losses = []

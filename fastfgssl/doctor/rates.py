@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.batch import Batch
@@ -89,12 +90,16 @@ class TrainingStep:
         self._optimizer = build_optimizer(model, config.optim)
         self.updates = plan_updates(model, config, world)
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Makes the updates; returns the losses [heads], detached."""
+        losses = []
         for update in self.updates:
             self._optimizer.zero_grad(set_to_none=True)
-            accumulate_gradients(update, batch, self.config, self._scaler)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
+            losses.append(accumulate_gradients(update, batch, self.config, self._scaler)[0])
+            with record_function("optimizer"):
+                self._scaler.step(self._optimizer)
+                self._scaler.update()
+        return torch.cat(losses)
 
 
 class Bench:
