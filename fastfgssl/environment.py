@@ -83,11 +83,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cores_per_rank() -> int:
-    """Cores for this rank: torchrun's ranks share those of their machine, srun gives each task its own."""
+def cores_per_rank(local_size: int) -> int:
+    """Cores for a rank of `local_size` on this machine: torchrun's share them, srun gives each task its own."""
     if not _is_set_by_torchrun() and _is_slurm_step() and "SLURM_CPUS_PER_TASK" in os.environ:
         return max(1, min(available_cores(), _whole_number("SLURM_CPUS_PER_TASK")))
-    return max(1, available_cores() // rank_environment().local_size)
+    return max(1, available_cores() // local_size)
 
 
 def _is_set_by_torchrun() -> bool:

@@ -76,11 +76,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             if config.name == "lars" and not decays:
                 group["trust"] = None
             groups.append(group)
+    # on a GPU one kernel for all parameters, which also takes float16's loss scale without waiting for the device
+    fused = next(model.parameters()).is_cuda or None
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
     if config.name == "lars":
         return LARS(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int, final: float) -> float:

@@ -270,7 +270,7 @@ def graph_spec(config: Config, world: World, archive: Archive) -> GraphSpec:
         half=on_gpu and config.train.precision != "float32",
         sixteen_bit=archive.is_sixteen_bit,
         device_id=world.device.index if on_gpu else None,
-        threads=config.data.threads or cores_per_rank(),
+        threads=config.data.threads or cores_per_rank(world.local_size),
         prefetch=config.data.prefetch,
         hw_decoder_load=config.data.hw_decoder_load,
     )

@@ -96,7 +96,7 @@ def test_require_close():
 
 def test_bytes_of_a_step_are_those_of_the_ring():
     model = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24)
-    data, train = DataConfig(path="none", image_size=32), {"steps": 1, "batch_size": 12}
+    data, train = DataConfig(path="none", image_size=32), {"steps": 1, "batch_size": 12, "precision": "float32"}
     joint = Config(data=data, model=model, train=TrainConfig(schedule="joint", **train))
     parameters = sum(parameter.numel() for parameter in build_model(model).parameters())
     gathered, summed = 4 * 2 * 12 * 24 * 4, 4 * 2 * 4 * (1 + 4 * 24)

@@ -151,17 +151,17 @@ def test_ranks_that_cannot_meet_say_what_lacks(set_variables, variables, message
 
 def test_ranks_of_torchrun_share_the_cores_and_tasks_of_srun_have_their_own(set_variables, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12), raising=False)
-    assert available_cores() == cores_per_rank() == 12
+    assert available_cores() == cores_per_rank(rank_environment().local_size) == 12
     set_variables(TORCHRUN | {"LOCAL_WORLD_SIZE": "4"})
-    assert cores_per_rank() == 3
+    assert cores_per_rank(rank_environment().local_size) == 3
     set_variables(TORCHRUN | {"LOCAL_WORLD_SIZE": "16"})
-    assert cores_per_rank() == 1
+    assert cores_per_rank(rank_environment().local_size) == 1
     set_variables(SRUN | {"SLURM_CPUS_PER_TASK": "12"})  # bound: this process sees its own cores alone
-    assert cores_per_rank() == 12
+    assert cores_per_rank(rank_environment().local_size) == 12
     set_variables(SRUN | {"SLURM_CPUS_PER_TASK": "2"})  # not bound: it sees those of its neighbours too
-    assert cores_per_rank() == 2
+    assert cores_per_rank(rank_environment().local_size) == 2
     set_variables(SRUN)
-    assert cores_per_rank() == 4
+    assert cores_per_rank(rank_environment().local_size) == 4
 
 
 def test_a_tool_that_cannot_tell_its_rank_says_so_in_one_line(set_variables, capsys):

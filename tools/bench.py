@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastfgssl.command_line import Parser, run_tool
+from fastfgssl.environment import rank_environment
+from fastfgssl.errors import UserError, check_writable
 
 SUITES = ("loss", "jigsaw", "input", "step", "train", "scaling")
 
@@ -36,8 +38,13 @@ def main() -> int:
     records, wrong = [], False
     options = {suite: {"archive": args.real} for suite in ("input", "train", "scaling")}
     options["input"]["index_samples"] = args.index_samples
+    if rank_environment().size > 1:
+        raise UserError("the benchmark runs alone: start it without torchrun; `scaling` starts its ranks itself")
     if args.real is not None:
         Archive.open(args.real)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(args.json)
     with start_world(args.device) as world, traces(args.profile):
         for suite in SUITES if args.suite == "all" else (args.suite,):
             try:
@@ -47,12 +54,11 @@ def main() -> int:
                     print(f"{suite}: {record.case}: {record.value:.4g} {record.unit}", file=sys.stderr)
             except CheckFailed as error:
                 print(f"error: suite {suite} computes wrong results: {error}", file=sys.stderr)
-                wrong = True  # what other suites measured is not lost
+                wrong = True  # what other suites measure is not lost
+            if args.json and records:
+                args.json.write_text(json.dumps(as_json(records), indent=2) + "\n")
     if records:
         _print(records)
-    if args.json and records:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(as_json(records), indent=2) + "\n")
     return int(wrong)
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # On a machine with a CUDA GPU: the tests marked `gpu`, then every benchmark suite; log and JSON in $GPU_OUT.
-# Uses the Python that has torch and DALI (PYTHON, default python3); needs no network. Ends within 8 minutes.
+# Uses the Python that has torch and DALI (PYTHON, default python3); needs no network. Ends within 19 minutes.
 set -u
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -14,9 +14,9 @@ note() { echo "== $*" | tee -a "$OUT/gpu.log"; }
 note "tests"
 timeout 180 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --durations=5 >"$OUT/tests.log" 2>&1 || status=1
 tail -n 15 "$OUT/tests.log"
-for suite in loss jigsaw input step; do
+for suite in loss jigsaw step input train scaling; do
   note "bench $suite"
-  timeout 60 "$PYTHON" tools/bench.py "$suite" --device cuda --json "$OUT/$suite.json" >"$OUT/$suite.log" 2>&1 || status=1
+  timeout 150 "$PYTHON" tools/bench.py "$suite" --device cuda --index-samples 1000000 --json "$OUT/$suite.json" >"$OUT/$suite.log" 2>&1 || status=1
   tail -n 12 "$OUT/$suite.log"
 done
 if command -v compute-sanitizer >/dev/null; then

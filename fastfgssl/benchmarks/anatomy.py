@@ -18,14 +18,17 @@ def anatomy(step: Callable[[], Any], precision: str, device: torch.device) -> di
     """Seconds of each part of one `step`, its operations and their rate, that of a matrix product, and peak memory.
 
     Operations are those of convolutions and matrix products, a multiplication and an addition counted as two. Memory
-    is what the step's tensors take at most on a GPU, and what the process has taken at most on a CPU.
+    is on a GPU what a step takes at most beside what is there before it, on a CPU what the process ever took.
     """
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     seconds = _seconds(step, device)
     memory = (
-        torch.cuda.max_memory_allocated(device) if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        torch.cuda.max_memory_allocated(device) - before
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     )
     with FlopCounterMode(display=False) as counter:
         step()
@@ -34,7 +37,7 @@ def anatomy(step: Callable[[], Any], precision: str, device: torch.device) -> di
         "operations": operations,
         "operations_per_second": operations / seconds,
         "matrix_product_operations_per_second": _matrix_product_rate(getattr(torch, precision), device),
-        "peak_memory": memory,
+        "peak_memory_of_a_step" if on_gpu else "peak_memory_of_the_process": memory,
     }
     return details | _parts(step, device)
 

@@ -96,8 +96,8 @@ def bytes_a_step(config: Config, ranks: int) -> float:
     updates = plan_updates(build_model(config.model), config, alone)
     gradients = sum(4 * parameter.numel() for update in updates for parameter in update.heads.parameters())
     dim, heads = config.model.embedding_dim, len(config.train.heads)
-    sums = 4 * (1 + 4 * dim)
-    gathered = ranks * (bytes_to_send(config.train.batch_size, dim, ranks, with_gradients=True) - sums)
+    sums, element = 4 * (1 + 4 * dim), 4 if config.train.precision == "float32" else 2
+    gathered = ranks * (bytes_to_send(config.train.batch_size, dim, ranks, element) - sums)
     return (ranks - 1) * (2 * gradients + heads * (gathered + 2 * sums))
 
 
@@ -132,7 +132,9 @@ def _torchrun(config: Config, ranks: int) -> list[dict]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run([*command, str(train), "--config", str(file)], capture_output=True, text=True)
     if done.returncode:
-        raise CheckFailed(f"{ranks} ranks: {(done.stderr.strip() or 'no output').splitlines()[-1]}")
+        lines = (done.stderr.strip() or "no output").splitlines()
+        told = next((line for line in lines if line.startswith("error: ")), lines[-1])
+        raise CheckFailed(f"{ranks} ranks: the run ended with {done.returncode}: {told}")
     records = read_metrics(Path(config.output))
     if not all(math.isfinite(record["loss"] or math.nan) for record in records):
         raise CheckFailed(f"{ranks} ranks: a loss is not finite")

@@ -43,7 +43,7 @@ def examine(world: World) -> list[Finding]:
 
 
 def available_memory() -> int:
-    """Bytes that this machine could still give, or its control group (a container, a batch job) if that is less."""
+    """Bytes that this machine could still give, or a container's control group (version 2) if that is less."""
     meminfo = Path("/proc/meminfo").read_text()
     available = int(re.search(r"MemAvailable:\s+(\d+)", meminfo)[1]) * 1024
     group = Path("/sys/fs/cgroup")

@@ -121,8 +121,9 @@ def make_plan(request: Request, device: Device, updates: Sequence[Exchange], con
     is_cached = config.loss.cache and config.train.accumulate > 1
     element = 4 if config.train.precision == "float32" or is_cached else 2
     heads = sum(update.heads for update in updates)
-    handed = heads * bytes_to_send(w * b, f, w, element)
-    embeddings = (w - 1) * handed
+    sums = heads * 4 * (1 + 4 * f)
+    gathered = heads * bytes_to_send(w * b, f, w, element) - sums
+    embeddings = (w - 1) * gathered + 2 * (w - 1) / w * sums
     sent = gradients + embeddings
     exchange = sent / request.link
     apart, overlapped = compute / (compute + exchange), compute / max(compute, exchange)
@@ -155,8 +156,8 @@ def make_plan(request: Request, device: Device, updates: Sequence[Exchange], con
         Line(
             "embeddings of a step",
             _bytes(embeddings),
-            f"(W - 1) x what a rank hands to all-gathers: {heads} heads x (2 x {b} x {f} x {element} bytes"
-            f" + sums of columns) = {_bytes(handed)}",
+            f"(W - 1) x {heads} heads x 2 x {b} x {f} x {element} bytes, gathered,"
+            f" + 2 (W - 1) / W x {_bytes(sums)} of sums of columns",
             embeddings,
         ),
         Line("sent by each GPU a step", _bytes(sent), "gradients + embeddings", sent),
