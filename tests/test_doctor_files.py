@@ -92,8 +92,8 @@ def test_the_plan_is_what_a_hand_calculation_gives(make_config):
     request = parse_request(["gpus=8", "images=1e6", "epochs=10", "link=1e9"])
     lines = {line.name: line.value for line in make_plan(request, device, updates, config)}
     gradients = 2 * 7 / 8 * 100e6
-    # 200 rows of two views, 512 numbers of 2 bytes, for each of 2 heads; 4 x 512 + 1 sums of 4 bytes; to 7 others
-    embeddings = 7 * 2 * (2 * 200 * 512 * 2 + 4 * (4 * 512 + 1))
+    # for each of 2 heads 200 rows of two views, 512 numbers of 2 bytes, to 7 others; 4 x 512 + 1 sums added up
+    embeddings = 7 * 2 * (2 * 200 * 512 * 2) + 2 * 7 / 8 * 2 * 4 * (4 * 512 + 1)
     assert lines["images/s of a GPU"] == 800
     assert lines["global batch"] == 1600
     assert lines["steps"] == 6250
