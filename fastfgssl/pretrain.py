@@ -13,7 +13,7 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.batch import Batch
 from fastfgssl.checkpoint import load_newest_checkpoint, save_checkpoint, tidy_checkpoints
-from fastfgssl.config import STAGES, Config, Stage
+from fastfgssl.config import STAGES, Config
 from fastfgssl.config_files import config_to_values, write_config
 from fastfgssl.data.loader import Loader, training_slots
 from fastfgssl.data.picture import save_views_picture
@@ -26,15 +26,13 @@ from fastfgssl.environment import cores_per_rank
 from fastfgssl.errors import UserError, file_errors, met_alone
 from fastfgssl.metrics import Clock, DataWaitWatch, MetricsLog, StepMetrics
 from fastfgssl.models import build_model
-from fastfgssl.models.batch_norm import synchronise_batch_norm
-from fastfgssl.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from fastfgssl.optim import learning_rate_factor, set_learning_rate
 from fastfgssl.resume import changed_length, check_same_run
 from fastfgssl.signals import StopRequest
-from fastfgssl.updates import TERMS, Update, accumulate_gradients, memory_format, plan_updates
+from fastfgssl.training_step import HeadValues, TrainingStep
+from fastfgssl.updates import TERMS
 
 log = logging.getLogger(__name__)
-
-HeadValues = dict[Stage, tuple[torch.Tensor, torch.Tensor]]  # each head's loss [] and terms [4]
 
 
 class Outcome(NamedTuple):
@@ -69,14 +67,8 @@ class Run:
         torch.manual_seed(config.seed)
         with shared_errors(world), one_rank_first(world):
             model = build_model(config.model)
-        if config.train.batch_norm == "sync":
-            model = synchronise_batch_norm(model, world)
-        self.model = model.to(world.device, memory_format=memory_format(config.train)).train()
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16")
+        self.make_step = TrainingStep(model, config, world)
         self.step = self._resume()
-        self.updates = plan_updates(self.model, config, world)
-        self._updates_made = 0
 
     def train(self, display: Display, stop_request: StopRequest) -> Outcome:
         """Makes the steps that are left."""
@@ -99,12 +91,9 @@ class Run:
             if self.step == 0:
                 self._save_picture(batch)
             # train every head on it
-            set_learning_rate(self.optimizer, self._learning_rate_factor())
+            set_learning_rate(self.make_step.optimizer, self._learning_rate_factor())
             to_report = (self.step + 1) % config.train.log_every == 0 or self.step + 1 == self.steps
-            heads: HeadValues = {}
-            for update in self.updates:
-                values = self._make(update, batch, with_rank=to_report)
-                heads.update(zip(update.stages, zip(*values, strict=True), strict=True))
+            heads = self.make_step(batch, with_rank=to_report)
             self.step += 1
             display.step_done()
             stopped = stop_flag.answer()
@@ -129,19 +118,10 @@ class Run:
         if stopped:
             log.info("stopped after step %d of %d; run the same command to go on", self.step, self.steps)
             return Outcome(self.step, stopped)  # the same on every rank, also where no signal arrived
-        if self._updates_made != (self.steps - start) * len(self.updates):
-            raise AssertionError(f"made {self._updates_made} updates in {self.steps - start} steps")
+        if self.make_step.updates_made != (self.steps - start) * len(self.make_step.updates):
+            raise AssertionError(f"made {self.make_step.updates_made} updates in {self.steps - start} steps")
         log.info("done: %d steps; results in %s", self.steps, self.output)
         return Outcome(self.step, None)
-
-    def _make(self, update: Update, batch: Batch, with_rank: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimiser update; returns the losses [heads] and terms [heads, 4] of its heads, on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses, terms = accumulate_gradients(update, batch, self.config, self.scaler, with_rank=with_rank)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._updates_made += 1
-        return losses, terms
 
     def _resume(self) -> int:
         """Loads the newest checkpoint, or saves the first one; returns the steps that are done."""
@@ -160,9 +140,7 @@ class Run:
         change = changed_length(state, self.config)
         if change and self.world.is_first:
             log.warning("%s", change)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.make_step.load_state_dict(state)
         return state["step"]
 
     def _save(self) -> None:
@@ -172,9 +150,7 @@ class Run:
                 return
             state = {
                 "step": self.step,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
+                **self.make_step.state_dict(),
                 "config": config_to_values(self.config),
                 "archive": self.archive.fingerprint,
             }
@@ -226,7 +202,7 @@ class Run:
     def _metrics(self, heads: HeadValues, clock: Clock) -> StepMetrics:
         values = {stage: loss.item() for stage, (loss, _) in heads.items()}  # waits for the device
         weights = dict(zip(STAGES, self.config.loss.weights, strict=True))
-        lr = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        lr = {group["name"]: group["lr"] for group in self.make_step.optimizer.param_groups}
         steps, seconds, waited = clock.lap(self.step)
         batch_size = self.config.train.batch_size
         return StepMetrics(

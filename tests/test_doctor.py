@@ -20,10 +20,10 @@ from fastfgssl.config_files import config_to_values, load_config, write_config
 from fastfgssl.data.reader import Reader
 from fastfgssl.distributed import start_world
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, as_overrides, best_of, judge
-from fastfgssl.doctor.diagnosis import _try_short_side
+from fastfgssl.doctor.diagnosis import _try_short_side, untrained_step
 from fastfgssl.doctor.disk import measure_reading, measure_writing
 from fastfgssl.doctor.machine import examine
-from fastfgssl.doctor.rates import BLOCKS, UNREPEATED, Bench, Rate, TrainingStep, rate_of
+from fastfgssl.doctor.rates import BLOCKS, UNREPEATED, Bench, Rate, rate_of
 from fastfgssl.errors import UserError
 from fastfgssl.metrics import DataWaitWatch
 from fastfgssl.pretrain import pretrain
@@ -204,7 +204,7 @@ def test_a_step_is_made_smaller_where_it_takes_too_long(make_config, archive_pat
     config = make_config(train__accumulate=2, train__heads=[0])
     with start_world("cpu") as world:
         bench = Bench(config, Archive.open(archive_path), world, 0.1)
-        step = TrainingStep(config, world)
+        step = untrained_step(config, world)
         bench.seconds = 1e-6
         rate, rows = bench.time_step(step)
         assert (rows, rate.noise) == (4, UNREPEATED)  # two images of each micro-batch, once

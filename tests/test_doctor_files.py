@@ -8,9 +8,9 @@ import pytest
 
 from fastfgssl.config_files import load_config
 from fastfgssl.distributed import start_world
+from fastfgssl.doctor.diagnosis import untrained_step
 from fastfgssl.doctor.overrides import apply_overrides
 from fastfgssl.doctor.plan import Device, Exchange, exchanges, make_plan, parse_request
-from fastfgssl.doctor.rates import TrainingStep
 from fastfgssl.errors import UserError
 
 COMMENTED = """\
@@ -124,7 +124,7 @@ def test_one_gpu_exchanges_nothing_and_shared_cores_add_up(make_config):
 def test_an_update_exchanges_the_gradients_of_what_it_trains(make_config, schedule, heads):
     config = make_config(train__schedule=schedule)
     with start_world("cpu") as world:
-        step = TrainingStep(config, world)
+        step = untrained_step(config, world)
         sent = exchanges(step.updates)
     assert [exchange.heads for exchange in sent] == heads
     whole = 4 * sum(weight.numel() for weight in step.updates[-1].heads.parameters())

@@ -17,7 +17,7 @@ LAYERS = [
     {"batch", "distributed"},
     {"archive", "data", "models"},
     {"loss", "optim", "checkpoint", "metrics", "display"},
-    {"updates", "resume", "pretrain", "evaluation", "benchmarks", "doctor"},
+    {"updates", "training_step", "resume", "pretrain", "evaluation", "benchmarks", "doctor"},
     {"tools"},
 ]
 

@@ -222,10 +222,10 @@ def test_a_network_that_has_diverged_is_not_saved(make_config):
 
 
 def test_steps_that_made_no_update_are_noticed(make_config, monkeypatch):
-    def make_nothing(run, update, batch, with_rank):
-        return torch.zeros(len(update.stages)), torch.zeros(len(update.stages), len(TERMS))
+    def make_nothing(step, batch, with_rank):
+        return {stage: (torch.zeros(()), torch.zeros(len(TERMS))) for stage in STAGES}
 
-    monkeypatch.setattr("fastfgssl.pretrain.Run._make", make_nothing)
+    monkeypatch.setattr("fastfgssl.pretrain.TrainingStep.__call__", make_nothing)
     with pytest.raises(AssertionError, match="made 0 updates in 4 steps"):
         pretrain(make_config())
 

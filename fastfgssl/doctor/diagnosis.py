@@ -19,8 +19,10 @@ from fastfgssl.distributed import World
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
 from fastfgssl.doctor.machine import available_memory
-from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, TrainingStep, in_turns, rate_of
+from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, in_turns, rate_of
 from fastfgssl.environment import available_cores
+from fastfgssl.evaluation.features import build_untrained
+from fastfgssl.training_step import TrainingStep
 
 Say = Callable[[str], None]
 
@@ -78,7 +80,7 @@ def examine_rates(config: Config, archive: Archive, world: World, seconds: float
     bench = Bench(config, archive, world, seconds)
     rates = in_turns({"reader": bench.reader_block, "decode": bench.decode_block, "graph": bench.graph_block})
     say("timing the training step")
-    step = TrainingStep(config, world)
+    step = untrained_step(config, world)
     rates["step"], rows = bench.time_step(step)
     size = sum(archive.shard_path(shard).stat().st_size for shard in range(len(archive.shard_sizes)))
     measured = Measured(
@@ -157,7 +159,7 @@ def _try_step_settings(diagnosis: Diagnosis, say: Say, is_timed: bool) -> None:
     bench, config, rows = found.bench, found.bench.config, found.step_rows
     if bench.world.device.type == "cuda" and not config.train.compile:
         say("trying train.compile=true, which takes minutes")
-        compiled = TrainingStep(replace(config, train=replace(config.train, compile=True)), bench.world)
+        compiled = untrained_step(replace(config, train=replace(config.train, compile=True)), bench.world)
         try:
             compiled(bench.resident(rows))
         except RuntimeError as error:  # of whatever the compiler calls
@@ -180,7 +182,7 @@ def _try_step_settings(diagnosis: Diagnosis, say: Say, is_timed: bool) -> None:
             diagnosis.optional.append(Trial(change, "step", rates["now"], rates["twice"]))
     if bench.world.device.type == "cpu" and config.train.precision != "float32":
         say("trying train.precision=float32")
-        exact = TrainingStep(replace(config, train=replace(config.train, precision="float32")), bench.world)
+        exact = untrained_step(replace(config, train=replace(config.train, precision="float32")), bench.world)
         rate, rows_then = bench.time_step(exact)
         if rows_then >= rows:
             if rows_then > rows:  # then it would not tell which of the two helps
@@ -218,6 +220,11 @@ def _try_short_side(bench: Bench) -> ShortSide | None:
     )
     ratio = sum(map(len, smaller)) / sum(map(len, larger))
     return ShortSide(wanted, now, rates["before"], rates["after"], ratio)
+
+
+def untrained_step(config: Config, world: World) -> TrainingStep:
+    """A step on random weights: speed does not depend on them, and nothing is downloaded."""
+    return TrainingStep(build_untrained(config, config.seed), config, world)
 
 
 def planned_world(world: World, ranks: int) -> World:

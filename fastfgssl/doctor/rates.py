@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.profiler import record_function
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.batch import Batch
@@ -28,11 +27,9 @@ from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
 from fastfgssl.distributed import World
-from fastfgssl.evaluation.features import build_untrained
 from fastfgssl.metrics import Clock
-from fastfgssl.optim import build_optimizer
 from fastfgssl.pretrain import graph_spec
-from fastfgssl.updates import accumulate_gradients, memory_format, plan_updates
+from fastfgssl.training_step import TrainingStep
 
 BLOCKS = 3
 UNREPEATED = 0.25  # taken for the noise of what was timed once
@@ -74,32 +71,6 @@ def in_turns(cases: Mapping[str, Callable[[], float]]) -> dict[str, Rate]:
         for name, block in cases.items():
             found[name].append(block())
     return {name: rate_of(values) for name, values in found.items()}
-
-
-class TrainingStep:
-    """One rank's training step without its loop: every update on a batch that is on the device already.
-
-    Weights are random: speed does not depend on them, and nothing is downloaded.
-    """
-
-    def __init__(self, config: Config, world: World) -> None:
-        self.config = config
-        layout = memory_format(config.train)
-        model = build_untrained(config, config.seed).to(world.device, memory_format=layout).train()
-        self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16")
-        self._optimizer = build_optimizer(model, config.optim)
-        self.updates = plan_updates(model, config, world)
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Makes the updates; returns the losses [heads], detached."""
-        losses = []
-        for update in self.updates:
-            self._optimizer.zero_grad(set_to_none=True)
-            losses.append(accumulate_gradients(update, batch, self.config, self._scaler)[0])
-            with record_function("optimizer"):
-                self._scaler.step(self._optimizer)
-                self._scaler.update()
-        return torch.cat(losses)
 
 
 class Bench:
