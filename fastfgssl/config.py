@@ -139,6 +139,8 @@ class TrainConfig:
     """auto takes a GPU where there is one."""
     batch_norm: Literal["local", "sync"] = "local"
     """Batch statistics of each rank, or of the global batch."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which ranks send each other gradients; bfloat16 halves the bytes and keeps 8 of 24 bits of precision."""
     channels_last: bool = True
     """Keep activations as N H W C, the layout that convolutions are fastest in."""
     compile: bool = False
@@ -182,6 +184,8 @@ class TrainConfig:
 class OptimConfig:
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     """Optimiser; lars is Barlow Twins' choice for training from scratch."""
+    backend: Literal["torch", "apex"] = "torch"
+    """Whose fused sgd or adamw: torch's, or NVIDIA apex's where that is installed; apex cannot follow `progressive`."""
     lr: float = 0.002
     """Peak learning rate of blocks and heads, as it is: nothing scales it with the batch."""
     backbone_lr: float | None = None
@@ -205,6 +209,7 @@ class OptimConfig:
             value = getattr(self, name)
             require(value is None or value >= 0, f"optim.{name}", value, "0 or more, or null")
         require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
+        require(self.backend == "torch" or self.name != "lars", "optim.backend", self.backend, "torch for lars")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
         require(0 <= self.final_lr <= 1, "optim.final_lr", self.final_lr, "in [0, 1]")
@@ -225,6 +230,14 @@ class Config:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
         require(bool(self.output), "output", self.output, "a folder")
+        # apex counts the steps of a group; an update of `progressive` is a step of some of its parameters
+        is_one_update = self.train.schedule == "joint" or len(self.train.heads) == 1
+        require(
+            self.optim.backend == "torch" or is_one_update,
+            "optim.backend",
+            self.optim.backend,
+            "torch with train.schedule=progressive; apex follows train.schedule=joint",
+        )
         for grid in self.model.grids:
             require(
                 self.data.image_size % grid == 0,

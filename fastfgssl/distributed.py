@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from fastfgssl.environment import rank_environment, rendezvous_variables
@@ -94,18 +95,24 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def data_parallel(module: nn.Module, world: World) -> nn.Module:
-    """`module` so that backward leaves the mean of all ranks' gradients; itself if there is one rank."""
+def data_parallel(module: nn.Module, world: World, *, gradient_dtype: str = "float32") -> nn.Module:
+    """`module` so that backward leaves the mean of all ranks' gradients; itself if there is one rank.
+
+    gradient_dtype: what gradients are sent as, float32 or bfloat16; they are added up in it too.
+    """
     if world.group is None:
         return module
     # training does not read buffers: each rank keeps its own running statistics; torch 2.15 has a new name for this
     is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    return DistributedDataParallel(
+    parallel = DistributedDataParallel(
         module,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         process_group=world.group,
         **{"forward_sync_buffers" if is_new else "broadcast_buffers": False},
     )
+    if gradient_dtype == "bfloat16":
+        parallel.register_comm_hook(world.group, bf16_compress_hook)
+    return parallel
 
 
 @contextmanager

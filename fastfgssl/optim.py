@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fastfgssl.config import OptimConfig
+from fastfgssl.errors import UserError
 
 
 class LARS(Optimizer):
@@ -29,17 +30,23 @@ class LARS(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
+    # GradScaler then leaves it to `step` to divide by `grad_scale`, and to change nothing where `found_inf` is not 0:
+    # both are on the device, where it would otherwise have to look, and wait
+    _step_supports_amp_scaling = True
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                update = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                gradient = parameter.grad if scale is None else parameter.grad / scale
+                update = gradient.add(parameter, alpha=group["weight_decay"])
                 if group["trust"] is not None:
                     weight_norm, update_norm = parameter.norm(), update.norm()
                     # computed on the device: a Python `if` would wait for it
@@ -48,15 +55,20 @@ class LARS(Optimizer):
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-                velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                velocity = state["momentum_buffer"]
+                before = [] if found_inf is None else [velocity.clone(), parameter.clone()]
+                velocity.mul_(group["momentum"]).add_(update)
                 parameter.add_(velocity, alpha=-group["lr"])
+                for value, kept in zip((velocity, parameter) if before else (), before, strict=True):
+                    value.copy_(torch.where(found_inf > 0, kept, value))
         return loss
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimiser that `config` describes, over four groups: weights, and biases with norms, of backbone and heads.
 
-    Each group's `peak_lr` is what `set_learning_rate` scales; `name` is what metrics call it.
+    Each group's `peak_lr` is what `set_learning_rate` scales; `name` is what metrics call it. Raises `UserError` where
+    `optim.backend` is apex and apex or its GPU is missing.
     """
     groups = []
     for part, is_backbone in (("backbone", True), ("heads", False)):
@@ -76,13 +88,45 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             if config.name == "lars" and not decays:
                 group["trust"] = None
             groups.append(group)
-    # on a GPU one kernel for all parameters, which also takes float16's loss scale without waiting for the device
-    fused = next(model.parameters()).is_cuda or None
+    if config.backend == "apex":
+        return _build_apex(groups, config)
+    # fused: on a GPU few kernels for all parameters, which also take float16's loss scale without waiting for the
+    # device; on a CPU each parameter is gone through once
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        if config.momentum > 0:
+            optimizer.register_step_pre_hook(_begin_momentum)
+        return optimizer
     if config.name == "lars":
         return LARS(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+
+
+def _begin_momentum(optimizer: Optimizer, *_) -> None:
+    """Gives each parameter that has a gradient a velocity of zero, if it has none: its first step stays what it was.
+
+    The fused SGD takes a group of which all parameters have one or none; an update of `progressive` meets both.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _build_apex(groups: list[dict], config: OptimConfig) -> Optimizer:
+    try:
+        from apex.optimizers import FusedAdam, FusedSGD
+    except ImportError:
+        raise UserError(
+            "optim.backend = 'apex': apex.optimizers cannot be imported; build it from https://github.com/NVIDIA/apex"
+            " (the package apex on PyPI is another), or set optim.backend=torch"
+        ) from None
+    if not all(parameter.is_cuda for group in groups for parameter in group["params"]):
+        raise UserError("optim.backend = 'apex': apex needs a GPU; set optim.backend=torch")
+    # a gradient of zeros in place of none would move weights that an update does not train
+    if config.name == "sgd":
+        return FusedSGD(groups, lr=config.lr, momentum=config.momentum, set_grad_none=True)
+    return FusedAdam(groups, lr=config.lr, betas=(config.momentum, 0.999), set_grad_none=True)
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int, final: float) -> float:

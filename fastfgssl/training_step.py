@@ -39,7 +39,7 @@ class TrainingStep:
         """Makes every update of `batch`; the device may be at work still. with_rank: see `HeadsLoss.losses`."""
         values: HeadValues = {}
         for update in self.updates:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             losses, terms = accumulate_gradients(update, batch, self._config, self._scaler, with_rank=with_rank)
             with record_function("optimizer"):
                 self._scaler.step(self.optimizer)

@@ -102,7 +102,7 @@ class HeadsLoss(nn.Module):
                 group=self._group,
                 check_ranks=False,  # the loader gives every rank as many images
             )
-            rank = effective_rank(head.anchor, self._group) if with_rank else loss.new_tensor(float("nan"))
+            rank = effective_rank(head.anchor, self._group) if with_rank else loss.new_full((), float("nan"))
             losses.append(loss)
             terms.append(torch.stack([*others, rank]))
         return torch.stack(losses), torch.stack(terms)
@@ -129,7 +129,8 @@ def plan_updates(model: FGSSL, config: Config, world: World) -> list[Update]:
     for stages in groups:
         weights = torch.tensor([weight_of[stage] for stage in stages], device=world.device)
         heads = HeadsLoss(model, stages, config, world)
-        updates.append(Update(stages, weights, heads, data_parallel(heads, world)))
+        shared = data_parallel(heads, world, gradient_dtype=config.train.gradient_dtype)
+        updates.append(Update(stages, weights, heads, shared))
     return updates
 
 

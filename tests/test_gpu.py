@@ -21,8 +21,11 @@ from test_pretrain import losses
 
 from fastfgssl.checkpoint import list_checkpoints
 from fastfgssl.data.presets import PRESETS
+from fastfgssl.distributed import start_world
 from fastfgssl.evaluation.features import FeatureExtractor, load_pretrained
+from fastfgssl.models import build_model
 from fastfgssl.pretrain import pretrain
+from fastfgssl.training_step import TrainingStep
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
@@ -100,6 +103,36 @@ def test_the_loss_takes_little_memory_and_never_waits(N, D, precision):
     numbers = (torch.cuda.max_memory_allocated() - before) / 4
     # 3 (N^2 + N D), and slabs of C, which a float32 result is made of again in bfloat16
     assert numbers < 3 * (N * N + N * D) + (3 * 1024 * D if 4 * N > 3 * D else 0)
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_and_steps_never_wait_for_the_gpu(
+    make_config, archive_path, precision, schedule, optimizer, accumulate
+):
+    config = make_config(
+        train__device="cuda",
+        train__precision=precision,
+        train__schedule=schedule,
+        train__accumulate=accumulate,
+        loss__cache=accumulate > 1,
+        optim__name=optimizer,
+        optim__lr=1e-3,
+    )
+    batches = loader(archive_path, device_id=0, half=precision != "float32", stop=6)
+    with start_world("cuda") as world:
+        step = TrainingStep(build_model(config.model), config, world)
+        for _ in range(3):  # sets up memory, the optimiser's state, and what libraries choose by trying
+            step(next(batches))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            values = [step(batch) for batch in batches]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(values) == 3
+    assert all(loss.isfinite() for heads in values for loss, _ in heads.values())
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 
 import pytest
 import torch
 from torch import nn
 
-from fastfgssl.config import ModelConfig, OptimConfig
+from fastfgssl.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.errors import UserError
 from fastfgssl.models import build_model
 from fastfgssl.optim import LARS, build_optimizer, learning_rate_factor, set_learning_rate
 
@@ -59,6 +62,102 @@ def test_lars_takes_the_step_of_its_formula():
         expected_bias -= 0.5 * bias_velocity
         torch.testing.assert_close(weight.detach(), expected_weight)
         assert bias.item() == pytest.approx(expected_bias)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_parameters_may_begin_at_different_steps(name):
+    """An update of `progressive` trains some parameters of a group, and the next one some more."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone="resnet18", weights="none", width=0.125, embedding_dim=8, block_dim=8))
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.1, weight_decay=0.5))
+    plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
+    options = {"momentum": 0.9} if name == "sgd" else {"betas": (0.9, 0.999)}
+    pairs = [(parameter, nn.Parameter(parameter.detach().clone())) for parameter in model.parameters()]
+    alone = [
+        plain([twin], lr=0.1, weight_decay=0.5 if twin.ndim > 1 else 0.0, fused=False, foreach=False, **options)
+        for _, twin in pairs
+    ]
+    for trained in (2, 3, 1):  # every second parameter, every third, all
+        optimizer.zero_grad()
+        for index, ((parameter, twin), its_own) in enumerate(zip(pairs, alone, strict=True)):
+            if index % trained == 0:
+                parameter.grad = torch.randn_like(parameter)
+                twin.grad = parameter.grad.clone()
+                its_own.step()
+        optimizer.step()
+    for parameter, twin in pairs:
+        torch.testing.assert_close(parameter, twin)
+
+
+def test_lars_takes_the_loss_scale_without_looking():
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2)]
+    plain, scaled = (LARS([weight], lr=0.5, weight_decay=0.1) for weight in weights)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for gradient in ([0.6, -0.8], [1.0, 2.0]):
+        weights[0].grad = torch.tensor(gradient)
+        plain.step()
+        scaled.zero_grad()
+        scaler.scale((weights[1] * torch.tensor(gradient)).sum()).backward()
+        scaler.step(scaled)
+        scaler.update()
+        torch.testing.assert_close(weights[1], weights[0])
+    before = weights[1].detach().clone(), scaled.state[weights[1]]["momentum_buffer"].clone()
+    weights[1].grad = torch.tensor([float("inf"), 1.0])
+    scaler.step(scaled)
+    scaler.update()
+    torch.testing.assert_close((weights[1].detach(), scaled.state[weights[1]]["momentum_buffer"]), before)
+    assert scaler.get_scale() == 512
+
+
+@pytest.fixture
+def apex(monkeypatch):
+    """A module that stands for apex: optimisers that record what they are made with."""
+
+    class Recorder(torch.optim.SGD):
+        def __init__(self, params, **options):
+            self.options = options
+            super().__init__(params, lr=options["lr"])
+
+    optimizers = types.ModuleType("apex.optimizers")
+    optimizers.FusedSGD = type("FusedSGD", (Recorder,), {})
+    optimizers.FusedAdam = type("FusedAdam", (Recorder,), {})
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [("sgd", "FusedSGD", {"momentum": 0.8}), ("adamw", "FusedAdam", {"betas": (0.8, 0.999)})],
+)
+def test_apex_is_taken_where_it_is_asked_for(apex, monkeypatch, model, name, kind, options):
+    monkeypatch.setattr("torch.Tensor.is_cuda", True)
+    optimizer = build_optimizer(model, OptimConfig(name=name, backend="apex", lr=0.1, momentum=0.8))
+    assert type(optimizer).__name__ == kind
+    assert optimizer.options == {"lr": 0.1, "set_grad_none": True} | options
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05] * 4
+
+
+def test_apex_without_a_gpu_is_one_clear_error(apex, model):
+    with pytest.raises(UserError, match=r"^optim.backend = 'apex': apex needs a GPU; set optim.backend=torch$"):
+        build_optimizer(model, OptimConfig(backend="apex"))
+
+
+def test_apex_that_is_missing_is_one_clear_error(monkeypatch, model):
+    monkeypatch.setitem(sys.modules, "apex.optimizers", None)  # what a module that cannot be imported looks like
+    with pytest.raises(UserError, match=r"apex.optimizers cannot be imported; build it from https://github.com/NVIDIA"):
+        build_optimizer(model, OptimConfig(backend="apex"))
+
+
+def test_apex_is_refused_where_it_would_compute_something_else():
+    with pytest.raises(UserError, match=r"optim.backend = 'apex': must be torch for lars"):
+        OptimConfig(name="lars", backend="apex")
+    options = {"data": DataConfig(path="none"), "optim": OptimConfig(backend="apex")}
+    with pytest.raises(UserError, match=r"optim.backend = 'apex': must be torch with train.schedule=progressive"):
+        Config(train=TrainConfig(steps=1), **options)
+    Config(train=TrainConfig(steps=1, heads=(2,)), **options)
+    Config(train=TrainConfig(steps=1, schedule="joint"), **options)
 
 
 def test_lars_moves_weights_that_are_zero():

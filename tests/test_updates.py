@@ -92,3 +92,14 @@ def test_losses_of_micro_batches_are_averaged():
     assert terms.shape == (4, 4)
     torch.testing.assert_close(losses, terms[:, 0] + 0.0051 * terms[:, 1])
     assert not torch.allclose(losses, whole[0], rtol=1e-3)
+
+
+def test_gradients_can_be_sent_as_bfloat16():
+    config = make_config(1, cache=False)
+    short = replace(config, train=replace(config.train, gradient_dtype="bfloat16"))
+    exact, rounded = (run_on_ranks(gradients_without_batch_norm, 2, c) for c in (config, short))
+    # each rank's part, which is larger than the mean, and the sum of them are rounded to 8 bits
+    a, b = (torch.cat([gradient.flatten() for gradient in of_rank[0][2]]) for of_rank in (exact, rounded))
+    assert 2**-10 < (a - b).norm() / a.norm() < 2**-6
+    for a, b in zip(rounded[0][2], rounded[1][2], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -59,6 +59,8 @@ class Loader(Iterator[Batch]):
             raise StopIteration
         while True:
             try:
+                # The host waits until this batch is made, which was begun `prefetch` steps ago. Given a stream, the
+                # graph would let the GPU wait instead, unseen by the clock that tells a starved run from a busy one.
                 outputs = self._graph.run()
                 break
             except RuntimeError as error:
