@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,17 +13,18 @@ from torch import nn
 from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.measure import Record, compare, require_close
-from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, TrainConfig
+from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.distributed import World
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.models import FGSSL, build_model
+from fastfgssl.optim import build_optimizer
 from fastfgssl.training_step import TrainingStep
 
 WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))
 
 
 def run(device: torch.device) -> Iterator[Record]:
-    """A record for each schedule: resnet50, four heads, SGD; the limit is one full forward and backward pass."""
+    """Each schedule on resnet50 with four heads, with full and light blocks; and the optimisers' updates alone."""
     side, batch_size = (224, 200) if device.type == "cuda" else (96, 16)
     precision = "bfloat16" if device.type == "cuda" else "float32"
     generator = torch.Generator(device).manual_seed(0)
@@ -56,6 +58,46 @@ def run(device: torch.device) -> Iterator[Record]:
             limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
             **options,
         )
+
+    for name in ("sgd", "adamw"):
+        yield _optimizer(name, device)
+
+
+def _optimizer(name: Literal["sgd", "adamw"], device: torch.device) -> Record:
+    """The optimiser's update of the whole network alone: fused, against what torch takes unasked."""
+    model, twin = (build_model(ModelConfig(weights="none")).to(device) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+        parameter.grad = torch.randn_like(parameter)
+        other.grad = parameter.grad.clone()
+    config = OptimConfig(name=name, lr=1e-3)
+    ours = build_optimizer(model, config)
+    groups = [{key: group[key] for key in ("lr", "weight_decay")} for group in ours.param_groups]
+    for plain, group in zip(groups, build_optimizer(twin, config).param_groups, strict=True):
+        plain["params"] = group["params"]
+    baseline = torch.optim.SGD(groups, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups)
+    for optimizer in (ours, baseline, ours, baseline):
+        optimizer.step()
+    require_close(
+        f"{name}, fused",
+        *(torch.cat([parameter.detach().flatten() for parameter in net.parameters()]) for net in (model, twin)),
+        tolerance=1e-6,
+    )
+    # weights, gradients and state are read once, weights and state written once
+    states = 1 if name == "sgd" else 2
+    count = sum(parameter.numel() for parameter in model.parameters())
+    numbers = torch.zeros(count * (3 + 2 * states) // 2, device=device)
+    return compare(
+        "step",
+        f"{name}'s update alone, resnet50 with its heads, float32",
+        ours=ours.step,
+        baseline=("torch's default", baseline.step),
+        limit=("as many bytes changed in place", lambda: numbers.add_(1)),
+        items=1,
+        unit="updates/s",
+        runs=15,
+        device=device,
+    )
 
 
 def _config(schedule: str, block: str, side: int, batch_size: int, precision: str) -> Config:
