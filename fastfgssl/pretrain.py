@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from fastfgssl.checkpoint import load_newest_checkpoint, save_checkpoint, tidy_c
 from fastfgssl.config import STAGES, Config
 from fastfgssl.config_files import config_to_values, write_config
 from fastfgssl.data.loader import Loader, training_slots
+from fastfgssl.data.order import Slots
 from fastfgssl.data.picture import save_views_picture
 from fastfgssl.data.pipeline import GraphSpec
 from fastfgssl.data.presets import find_preset
@@ -176,14 +177,7 @@ class Run:
     def make_loader(self) -> Iterator[Batch]:
         """The batches of the steps that are left."""
         config, world = self.config, self.world
-        slots = training_slots(
-            self.archive,
-            seed=config.seed,
-            window=config.data.window,
-            batch_size=config.train.batch_size,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        slots = rank_slots(config, world, self.archive)
         quarantine = Quarantine(self.archive.num_samples, self.output / "quarantine.csv")
         return Loader(
             self.archive, self.spec, slots, seed=config.seed, quarantine=quarantine, start=self.step, stop=self.steps
@@ -231,6 +225,18 @@ def _planned_steps(config: Config, archive: Archive) -> int:
     if config.train.steps is not None:
         return config.train.steps
     return math.ceil(config.train.epochs * archive.num_samples / config.train.batch_size)
+
+
+def rank_slots(config: Config, world: World, archive: Archive) -> Callable[[int], Slots]:
+    """The samples of this rank at each step."""
+    return training_slots(
+        archive,
+        seed=config.seed,
+        window=config.data.window,
+        batch_size=config.train.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+    )
 
 
 def graph_spec(config: Config, world: World, archive: Archive) -> GraphSpec:

@@ -5,25 +5,22 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from fastfgssl.archive.manifest import Archive
 from fastfgssl.command_line import run_tool
 from fastfgssl.config_files import config_to_values, load_config, write_config
 from fastfgssl.data.reader import Reader
 from fastfgssl.distributed import start_world
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, as_overrides, best_of, judge
-from fastfgssl.doctor.diagnosis import _try_short_side, untrained_step
-from fastfgssl.doctor.disk import measure_reading, measure_writing
-from fastfgssl.doctor.machine import examine
-from fastfgssl.doctor.rates import BLOCKS, UNREPEATED, Bench, Rate, rate_of
+from fastfgssl.doctor.diagnosis import Diagnosis
+from fastfgssl.doctor.machine import busy_cores, examine
+from fastfgssl.doctor.rates import Rate, rate_of
 from fastfgssl.errors import UserError
 from fastfgssl.metrics import DataWaitWatch
 from fastfgssl.pretrain import pretrain
@@ -60,15 +57,16 @@ def test_the_doctor_examines_and_applies_what_it_says(doctor, config_file, tmp_p
     record_file = tmp_path / "doctor.json"
     code, out, _ = doctor("--config", config_file, "--seconds", 0.2, override, "--apply", "--json", record_file)
     assert code == 0
-    for name in ("python", "torch", "DALI", "driver", "plugin", "GPUs", "cores", "memory", "output"):
+    for name in ("python", "torch", "DALI", "driver", "plugin", "GPUs", "cores", "load", "memory", "output"):
         assert re.search(rf"^{name} ", out, re.MULTILINE), name
-    for name in ("disk", "reader", "decoding", "input path", "training step", "trainer"):
+    for name in ("disk", "reader", "decoding", "views", "input path", "training step", "trainer"):
         assert re.search(rf"^{name} +[\d,.]+ ", out, re.MULTILINE), name
     assert out.count("bottleneck: ") == 1
     record = json.loads(record_file.read_text())
     rates = {name: rate["value"] for name, rate in record["images_per_second"].items()}
-    assert rates.keys() == {"reader", "decode", "graph", "step", "storage"}
+    assert rates.keys() == {"reader", "decode", "views", "graph", "step", "storage"}
     assert rates["reader"] > rates["graph"] > 0  # the reader is a part of the graph, and a small one
+    assert rates["views"] > rates["graph"]
     assert min(record["trainer"]["value"], *rates.values()) > 0
     assert 0 <= record["data_wait"] <= 1
     # nothing but what it says has changed
@@ -82,8 +80,25 @@ def test_the_doctor_examines_and_applies_what_it_says(doctor, config_file, tmp_p
     assert not (tmp_path / "run").exists()  # the output folder was made to be tried, and is gone
 
 
+def test_what_only_the_command_line_makes_valid_can_be_applied(doctor, config_file, monkeypatch):
+    monkeypatch.setattr(Diagnosis, "overrides", {"data.prefetch": 3})
+    text = config_file.read_text()
+    config_file.write_text(text.replace("  steps: 4\n", ""))
+    code, out, _ = doctor("--config", config_file, "--seconds", 0.05, "train.steps=4", "--apply")
+    assert (code, out.splitlines()[-1]) == (0, f"{config_file}: data.prefetch: 2 -> 3")
+    assert config_file.read_text() == text.replace("  steps: 4\n", "").replace("prefetch: 2", "prefetch: 3")
+
+
 def test_a_plan_prints_every_number_with_its_formula(doctor, config_file, archive_path, tmp_path):
-    words = ["gpus=64", "images=50e6", "epochs=100", "link=25e9", f"data.path={archive_path}"]
+    words = [
+        "gpus=64",
+        "images=50e6",
+        "epochs=100",
+        "link=25e9",
+        f"data.path={archive_path}",
+        "seed=1",
+        f"output={tmp_path / 'planned'}",
+    ]
     code, out, _ = doctor("--plan", *words, "--config", config_file, "--seconds", 0.1, "--json", tmp_path / "plan.json")
     assert code == 0
     record = json.loads((tmp_path / "plan.json").read_text())
@@ -92,6 +107,7 @@ def test_a_plan_prints_every_number_with_its_formula(doctor, config_file, archiv
         assert line["name"] in out
         assert line["formula"]
     assert "link of 2.5e+10 bytes/s" in out
+    assert f"{tmp_path / 'planned'}: takes" in out
 
 
 @pytest.mark.parametrize(
@@ -110,6 +126,8 @@ def test_a_plan_prints_every_number_with_its_formula(doctor, config_file, archiv
         (["--apply", "--plan", "gpus=1", "images=1", "epochs=1"], "a plan suggests no settings"),
         (["--plan", "gpu=64", "images=1", "epochs=1"], "--plan 'gpu=64': did you mean 'gpus'?"),
         (["--plan", "gpus=64", "images=1"], "--plan needs epochs=..."),
+        (["--plan", "gpus=1", "images=1", "epochs=1", "seed=x"], "seed = 'x': must be an integer"),
+        (["--config", "{config}", "--apply", "train.steps="], "train.steps, train.epochs: give one"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(doctor, config_file, arguments, message):
@@ -130,8 +148,8 @@ def test_the_doctor_does_not_run_under_torchrun(doctor, config_file, monkeypatch
     )
 
 
-def measured(*, decode=1000, graph=500, step=100, storage=1e6, reader=1e4, fits=True, shares=False) -> Measured:
-    rates = {"decode": decode, "graph": graph, "step": step, "storage": storage, "reader": reader}
+def measured(*, fits=True, shares=False, **changed) -> Measured:
+    rates = {"reader": 1e4, "decode": 1000, "views": 1000, "graph": 500, "step": 100, "storage": 1e6} | changed
     return Measured(**{name: Rate(value) for name, value in rates.items()}, fits_in_memory=fits, shares_cores=shares)
 
 
@@ -140,8 +158,9 @@ def measured(*, decode=1000, graph=500, step=100, storage=1e6, reader=1e4, fits=
     [
         ({}, "step", 100),
         ({"step": 2000, "decode": 600}, "decode", 500),  # 1.7 of 2 ms
-        ({"step": 2000, "decode": 5000}, "views", 500),
-        ({"step": 2000, "decode": 5000, "reader": 520}, "reader", 500),
+        ({"step": 2000, "decode": 5000, "views": 600}, "views", 500),
+        ({"step": 2000, "decode": 800, "views": 900}, "decode", 500),  # on a GPU they overlap: each is measured
+        ({"step": 2000, "decode": 5000, "views": 5000, "reader": 520}, "reader", 500),
         ({"storage": 50}, "step", 100),  # it fits in memory: the disk is read once
         ({"storage": 50, "fits": False}, "storage", 50),
         ({"storage": 150, "fits": False}, "step", 100),
@@ -174,67 +193,19 @@ def test_smaller_shards_help_where_the_input_path_holds_the_trainer_back():
     assert not short.helps(measured(step=100, shares=False))
 
 
-def test_images_are_made_smaller_and_timed(make_config, archive_path):
-    archive = Archive.open(archive_path)  # of 48 x 40 pixels
-    with start_world("cpu") as world:
-        bench = Bench(make_config(data__image_size=16, model__grids=[4, 2, 1]), archive, world, 0.1)
-        short = _try_short_side(bench)
-        assert (short.pixels, short.now) == (19, 40)
-        assert short.bytes_ratio < 0.9
-        assert min(short.before.value, short.after.value) > 0
-        assert _try_short_side(Bench(make_config(), archive, world, 0.1)) is None  # 37 of 40: not worth it
-
-
-def test_an_image_that_does_not_decode_does_not_end_the_examination(make_config, archive_path, tmp_path):
-    shutil.copytree(archive_path, tmp_path / "damaged")
-    archive = Archive.open(tmp_path / "damaged")
-    config = make_config(data__path=str(tmp_path / "damaged"))
-    with start_world("cpu") as world:
-        sample = Bench(config, archive, world, 0.1).ids[0][:1]
-        row = archive.columns(sample, ("shard", "offset", "size"))
-        with archive.shard_path(int(row["shard"][0])).open("r+b") as shard:
-            shard.seek(int(row["offset"][0]))
-            shard.write(bytes(int(row["size"][0])))
-        bench = Bench(config, archive, world, 0.1)
-        assert int(sample[0]) not in np.concatenate(bench.ids)
-        assert bench.decode_block() > 0
-
-
-def test_a_step_is_made_smaller_where_it_takes_too_long(make_config, archive_path):
-    config = make_config(train__accumulate=2, train__heads=[0])
-    with start_world("cpu") as world:
-        bench = Bench(config, Archive.open(archive_path), world, 0.1)
-        step = untrained_step(config, world)
-        bench.seconds = 1e-6
-        rate, rows = bench.time_step(step)
-        assert (rows, rate.noise) == (4, UNREPEATED)  # two images of each micro-batch, once
-        bench.seconds = 100
-        rate, rows = bench.time_step(step)
-        assert (rows, len(rate.blocks)) == (12, BLOCKS)
-        assert len(bench.resident(30).anchor) == 30
-
-
-def test_every_sample_is_read_once_and_all_of_it(archive_path):
-    archive = Archive.open(archive_path)
-    ids = np.arange(archive.num_samples)
-    found = measure_reading(archive, iter([ids[:50], ids[20:], ids]), seconds=60)
-    assert found.samples == archive.num_samples
-    assert found.bytes == sum(map(len, Reader(archive).read(ids)))
-    assert found.cached is None or 0 <= found.cached <= 1
-    assert measure_reading(archive, iter([ids]), seconds=0).samples == 2
-
-
-def test_writing_leaves_nothing_behind(tmp_path):
-    assert measure_writing(tmp_path / "new" / "run", 0.01) > 0
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_plugin_that_cannot_be_built_is_a_finding(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with start_world("cpu") as world:
         finding = next(finding for finding in examine(world) if finding.name == "plugin")
     assert finding.text == "cannot be built"
     assert "no-such-compiler is not on the PATH" in finding.advice
+
+
+def test_busy_cores_are_those_that_neither_idle_nor_wait(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    before = [100, 0, 50, 1000, 10, 0, 0, 5]
+    assert busy_cores(before, [120, 5, 60, 1050, 10, 5, 5, 10]) == pytest.approx(2)  # 50 of 100 ticks
+    assert busy_cores(before, before) >= 0
 
 
 def test_a_run_that_keeps_waiting_for_data_is_told_once_an_hour():

@@ -85,6 +85,18 @@ def test_a_file_that_cannot_be_changed_in_place_stays_as_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_a_file_that_needs_the_command_line_is_changed_in_what_is_suggested_alone(tmp_path):
+    text = "data: {path: archive, threads: many}\ntrain: {batch_size: 64}\n"  # no length, and no number of threads
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    given = ["train.steps=5", "data.threads=1"]
+    lines = apply_overrides(file, {"data.threads": 8, "train.compile": True}, given)
+    assert lines == ["data.threads: many -> 8", "train.compile: not set -> true"]
+    assert file.read_text() == text.replace("many", "8").replace("{batch_size", "{compile: true, batch_size")
+    with pytest.raises(UserError, match=r"train.steps, train.epochs: give one"):
+        apply_overrides(file, {"data.threads": 2})
+
+
 def test_the_plan_is_what_a_hand_calculation_gives(make_config):
     config = make_config(model__embedding_dim=512, train__precision="bfloat16")
     device = Device(batch=200, step=1000, graph=800, decode=900, bytes_per_image=5e4, shares_cores=False)

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastfgssl.command_line import Parser, run_tool
+from fastfgssl.config import Config
 from fastfgssl.environment import rank_environment
 from fastfgssl.errors import UserError, check_writable
 
@@ -32,6 +34,7 @@ PLAN_IMAGES = 64
 def main() -> None:
     arguments = parse_arguments()
     from fastfgssl.config_files import load_config
+    from fastfgssl.doctor.overrides import check_applicable
     from fastfgssl.doctor.plan import parse_request  # imports torch
 
     words = arguments.plan or []
@@ -47,14 +50,17 @@ def main() -> None:
         raise UserError(f"--ranks {arguments.ranks}: must be at least 1")
     if not 0.05 <= arguments.seconds <= 600:
         raise UserError(f"--seconds {arguments.seconds:g}: must be from 0.05 to 600")
-    for file in (arguments.json, Path(arguments.config) if arguments.apply else None):
-        if file is not None:
-            check_writable(file)  # before minutes go into what could not be kept
+    if arguments.json is not None:
+        check_writable(arguments.json)  # before minutes go into what could not be kept
+    if arguments.apply:
+        check_applicable(Path(arguments.config))
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.config is None:
-            overrides = [*_generated(Path(scratch), overrides), *overrides]
+            overrides = [*_defaults(Path(scratch)), *overrides]
         config = load_config(arguments.config or PAPER, overrides)
-        record = run(arguments, config, request)
+        if Path(config.data.path) == Path(scratch) / "archive":
+            _generate(Path(scratch))
+        record = run(arguments, config, overrides, request)
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -77,29 +83,31 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _is_override(word: str) -> bool:
-    """Whether a word that stands behind --plan is a key of the configuration."""
-    return "." in word.partition("=")[0]
+    """Whether a word that stands behind --plan sets a key of the configuration: one with a section, or at its top."""
+    key = word.partition("=")[0]
+    return "." in key or key in {field.name for field in fields(Config)}
 
 
-def _generated(folder: Path, overrides: list[str]) -> list[str]:
-    """Overrides that point to a generated archive in `folder`, unless the user names one."""
+def _defaults(folder: Path) -> list[str]:
+    """Overrides of a plan without a configuration: an archive that is to be generated in `folder`, and what fits."""
     import torch
 
-    output = [f"output={folder / 'run'}"]
+    words = [f"data.path={folder / 'archive'}", f"output={folder / 'run'}"]
     if not torch.cuda.is_available():
-        output.append("train.precision=float32")  # a CPU takes a minute for a step in the file's float16
-    if any(word.startswith("data.path=") for word in overrides):
-        return output
+        words.append("train.precision=float32")  # a CPU takes a minute for a step in the file's float16
+    return words
+
+
+def _generate(folder: Path) -> None:
     from fastfgssl.archive.phantom import write_phantoms
     from fastfgssl.archive.prepare import Options, prepare
 
     _say("generating images")
     write_phantoms(folder / "images", PLAN_IMAGES)
     prepare(Options(sources=[folder / "images"], out=folder / "archive"))
-    return [f"data.path={folder / 'archive'}", *output]
 
 
-def run(arguments: argparse.Namespace, config, request) -> dict[str, Any]:
+def run(arguments: argparse.Namespace, config, overrides: list[str], request) -> dict[str, Any]:
     """Measures and prints; returns everything as an object."""
     from fastfgssl.archive.manifest import Archive
     from fastfgssl.distributed import start_world
@@ -112,7 +120,7 @@ def run(arguments: argparse.Namespace, config, request) -> dict[str, Any]:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 140  # a file does not wrap
+        console.width = 200  # a file does not wrap
     archive = Archive.open(config.data.path)
     with start_world(config.train.device) as alone:
         ranks = arguments.ranks or report.default_ranks(alone)
@@ -134,7 +142,7 @@ def run(arguments: argparse.Namespace, config, request) -> dict[str, Any]:
                 shares_cores=found.measured.shares_cores,
             )
             lines = make_plan(request, device, exchanges(found.step.updates), config)
-            title = f"plan: {request.gpus} GPUs, {request.images:g} images, {request.epochs:g} epochs"
+            title = f"plan: {request.gpus} GPUs, {request.images:,.0f} images, {request.epochs:g} epochs"
             _table(console, title, [(line.name, line.text, line.formula) for line in lines])
             if world.device.type == "cpu":
                 console.print("\nnote: measured on a CPU; run it on a machine of the kind that is planned for")
@@ -146,7 +154,7 @@ def run(arguments: argparse.Namespace, config, request) -> dict[str, Any]:
     applied = []
     if arguments.apply:
         if diagnosis.overrides:
-            applied = apply_overrides(Path(arguments.config), diagnosis.overrides)
+            applied = apply_overrides(Path(arguments.config), diagnosis.overrides, overrides)
         for line in applied or ["nothing to apply"]:
             console.print(Text(f"{arguments.config}: {line}"), soft_wrap=True)
     return record | report.diagnosis_record(diagnosis) | {"applied": applied}

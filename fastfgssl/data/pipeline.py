@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
@@ -65,6 +66,61 @@ def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipelin
 
     Outputs, each a batch of [S, S, 3]: anchor, puzzle view, and a puzzle for each grid.
     """
+    names = _load_operators(spec)
+
+    def batch(info: BatchInfo) -> list:
+        encoded, params = source(info.iteration)
+        return [encoded, *_arguments(params, spec.preset).values()]
+
+    # only images that are blurred pay for a stock blur
+    @pipeline_def(**_options(spec), enable_conditionals=True)
+    def graph():
+        encoded, *values = fn.external_source(source=batch, num_outputs=1 + len(names), batch=True, batch_info=True)
+        return _views(decode(encoded, spec), names, values, spec)
+
+    return graph()
+
+
+def build_views(images, params: ViewParams, spec: GraphSpec) -> Pipeline:
+    """The graph after its decoder alone: each run makes the views with `params` of `images`, an output of the decoder.
+
+    Nothing is copied: the images stay where the decoder left them, on a GPU in its memory.
+    """
+    names, values = _load_operators(spec), list(_arguments(params, spec.preset).values())
+
+    @pipeline_def(**_options(spec), enable_conditionals=True)
+    def graph():
+        device = "cpu" if spec.device_id is None else "gpu"
+        image = fn.external_source(source=lambda: images, batch=True, device=device, layout="HWC", no_copy=True)
+        inputs = fn.external_source(source=lambda: values, num_outputs=len(names), batch=True)
+        return _views(image, names, inputs, spec)
+
+    return graph()
+
+
+def build_decoder(source: Callable[[], list[np.ndarray]], spec: GraphSpec) -> Pipeline:
+    """The graph's decoder alone, on the encoded images that `source` gives for each run."""
+
+    @pipeline_def(**_options(spec))  # as the whole graph: what one costs is part of what the other does
+    def graph():
+        return decode(fn.external_source(source=source, batch=True), spec)
+
+    return graph()
+
+
+def _options(spec: GraphSpec) -> dict[str, Any]:
+    """Of a pipeline."""
+    return {
+        "batch_size": spec.batch_size,
+        "num_threads": spec.threads,
+        "device_id": spec.device_id,
+        "prefetch_queue_depth": spec.prefetch,
+        "exec_dynamic": True,  # outputs then own their memory, so that tensors can share it
+    }
+
+
+def _load_operators(spec: GraphSpec) -> list[str]:
+    """Loads the operators of a graph, and names its inputs beside the images. Raises `UserError` if it cannot be."""
     if spec.sixteen_bit and any(
         view.jitter and view.jitter.colour for view in (spec.preset.puzzle, spec.preset.anchor)
     ):
@@ -84,58 +140,28 @@ def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipelin
         image_size=spec.image_size,
         grids=spec.grids,
     )
-    names = list(_arguments(sample, spec.preset))
+    return list(_arguments(sample, spec.preset))
 
-    def batch(info: BatchInfo) -> list:
-        encoded, params = source(info.iteration)
-        return [encoded, *_arguments(params, spec.preset).values()]
 
-    @pipeline_def(
-        batch_size=spec.batch_size,
-        num_threads=spec.threads,
-        device_id=spec.device_id,
-        prefetch_queue_depth=spec.prefetch,
-        exec_dynamic=True,  # outputs then own their memory, so that tensors can share it
-        enable_conditionals=True,  # only images that are blurred pay for a stock blur
+def _views(image, names: list[str], inputs, spec: GraphSpec) -> tuple:
+    """The graph's outputs, of images that are decoded and the inputs that `names` are of."""
+    arguments = {name: inputs[place] for place, name in enumerate(names)}  # DALI takes no zip(strict=True) here
+    whole = None if spec.preset.puzzle.crop and spec.preset.anchor.crop else _resize(image, spec)
+    puzzle, anchor = (
+        _distort(_crop(image, name, arguments, spec) if view.crop else whole, name, view, arguments, spec)
+        for name, view in (("puzzle", spec.preset.puzzle), ("anchor", spec.preset.anchor))
     )
-    def graph():
-        encoded, *values = fn.external_source(source=batch, num_outputs=1 + len(names), batch=True, batch_info=True)
-        arguments = {name: values[place] for place, name in enumerate(names)}
-        image = decode(encoded, spec)
-        whole = None if spec.preset.puzzle.crop and spec.preset.anchor.crop else _resize(image, spec)
-        puzzle, anchor = (
-            _distort(_crop(image, name, arguments, spec) if view.crop else whole, name, view, arguments, spec)
-            for name, view in (("puzzle", spec.preset.puzzle), ("anchor", spec.preset.anchor))
+    return tuple(
+        fn.fastfgssl_views(
+            puzzle,
+            anchor,
+            grids=list(spec.grids),
+            mean=list(spec.mean),
+            std=list(spec.std),
+            dtype=types.FLOAT16 if spec.half else types.FLOAT,
+            **{name: arguments[name] for name in _fan_out_arguments(spec) if name in arguments},
         )
-        return tuple(
-            fn.fastfgssl_views(
-                puzzle,
-                anchor,
-                grids=list(spec.grids),
-                mean=list(spec.mean),
-                std=list(spec.std),
-                dtype=types.FLOAT16 if spec.half else types.FLOAT,
-                **{name: arguments[name] for name in _fan_out_arguments(spec) if name in arguments},
-            )
-        )
-
-    return graph()
-
-
-def build_decoder(source: Callable[[], list[np.ndarray]], spec: GraphSpec) -> Pipeline:
-    """The graph's decoder alone, on the encoded images that `source` gives for each run."""
-
-    @pipeline_def(
-        batch_size=spec.batch_size,
-        num_threads=spec.threads,
-        device_id=spec.device_id,
-        prefetch_queue_depth=spec.prefetch,
-        exec_dynamic=True,  # as the whole graph: what one costs is part of what the other does
     )
-    def graph():
-        return decode(fn.external_source(source=source, batch=True), spec)
-
-    return graph()
 
 
 def decode(encoded, spec: GraphSpec):

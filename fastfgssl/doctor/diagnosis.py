@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from fastfgssl.archive.image import TrainingDecoder, Unusable, prepare_image
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config import Config
-from fastfgssl.data.loader import training_slots
 from fastfgssl.distributed import World
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
-from fastfgssl.doctor.machine import available_memory
+from fastfgssl.doctor.memory import OutOfMemory, available_memory, memory_errors
 from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, in_turns, rate_of
-from fastfgssl.environment import available_cores
+from fastfgssl.environment import cores_per_rank
 from fastfgssl.evaluation.features import build_untrained
+from fastfgssl.pretrain import rank_slots
 from fastfgssl.training_step import TrainingStep
 
 Say = Callable[[str], None]
@@ -65,23 +65,26 @@ class Diagnosis:
 
 
 def examine_rates(config: Config, archive: Archive, world: World, seconds: float, say: Say) -> Examination:
-    """Measures every part, each for `seconds`. `world.size` ranks are planned, this process stands for the first."""
+    """Measures every part, each for `seconds`. `world.size` ranks are planned, this process stands for the first.
+
+    Raises `OutOfMemory` where the batch does not fit.
+    """
     say("reading from the disk")
-    slots = training_slots(
-        archive,
-        seed=config.seed,
-        window=config.data.window,
-        batch_size=config.train.batch_size,
-        rank=0,
-        world_size=world.size,
-    )
+    slots = rank_slots(config, world, archive)
     reading = measure_reading(archive, (slots(step).ids for step in itertools.count()), seconds)
-    say("timing the reader, the decoder and the whole graph")
-    bench = Bench(config, archive, world, seconds)
-    rates = in_turns({"reader": bench.reader_block, "decode": bench.decode_block, "graph": bench.graph_block})
-    say("timing the training step")
-    step = untrained_step(config, world)
-    rates["step"], rows = bench.time_step(step)
+    with _announced("timing the reader, the decoder, the views and all of these together", say):
+        bench = Bench(config, archive, world, slots, seconds)
+        rates = in_turns(
+            {
+                "reader": bench.reader_block,
+                "decode": bench.decode_block,
+                "views": bench.views_block,
+                "graph": bench.graph_block,
+            }
+        )
+    with _announced("timing the training step", say):
+        step = untrained_step(config, world)
+        rates["step"], rows = bench.time_step(step)
     size = sum(archive.shard_path(shard).stat().st_size for shard in range(len(archive.shard_sizes)))
     measured = Measured(
         **rates,
@@ -100,9 +103,9 @@ def diagnose(found: Examination, say: Say) -> Diagnosis:
     # a block is two steps or more, after those that fill the queue
     is_timed = measured.step.seconds * bench.spec.batch_size <= bench.seconds
     if is_timed:
-        say("timing the loader and the step together")
         waits: list[float] = []
-        rates = in_turns({"trainer": lambda: bench.trainer_block(found.step, bench.spec, waits)})
+        with _announced("timing the loader and the step together", say):
+            rates = in_turns({"trainer": lambda: bench.trainer_block(found.step, bench.spec, waits)})
         diagnosis.trainer, diagnosis.data_wait = rates["trainer"], statistics.median(waits)
     else:
         diagnosis.notes.append(
@@ -121,8 +124,8 @@ def diagnose(found: Examination, say: Say) -> Diagnosis:
         share = f"{verdict.input_share:.0%} of the time" if measured.shares_cores else "less time than the step"
         diagnosis.notes.append(f"data.threads and data.prefetch were left alone: the input path takes {share}")
     if matters:
-        say("making some images smaller, to time the graph on them")
-        diagnosis.short_side = _try_short_side(bench)
+        with _tried("making some images smaller, to time the graph on them", diagnosis, say):
+            diagnosis.short_side = _try_short_side(bench)
     if verdict.bottleneck == "step":
         _try_step_settings(diagnosis, say, is_timed)
     return diagnosis
@@ -132,7 +135,7 @@ def _try_input_settings(diagnosis: Diagnosis, say: Say) -> None:
     """Measures the whole trainer under other values of one key after the other, keeping what helps."""
     bench, step = diagnosis.examination.bench, diagnosis.examination.step
     spec, world = bench.spec, bench.world
-    cores = max(1, available_cores() // world.local_size)
+    cores = cores_per_rank(world.local_size)
     values: dict[str, set] = {
         "threads": {cores, max(1, spec.threads // 2), min(cores, 2 * spec.threads)},
         "prefetch": {spec.prefetch + 1, 2 * spec.prefetch},
@@ -143,14 +146,14 @@ def _try_input_settings(diagnosis: Diagnosis, say: Say) -> None:
         others = sorted(options - {getattr(spec, name)})
         if not others:
             continue
-        say(f"trying data.{name} = {', '.join(map(str, others))}")
-        specs = {"now": spec} | {str(value): replace(spec, **{name: value}) for value in others}
-        rates = in_turns({key: lambda of=of: bench.trainer_block(step, of, []) for key, of in specs.items()})
-        trials = [Trial({f"data.{name}": value}, "trainer", rates["now"], rates[str(value)]) for value in others]
-        diagnosis.tried += trials
-        if best := best_of(trials):
-            diagnosis.chosen.append(best)
-            spec = replace(spec, **{name: best.change[f"data.{name}"]})
+        with _tried(f"trying data.{name} = {', '.join(map(str, others))}", diagnosis, say):
+            specs = {"now": spec} | {str(value): replace(spec, **{name: value}) for value in others}
+            rates = in_turns({key: lambda of=of: bench.trainer_block(step, of, []) for key, of in specs.items()})
+            trials = [Trial({f"data.{name}": value}, "trainer", rates["now"], rates[str(value)]) for value in others]
+            diagnosis.tried += trials
+            if best := best_of(trials):
+                diagnosis.chosen.append(best)
+                spec = replace(spec, **{name: best.change[f"data.{name}"]})
 
 
 def _try_step_settings(diagnosis: Diagnosis, say: Say, is_timed: bool) -> None:
@@ -158,37 +161,58 @@ def _try_step_settings(diagnosis: Diagnosis, say: Say, is_timed: bool) -> None:
     found = diagnosis.examination
     bench, config, rows = found.bench, found.bench.config, found.step_rows
     if bench.world.device.type == "cuda" and not config.train.compile:
-        say("trying train.compile=true, which takes minutes")
-        compiled = untrained_step(replace(config, train=replace(config.train, compile=True)), bench.world)
-        try:
-            compiled(bench.resident(rows))
-        except RuntimeError as error:  # of whatever the compiler calls
-            diagnosis.notes.append(f"train.compile=true does not work here: {str(error).splitlines()[0]}")
-        else:
-            steps = {"now": found.step, "compiled": compiled}
-            rates = in_turns({key: lambda of=of: bench.step_block(of, rows) for key, of in steps.items()})
-            trial = Trial({"train.compile": True}, "step", rates["now"], rates["compiled"])
-            diagnosis.tried.append(trial)
-            diagnosis.chosen += [trial] * trial.helps
+        with _tried("trying train.compile=true, which takes minutes", diagnosis, say):
+            _try_compiling(diagnosis)
     if is_timed:
-        say("trying twice the batch")
-        sizes = {"now": rows, "twice": 2 * rows}
-        try:
+        with _tried(f"trying twice the batch, {2 * rows} images a rank", diagnosis, say):
+            sizes = {"now": rows, "twice": 2 * rows}
             rates = in_turns({key: lambda of=of: bench.step_block(found.step, of) for key, of in sizes.items()})
-        except torch.OutOfMemoryError:
-            diagnosis.notes.append(f"twice the batch, {2 * rows} images a rank, does not fit in the GPU's memory")
-        else:
             change = {"train.batch_size": 2 * config.train.batch_size}
             diagnosis.optional.append(Trial(change, "step", rates["now"], rates["twice"]))
     if bench.world.device.type == "cpu" and config.train.precision != "float32":
-        say("trying train.precision=float32")
-        exact = untrained_step(replace(config, train=replace(config.train, precision="float32")), bench.world)
-        rate, rows_then = bench.time_step(exact)
-        if rows_then >= rows:
-            if rows_then > rows:  # then it would not tell which of the two helps
-                rate = rate_of([bench.step_block(exact, rows) for _ in range(BLOCKS)])
-            trial = Trial({"train.precision": "float32"}, "step", found.measured.step, rate._replace(blocks=()))
-            diagnosis.optional.append(trial)
+        with _tried("trying train.precision=float32", diagnosis, say):
+            exact = untrained_step(replace(config, train=replace(config.train, precision="float32")), bench.world)
+            rate, rows_then = bench.time_step(exact)
+            if rows_then >= rows:
+                if rows_then > rows:  # then it would not tell which of the two helps
+                    rate = rate_of([bench.step_block(exact, rows) for _ in range(BLOCKS)])
+                trial = Trial({"train.precision": "float32"}, "step", found.measured.step, rate._replace(blocks=()))
+                diagnosis.optional.append(trial)
+
+
+def _try_compiling(diagnosis: Diagnosis) -> None:
+    found = diagnosis.examination
+    bench, config, rows = found.bench, found.bench.config, found.step_rows
+    compiled = untrained_step(replace(config, train=replace(config.train, compile=True)), bench.world)
+    try:
+        with memory_errors("compiling"):
+            compiled(bench.resident(rows))
+    except RuntimeError as error:  # of whatever the compiler calls
+        diagnosis.notes.append(f"train.compile=true does not work here: {str(error).splitlines()[0]}")
+        return
+    steps = {"now": found.step, "compiled": compiled}
+    rates = in_turns({key: lambda of=of: bench.step_block(of, rows) for key, of in steps.items()})
+    trial = Trial({"train.compile": True}, "step", rates["now"], rates["compiled"])
+    diagnosis.tried.append(trial)
+    diagnosis.chosen += [trial] * trial.helps
+
+
+@contextmanager
+def _announced(what: str, say: Say) -> Iterator[None]:
+    """Says what is done, and names it where it takes more memory than there is."""
+    say(what)
+    with memory_errors(what):
+        yield
+
+
+@contextmanager
+def _tried(what: str, diagnosis: Diagnosis, say: Say) -> Iterator[None]:
+    """As `_announced` for what a user can do without: memory that does not suffice is a note."""
+    try:
+        with _announced(what, say):
+            yield
+    except OutOfMemory:
+        diagnosis.notes.append(f"{what}: there is not enough memory")
 
 
 def _try_short_side(bench: Bench) -> ShortSide | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import os
 import shutil
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import torch
 
 from fastfgssl.benchmarks.measure import versions
 from fastfgssl.distributed import World
+from fastfgssl.doctor.memory import available_memory
 from fastfgssl.environment import available_cores
 from fastfgssl.kernels.build import BuildError, describe_plugin
 
@@ -38,21 +41,9 @@ def examine(world: World) -> list[Finding]:
         _gpus(),
         _plugin(on_gpu=world.device.type == "cuda"),
         _cores(world),
+        _load(),
         _memory(),
     ]
-
-
-def available_memory() -> int:
-    """Bytes that this machine could still give, or a container's control group (version 2) if that is less."""
-    meminfo = Path("/proc/meminfo").read_text()
-    available = int(re.search(r"MemAvailable:\s+(\d+)", meminfo)[1]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit = _number(group / "memory.max")
-    if limit is not None:
-        reclaimable = re.search(r"^inactive_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
-        used = (_number(group / "memory.current") or 0) - (int(reclaimable[1]) if reclaimable else 0)
-        available = min(available, limit - used)
-    return max(0, available)
 
 
 def _driver() -> Finding:
@@ -94,17 +85,25 @@ def _cores(world: World) -> Finding:
     return Finding("cores", f"{cores}, {cores / ranks:.3g} for each {what} of {ranks}", advice)
 
 
+def _load() -> Finding:
+    before = _processor_times()
+    time.sleep(0.3)
+    busy, cores = busy_cores(before, _processor_times()), os.cpu_count() or 1
+    advice = "something else is at work here, so what is timed may come out slower" if busy > cores / 4 else ""
+    return Finding("load", f"{busy:.1f} of the machine's {cores} cores are busy", advice)
+
+
+def _processor_times() -> list[int]:
+    """Ticks of all cores since the start: user, nice, system, idle, waiting for disks, interrupts (2), stolen."""
+    return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+
+
+def busy_cores(before: Sequence[int], after: Sequence[int]) -> float:
+    """How many cores were at work between two readings of the processor times, on average."""
+    spent = [now - then for then, now in zip(before, after, strict=True)]
+    idle = spent[3] + spent[4]
+    return (os.cpu_count() or 1) * (1 - idle / max(1, sum(spent)))
+
+
 def _memory() -> Finding:
     return Finding("memory", f"{available_memory() / GIB:.1f} GiB available")
-
-
-def _number(file: Path) -> int | None:
-    text = _text(file).strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from fastfgssl.config import Config
+from fastfgssl.doctor.advice import figures
 from fastfgssl.errors import UserError
 from fastfgssl.loss import bytes_to_send
 from fastfgssl.updates import Update
@@ -134,18 +135,18 @@ def make_plan(request: Request, device: Device, updates: Sequence[Exchange], con
     return [
         Line(
             "images/s of a GPU",
-            f"{rate:,.4g}",
-            f"{how}; step {device.step:,.4g}, input {device.graph:,.4g} (decoding {device.decode:,.4g})",
+            figures(rate),
+            f"{how}; step {figures(device.step)}, input {figures(device.graph)} (decoding {figures(device.decode)})",
             rate,
         ),
         Line("global batch", f"{w * b:,}", f"gpus x {b} images of a GPU, as measured", w * b),
         Line(
             "steps",
             f"{steps:,.0f}",
-            f"images x epochs / global batch = {request.images:g} x {request.epochs:g} / {w * b}",
+            f"images x epochs / global batch = {request.images:,.0f} x {request.epochs:g} / {w * b:,}",
             steps,
         ),
-        Line("compute of a step", _seconds(compute), f"images of a GPU / its images/s = {b} / {rate:,.4g}", compute),
+        Line("compute of a step", _seconds(compute), f"images of a GPU / images/s = {b} / {figures(rate)}", compute),
         Line(
             "gradients of a step",
             _bytes(gradients),
@@ -174,8 +175,8 @@ def make_plan(request: Request, device: Device, updates: Sequence[Exchange], con
             "compute / max(compute, exchange): all overlaps",
             overlapped,
         ),
-        Line("images/s of all GPUs", f"{speed:,.4g}", "gpus x images/s of a GPU x efficiency (the lower)", speed),
-        Line("time", f"{hours:,.4g} h", "images x epochs / images/s of all GPUs / 3600", hours),
+        Line("images/s of all GPUs", figures(speed), "gpus x images/s of a GPU x efficiency (the lower)", speed),
+        Line("time", f"{figures(hours)} h", "images x epochs / images/s of all GPUs / 3600", hours),
         Line(
             "storage bandwidth",
             f"{_bytes(storage)}/s",

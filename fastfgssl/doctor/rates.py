@@ -1,4 +1,4 @@
-"""Times the parts of the trainer with the user's archive and configuration: reader, decoder, whole graph, step, all.
+"""Times parts of the trainer with the user's archive and configuration: reader, decoder, views, graph, step, all.
 
 A rate is taken in blocks, and the blocks of what is compared take turns, so that a slow minute of the machine slows all
 alike. Only one DALI graph exists at a time: another, even idle, would fill its queue on the same cores.
@@ -20,9 +20,9 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.batch import Batch
 from fastfgssl.config import Config
-from fastfgssl.data.loader import Loader, training_slots
+from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
-from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph
+from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph, build_views
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
@@ -76,23 +76,17 @@ def in_turns(cases: Mapping[str, Callable[[], float]]) -> dict[str, Rate]:
 class Bench:
     """Measures one rank of `world.size`, of which `world.local_size` are to share this machine.
 
-    seconds: how long each rate is measured. `rows` is the batch that the input path is timed with: as many images as a
-    sixth of that time makes, at most the rank's batch.
+    slots: the rank's samples at each step; seconds: how long each rate is measured. `rows` is the batch that the input
+    path is timed with: as many images as a sixth of that time makes, at most the rank's batch.
     """
 
-    def __init__(self, config: Config, archive: Archive, world: World, seconds: float) -> None:
+    def __init__(
+        self, config: Config, archive: Archive, world: World, slots: Callable[[int], Slots], seconds: float
+    ) -> None:
         self.config, self.archive, self.world = config, archive, world
         self.spec = graph_spec(config, world, archive)
         self.seconds, self._block = seconds, seconds / BLOCKS
-        slots = training_slots(
-            archive,
-            seed=config.seed,
-            window=config.data.window,
-            batch_size=config.train.batch_size,
-            rank=0,
-            world_size=world.size,
-        )
-        self.slots = slots
+        self._slots = slots
         self._quarantine = Quarantine(archive.num_samples)
         self._reader = Reader(archive)
         self.rows = min(8, self.spec.batch_size)
@@ -127,6 +121,18 @@ class Bench:
         decoder = build_decoder(lambda: next(batches), spec)
         decoder.build()
         return self._timed(decoder.run, spec)
+
+    def views_block(self) -> float:
+        """All that comes after the decoder, on a batch of images that are where it leaves them."""
+        spec = replace(self.spec, batch_size=self.rows)
+        decoder = build_decoder(lambda: self.encoded[0], replace(spec, prefetch=1))
+        decoder.build()
+        images = decoder.run()[0]
+        del decoder
+        params = self._params(self._kept(0, self.rows), self._reader.picture_sizes(self.ids[0]), spec.preset)
+        graph = build_views(images, params, spec)
+        graph.build()
+        return self._timed(graph.run, spec)
 
     def graph_block(self, spec: GraphSpec | None = None) -> float:
         """The whole input path: reader, decoder, views, and tensors on the device."""
@@ -204,7 +210,7 @@ class Bench:
         return Batch(anchor, view, tuple(puzzles), self._batch.ids[chosen])
 
     def _kept(self, step: int, rows: int) -> Slots:
-        slots = self.slots(step % _KEPT)
+        slots = self._slots(step % _KEPT)
         return Slots(slots.ids[:rows], slots.epochs[:rows])
 
     def _params(self, slots: Slots, sizes: np.ndarray, preset):

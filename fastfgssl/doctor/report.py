@@ -8,7 +8,7 @@ import torch
 
 from fastfgssl.config import Config
 from fastfgssl.distributed import World
-from fastfgssl.doctor.advice import as_overrides, describe, sentence
+from fastfgssl.doctor.advice import as_overrides, describe, figures, sentence
 from fastfgssl.doctor.diagnosis import Diagnosis, Examination
 from fastfgssl.doctor.machine import Finding
 from fastfgssl.doctor.rates import Rate
@@ -37,10 +37,11 @@ def rate_rows(found: Examination, diagnosis: Diagnosis | None = None) -> list[Ro
         f" {_cache(reading.cached)}",
         "reader": "order, view parameters, bytes from memory",
         "decoding": f"alone, {threads}",
+        "views": f"resize or crop, distortions and puzzles of {side} px, of decoded images, {threads}",
         "input path": f"reader, decoding and views of {side} px, {threads}, batches of {bench.rows}",
         "training step": f"{found.step_rows} images that are on the device already",
     }
-    rates = [measured.storage, measured.reader, measured.decode, measured.graph, measured.step]
+    rates = [measured.storage, measured.reader, measured.decode, measured.views, measured.graph, measured.step]
     rows = [_row(name, rate, text) for (name, text), rate in zip(what.items(), rates, strict=True)]
     if diagnosis is not None and diagnosis.trainer is not None:
         text = f"loader and step together; the step waits {diagnosis.data_wait:.0%} of the time for data"
@@ -50,13 +51,7 @@ def rate_rows(found: Examination, diagnosis: Diagnosis | None = None) -> list[Ro
 
 def _row(name: str, rate: Rate, text: str) -> Row:
     noise = f"{rate.noise:.0%}" if rate.noise else ""
-    return (
-        name,
-        f"{rate.value:,.4g}" if rate.value < 1000 else f"{rate.value:,.0f}",
-        noise,
-        f"{1e3 / rate.value:.3g}",
-        text,
-    )
+    return (name, figures(rate.value), noise, figures(1e3 / rate.value), text)
 
 
 def _cache(share: float | None) -> str:
@@ -80,11 +75,9 @@ def advice_lines(diagnosis: Diagnosis) -> list[str]:
     lines += [f"tried: {describe(trial)}" for trial in diagnosis.tried]
     if (short := diagnosis.short_side) is not None and short.helps(measured):
         lines.append(
-            f"smaller shards: the images have a short side of {short.now} px, decoding is"
-            f" {min(1, measured.decode.seconds / measured.graph.seconds):.0%} of the input path; prepared with"
-            f" tools/prepare.py --short-side {short.pixels} it makes {short.ratio:.2g} x the"
-            f" images/s (measured), the whole trainer about {1 + short.gain(measured):.2g} x, from"
-            f" {short.bytes_ratio:.0%} of the bytes"
+            f"smaller shards: the images have a short side of {short.now} px; prepared with tools/prepare.py"
+            f" --short-side {short.pixels} the input path makes {short.ratio:.2g} x the images/s (measured), the whole"
+            f" trainer about {1 + short.gain(measured):.3g} x, from {short.bytes_ratio:.0%} of the bytes"
         )
     lines += [
         f"yours to decide, since it alters what is learned: {describe(trial)}"
