@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastfgssl.command_line import run_tool
 from fastfgssl.config_files import config_to_values, load_config, write_config
@@ -34,6 +35,8 @@ def doctor(monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("doctor_tool", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other for seconds where another program is at work on the cores
 
     def call(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["doctor.py", *map(str, arguments)])
@@ -42,7 +45,8 @@ def doctor(monkeypatch, capsys):
         said = capsys.readouterr()
         return ended.value.code, said.out, said.err
 
-    return call
+    yield call
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
