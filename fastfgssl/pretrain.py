@@ -25,6 +25,7 @@ from fastfgssl.display import Display
 from fastfgssl.distributed import SharedFlag, World, one_rank_first, require_agreement, shared_errors, start_world
 from fastfgssl.environment import cores_per_rank
 from fastfgssl.errors import UserError, file_errors, met_alone
+from fastfgssl.memory import memory_errors
 from fastfgssl.metrics import Clock, DataWaitWatch, MetricsLog, StepMetrics
 from fastfgssl.models import build_model
 from fastfgssl.optim import learning_rate_factor, set_learning_rate
@@ -87,14 +88,15 @@ class Run:
         while self.step < self.steps and not stopped:
             stop_flag.ask(stop_request.signal_number or 0)
             # take the next batch
-            with clock.waiting(), met_alone():
+            with clock.waiting(), met_alone(), memory_errors("making a batch"):
                 batch = next(loader)
             if self.step == 0:
                 self._save_picture(batch)
             # train every head on it
             set_learning_rate(self.make_step.optimizer, self._learning_rate_factor())
             to_report = (self.step + 1) % config.train.log_every == 0 or self.step + 1 == self.steps
-            heads = self.make_step(batch, with_rank=to_report)
+            with met_alone(), memory_errors(f"making step {self.step + 1}"):
+                heads = self.make_step(batch, with_rank=to_report)
             self.step += 1
             display.step_done()
             stopped = stop_flag.answer()

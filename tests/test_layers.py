@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "environment"},
     {"config", "config_files", "command_line", "kernels", "signals"},
-    {"batch", "distributed"},
+    {"batch", "distributed", "memory"},
     {"archive", "data", "models"},
     {"loss", "optim", "checkpoint", "metrics", "display"},
     {"updates", "training_step", "resume", "pretrain", "evaluation", "benchmarks", "doctor"},

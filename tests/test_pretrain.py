@@ -221,6 +221,14 @@ def test_a_network_that_has_diverged_is_not_saved(make_config):
     assert [path.name for path in list_checkpoints(Path(config.output) / "checkpoints")] == ["step_000000000.pt"]
 
 
+def test_memory_that_does_not_suffice_is_one_clear_error(make_config, monkeypatch):
+    monkeypatch.setattr("fastfgssl.pretrain.TrainingStep.__call__", lambda *_, **__: torch.empty(2**60))
+    config = make_config()
+    with pytest.raises(UserError, match=r"^out of memory while making step 1: lower train.batch_size"):
+        pretrain(config)
+    assert list_checkpoints(Path(config.output) / "checkpoints")
+
+
 def test_steps_that_made_no_update_are_noticed(make_config, monkeypatch):
     def make_nothing(step, batch, with_rank):
         return {stage: (torch.zeros(()), torch.zeros(len(TERMS))) for stage in STAGES}

@@ -1,47 +1,16 @@
-"""Memory: how much this machine could still give, and what is said where that is not enough."""
+"""How much memory this machine could still give."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-import torch
-
-from fastfgssl.errors import UserError
-
-_FAILED_ALLOCATION = re.compile(r"can't allocate|(not enough|out of) memory|alloc(ation)?[_ ]failed|bad_alloc", re.I)
 _UNLIMITED = 2**60  # version 1 says "no limit" by a number near 2^63
 
 # file names of a group's limit, its use, and the key in memory.stat of what would be given back at once
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
-
-
-class OutOfMemory(UserError):
-    """The device or the machine has no memory for what the configuration asks."""
-
-
-@contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """Turns a failed allocation in the body, by torch or DALI, into `OutOfMemory` that says what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"out of memory while {what}: lower train.batch_size or data.image_size, or raise train.accumulate, which"
-            " splits the batch"
-        ) from None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch has an exception for it on a GPU alone, elsewhere the message tells."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return _FAILED_ALLOCATION.search(str(error)) is not None
 
 
 def available_memory(root: Path = Path("/")) -> int:
