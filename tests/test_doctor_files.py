@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_file_that_needs_the_command_line_is_changed_in_what_is_suggested_alon
 def test_the_plan_is_what_a_hand_calculation_gives(make_config):
     config = make_config(model__embedding_dim=512, train__precision="bfloat16")
     device = Device(batch=200, step=1000, graph=800, decode=900, bytes_per_image=5e4, shares_cores=False)
-    updates = [Exchange(parameters=40_000_000, heads=1), Exchange(parameters=60_000_000, heads=1)]
+    updates = [Exchange(gradients=40_000_000, heads=1), Exchange(gradients=60_000_000, heads=1)]
     request = parse_request(["gpus=8", "images=1e6", "epochs=10", "link=1e9"])
     lines = {line.name: line.value for line in make_plan(request, device, updates, config)}
     gradients = 2 * 7 / 8 * 100e6
@@ -124,7 +125,7 @@ def test_one_gpu_exchanges_nothing_and_shared_cores_add_up(make_config):
     device = Device(batch=12, step=300, graph=600, decode=900, bytes_per_image=1e3, shares_cores=True)
     request = parse_request(["gpus=1", "images=720", "epochs=1"])
     lines = {
-        line.name: line.value for line in make_plan(request, device, [Exchange(parameters=4, heads=1)], make_config())
+        line.name: line.value for line in make_plan(request, device, [Exchange(gradients=4, heads=1)], make_config())
     }
     assert lines["sent by each GPU a step"] == 0
     assert lines["images/s of a GPU"] == pytest.approx(200)
@@ -137,11 +138,12 @@ def test_an_update_exchanges_the_gradients_of_what_it_trains(make_config, schedu
     config = make_config(train__schedule=schedule)
     with start_world("cpu") as world:
         step = untrained_step(config, world)
-        sent = exchanges(step.updates)
+        sent = exchanges(step.updates, config)
+        short = exchanges(step.updates, replace(config, train=replace(config.train, gradient_dtype="bfloat16")))
     assert [exchange.heads for exchange in sent] == heads
     whole = 4 * sum(weight.numel() for weight in step.updates[-1].heads.parameters())
-    assert sent[-1].parameters == whole
-    assert all(exchange.parameters < whole for exchange in sent[:-1])
+    assert (sent[-1].gradients, short[-1].gradients) == (whole, whole // 2)
+    assert all(exchange.gradients < whole for exchange in sent[:-1])
 
 
 @pytest.mark.parametrize(

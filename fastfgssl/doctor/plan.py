@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import torch
+
 from fastfgssl.config import Config
 from fastfgssl.doctor.advice import figures
 from fastfgssl.errors import UserError
@@ -54,8 +56,8 @@ class Device:
 class Exchange:
     """What ranks exchange for one update."""
 
-    parameters: int
-    """Bytes of the parameters that it trains, and so of their gradients."""
+    gradients: int
+    """Bytes of the gradients of the parameters that it trains."""
     heads: int
     """Losses, each of which gathers embeddings."""
 
@@ -97,11 +99,12 @@ def parse_request(words: Sequence[str]) -> Request:
 EXAMPLE = "--plan gpus=64 images=50e6 epochs=100"
 
 
-def exchanges(updates: Sequence[Update]) -> list[Exchange]:
-    """What each update sends, from the parameters that it trains."""
+def exchanges(updates: Sequence[Update], config: Config) -> list[Exchange]:
+    """What each update sends, from the parameters that it trains and the type that their gradients are sent in."""
+    element = getattr(torch, config.train.gradient_dtype).itemsize
     return [
         Exchange(
-            parameters=sum(weight.numel() * weight.element_size() for weight in update.heads.parameters()),
+            gradients=element * sum(weight.numel() for weight in update.heads.parameters()),
             heads=len(update.stages),
         )
         for update in updates
@@ -116,8 +119,8 @@ def make_plan(request: Request, device: Device, updates: Sequence[Exchange], con
     else:
         rate, how = min(device.step, device.graph), "min(step, input): they overlap"
     compute = b / rate
-    parameters = sum(update.parameters for update in updates)
-    gradients = 2 * (w - 1) / w * parameters
+    of_a_rank = sum(update.gradients for update in updates)
+    gradients = 2 * (w - 1) / w * of_a_rank
     # embeddings leave autocast in its 16 bits, but for the one loss over micro-batches
     is_cached = config.loss.cache and config.train.accumulate > 1
     element = 4 if config.train.precision == "float32" or is_cached else 2
@@ -150,7 +153,7 @@ def make_plan(request: Request, device: Device, updates: Sequence[Exchange], con
         Line(
             "gradients of a step",
             _bytes(gradients),
-            f"for each update 2 (W - 1) / W x bytes of its parameters; {len(updates)} updates, {_bytes(parameters)},"
+            f"for each update 2 (W - 1) / W x bytes of its gradients; {len(updates)} updates, {_bytes(of_a_rank)},"
             f" W = {w}",
             gradients,
         ),
