@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -15,10 +16,15 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.benchmarks import loss as loss_suite
 from fastfgssl.benchmarks import reading, scaling
-from fastfgssl.benchmarks.archive import write_index
-from fastfgssl.benchmarks.measure import CheckFailed, compare, record_of, require_close, traces
+from fastfgssl.benchmarks import train as train_suite
+from fastfgssl.benchmarks.archive import open_archive, write_index
+from fastfgssl.benchmarks.measure import CheckFailed, compare, record_of, require_close
+from fastfgssl.benchmarks.trace import PARTS, peak_memory, seconds_by_part, traces, write_trace
+from fastfgssl.benchmarks.trainer import TRACED, alone, make_config, train
 from fastfgssl.config import Config, DataConfig, ModelConfig, TrainConfig
+from fastfgssl.errors import UserError
 from fastfgssl.models import build_model
+from fastfgssl.pretrain import Run
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -128,7 +134,13 @@ def test_an_index_is_opened_without_the_libraries_that_take_memory():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["fast"], "invalid choice: 'fast'"), (["input", "--real", "nowhere"], "nowhere is not an archive")],
+    [
+        (["fast"], "invalid choice: 'fast'"),
+        (["input", "--real", "nowhere"], "nowhere is not an archive"),
+        (["input", "--index-samples", "0"], "--index-samples 0: must be at least 1"),
+        (["loss", "--json", "/proc/a/loss.json"], "cannot write /proc/a"),
+        (["loss", "--profile", "/dev/null"], "cannot write /dev/null"),
+    ],
 )
 def test_bad_arguments_are_one_line(arguments, message):
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), *arguments]
@@ -136,3 +148,104 @@ def test_bad_arguments_are_one_line(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_index_that_has_no_room_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"--index-samples 9+: takes .* GB are free; give fewer"):
+        write_index(tmp_path, 10**17 - 1)
+
+
+def test_the_train_suite_pairs_laps_and_prints_nothing(archive_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_suite, "TURNS", 2)
+    monkeypatch.setattr(train_suite, "STEPS", 6)
+    monkeypatch.setattr(train_suite, "LAP", 2)
+    with traces(tmp_path):
+        record = next(train_suite.run(CPU, archive_path))
+    assert record.runs == 2 * 2  # trainings, laps but the first
+    assert capsys.readouterr().out == ""
+    (file,) = tmp_path.iterdir()
+    parts = seconds_by_part(file, steps=TRACED)
+    assert parts.keys() == {*PARTS, "step"}
+    assert sum(parts[name] for name in PARTS) == pytest.approx(parts["step"], rel=0.5)
+
+
+def test_wrong_gradients_make_another_curve(tmp_path):
+    """Gradients that are added up over two ranks, where their mean is due, are twice as large."""
+
+    def curve(name: str, lr: float) -> list[float]:
+        config = make_config(tmp_path / name, archive, "cpu", steps=scaling.CURVE, log_every=1)
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, weight_decay=0.0))
+        return [metrics.loss for metrics in train(Run, config, alone(CPU))]
+
+    threads, lr = torch.get_num_threads(), scaling.CURVE_LR
+    with open_archive(None) as archive:
+        right, still, sums = curve("right", lr), curve("still", 1e-14), curve("sums", 2 * lr)
+        torch.set_num_threads(1 if threads > 1 else 2)
+        try:
+            rounded = curve("other threads", lr)
+        finally:
+            torch.set_num_threads(threads)
+    details = scaling.compare_curves("other threads", rounded, right, still)
+    assert details["largest_relative_change_of_losses_by_training"] > 1e-4
+    for wrong in (sums, still):
+        with pytest.raises(CheckFailed, match="losses differ from those of one rank"):
+            scaling.compare_curves("wrong", wrong, right, still)
+
+
+def trace_of(tmp_path: Path, *events: tuple) -> Path:
+    """A trace of events (category, name, begin, length, further arguments), in microseconds."""
+    written = [
+        {"ph": "X", "cat": cat, "name": name, "ts": begin, "dur": length, "args": dict(args)}
+        for cat, name, begin, length, *args in events
+    ]
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": written}))
+    return tmp_path / "trace.json"
+
+
+def test_a_part_of_a_step_on_a_gpu_is_what_was_launched_in_it(tmp_path):
+    file = trace_of(
+        tmp_path,
+        ("user_annotation", "forward", 0, 10),
+        ("user_annotation", "backward", 20, 10),
+        *(("cuda_runtime", "cudaLaunchKernel", moment, 1, ("correlation", moment)) for moment in (5, 15, 22, 24, 26)),
+        ("kernel", "convolution", 100, 50, ("correlation", 5)),
+        ("kernel", "of no part", 150, 50, ("correlation", 15)),
+        ("kernel", "gradient", 200, 50, ("correlation", 22)),
+        ("kernel", "gradient on another stream", 220, 40, ("correlation", 24)),
+        ("kernel", "ncclDevKernel_AllReduce", 240, 100, ("correlation", 26)),
+    )
+    assert seconds_by_part(file) == pytest.approx({"forward": 50e-6, "backward": 60e-6, "communication": 100e-6})
+
+
+def test_communication_on_a_cpu_is_what_is_under_way(tmp_path):
+    file = trace_of(
+        tmp_path,
+        ("user_annotation", "gloo:all_reduce", -5, 100),  # what ranks tell each other beside the step
+        ("user_annotation", "backward", 0, 20),
+        ("user_annotation", "gloo:all_reduce", 10, 8),
+        ("user_annotation", "gloo:all_reduce", 14, 10),
+        ("user_annotation", "backward", 40, 20),
+    )
+    assert seconds_by_part(file, steps=2) == pytest.approx({"backward": 20e-6, "communication": 7e-6})
+
+
+def test_peak_memory_is_of_what_is_held_at_once(tmp_path):
+    def call() -> None:
+        for _ in range(3):
+            one = torch.empty(1 << 20, dtype=torch.uint8)
+            two = torch.empty(1 << 20, dtype=torch.uint8)
+            del one, two
+
+    write_trace(tmp_path / "trace.json", call, CPU, profile_memory=True)
+    assert peak_memory(tmp_path / "trace.json") == pytest.approx(2 << 20, rel=0.01)
+
+
+def test_reader_and_index_are_measured_and_traced_on_any_archive(archive_path, tmp_path):
+    with traces(tmp_path):
+        reader, index = reading.records(archive_path, 1000)
+    assert reader.case.startswith("reader")
+    assert index.case == "opening an index of 1,000 samples, and its first batch"
+    assert index.details["resident_memory"] > 0
+    of_index = (tmp_path / "input_opening_an_index_of_1_000_samples_and_its_first_batch.json").read_text()
+    assert "manifest.py" in of_index
+    assert len(list(tmp_path.iterdir())) == 2

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fastfgssl.command_line import Parser, run_tool
 from fastfgssl.environment import rank_environment
-from fastfgssl.errors import UserError, check_writable
+from fastfgssl.errors import UserError, check_writable, file_errors
 
 SUITES = ("loss", "jigsaw", "input", "step", "train", "scaling")
 
@@ -26,39 +26,54 @@ def main() -> int:
     parser.add_argument("suite", choices=(*SUITES, "all"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="write a Chrome trace of each case there")
+    parser.add_argument(
+        "--profile", type=Path, metavar="DIR", help="write a Chrome trace of each case there, on a GPU NVTX ranges too"
+    )
     parser.add_argument("--real", type=Path, metavar="ARCHIVE", help="a prepared archive for input, train and scaling")
-    parser.add_argument("--index-samples", type=int, default=10_000_000, help="length of the index that input opens")
+    parser.add_argument(
+        "--index-samples",
+        type=int,
+        default=100_000_000,
+        metavar="N",
+        help="length of the index that input opens; it takes 45 bytes each in TMPDIR (default: %(default)s)",
+    )
     args = parser.parse_args()
+    if args.index_samples < 1:
+        parser.error(f"--index-samples {args.index_samples}: must be at least 1")
 
     from fastfgssl.archive.manifest import Archive
-    from fastfgssl.benchmarks.measure import CheckFailed, as_json, traces
+    from fastfgssl.benchmarks.measure import CheckFailed, as_json
+    from fastfgssl.benchmarks.trace import traces
     from fastfgssl.distributed import start_world
 
-    records, wrong = [], False
-    options = {suite: {"archive": args.real} for suite in ("input", "train", "scaling")}
-    options["input"]["index_samples"] = args.index_samples
     if rank_environment().size > 1:
         raise UserError("the benchmark runs alone: start it without torchrun; `scaling` starts its ranks itself")
     if args.real is not None:
         Archive.open(args.real)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(args.json)
-    with start_world(args.device) as world, traces(args.profile):
-        for suite in SUITES if args.suite == "all" else (args.suite,):
-            try:
-                module = importlib.import_module(f"fastfgssl.benchmarks.{suite}")
-                for record in module.run(world.device, **options.get(suite, {})):
-                    records.append(record)
-                    print(f"{suite}: {record.case}: {record.value:.4g} {record.unit}", file=sys.stderr)
-            except CheckFailed as error:
-                print(f"error: suite {suite} computes wrong results: {error}", file=sys.stderr)
-                wrong = True  # what other suites measure is not lost
-            if args.json and records:
-                args.json.write_text(json.dumps(as_json(records), indent=2) + "\n")
-    if records:
-        _print(records)
+    for file in (args.json, args.profile and args.profile / "trace.json"):
+        if file is not None:
+            with file_errors("write", file.parent):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            check_writable(file)
+    options = {suite: {"archive": args.real} for suite in ("input", "train", "scaling")}
+    options["input"]["index_samples"] = args.index_samples
+    records, wrong = [], False
+    try:
+        with start_world(args.device) as world, traces(args.profile):
+            for suite in SUITES if args.suite == "all" else (args.suite,):
+                try:
+                    module = importlib.import_module(f"fastfgssl.benchmarks.{suite}")
+                    for record in module.run(world.device, **options.get(suite, {})):
+                        records.append(record)
+                        print(f"{suite}: {record.case}: {record.value:.4g} {record.unit}", file=sys.stderr)
+                        if args.json:
+                            args.json.write_text(json.dumps(as_json(records), indent=2) + "\n")
+                except CheckFailed as error:
+                    print(f"error: suite {suite} computes wrong results: {error}", file=sys.stderr)
+                    wrong = True
+    finally:  # what was measured is shown whatever came after
+        if records:
+            _print(records)
     return int(wrong)
 
 

@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-PARTS = ("forward", "loss", "backward", "optimizer")  # the ranges that `updates.py` and the step name
+from fastfgssl.batch import Batch
+from fastfgssl.benchmarks.trace import peak_memory, seconds_by_part, write_trace
+from fastfgssl.training_step import TrainingStep
 
 
-def anatomy(step: Callable[[], Any], precision: str, device: torch.device) -> dict[str, float]:
-    """Seconds of each part of one `step`, its operations and their rate, that of a matrix product, and peak memory.
+def anatomy(step: TrainingStep, batch: Batch, precision: str, device: torch.device) -> dict[str, float]:
+    """Seconds of each part of `step` on `batch`, its operations and their rate, a matrix product's, and peak memory.
 
-    Operations are those of convolutions and matrix products, a multiplication and an addition counted as two. Memory
-    is on a GPU what a step takes at most beside what is there before it, on a CPU what the process ever took.
+    Operations are those of convolutions and matrix products, a multiplication and an addition counted as two. Memory is
+    the most that torch's allocator holds during a step beside images, weights and the optimiser's state. What parts
+    are is said in `trace.seconds_by_part`; one process has no communication.
     """
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    seconds = _seconds(step, device)
-    memory = (
-        torch.cuda.max_memory_allocated(device) - before
-        if on_gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    )
+
+    def call() -> None:
+        step(batch)
+
+    seconds = _seconds(call, device)
     with FlopCounterMode(display=False) as counter:
-        step()
+        call()
     operations = counter.get_total_flops()
-    details = {
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        write_trace(file, call, device)
+        parts = seconds_by_part(file)
+        step.optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            memory = _peak_memory_of_gpu(call, device)
+        else:
+            write_trace(file, call, device, profile_memory=True)
+            memory = peak_memory(file)
+    return {
         "operations": operations,
         "operations_per_second": operations / seconds,
         "matrix_product_operations_per_second": _matrix_product_rate(getattr(torch, precision), device),
-        "peak_memory_of_a_step" if on_gpu else "peak_memory_of_the_process": memory,
+        "peak_memory_of_a_step": memory,
+        **{f"seconds_{name}": value for name, value in parts.items()},
     }
-    return details | _parts(step, device)
 
 
-def _parts(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    events = {event.key: event for event in profile.key_averages() if event.key in PARTS}
-    if device.type == "cuda":
-        return {f"seconds_{name}": event.device_time_total / 1e6 for name, event in events.items()}
-    return {f"seconds_{name}": event.cpu_time_total / 1e6 for name, event in events.items()}
+def _peak_memory_of_gpu(call: Callable[[], Any], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _matrix_product_rate(dtype: torch.dtype, device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from fastfgssl.archive.manifest import FORMAT, MANIFEST, SHARDS, TABLE, VERSION
 from fastfgssl.archive.phantom import phantom_image
 from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.archive.shards import COLUMNS
+from fastfgssl.errors import UserError
 
 WIDTH, HEIGHT, QUALITY = 600, 450, 90
+ROW = 48  # bytes of a sample in a generated table, rounded up
 
 
 def write_photographs(folder: Path, count: int) -> list[Path]:
@@ -45,7 +48,16 @@ def open_archive(path: Path | None, *, count: int = 64, short_side: int | None =
 
 
 def write_index(folder: Path, num_samples: int, *, samples_a_shard: int = 10_000) -> None:
-    """An archive of `num_samples` samples whose shards are holes: true in every size and place, without images."""
+    """An archive of `num_samples` samples whose shards are holes: true in every size and place, without images.
+
+    Raises `UserError` if the disk has no room for its table.
+    """
+    needed, free = ROW * num_samples, shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"--index-samples {num_samples}: takes {needed / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} GB"
+            " are free; give fewer, or set TMPDIR to a folder with more room"
+        )
     (folder / SHARDS).mkdir(parents=True)
     size, shards = 1024, []
     schema = pa.schema(COLUMNS)

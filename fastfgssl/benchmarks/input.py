@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
 from PIL import Image, ImageFilter, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
@@ -21,7 +20,7 @@ from fastfgssl.benchmarks.archive import write_photographs
 from fastfgssl.benchmarks.jigsaw import published_loop
 from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
 from fastfgssl.data.order import Slots
-from fastfgssl.data.pipeline import GraphSpec, build_graph, view_flags
+from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph, view_flags
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params
@@ -72,21 +71,20 @@ class PillowViews(Dataset):
         return [anchor, puzzle, *puzzles]
 
 
-def run(device: torch.device, archive: Path | None = None, index_samples: int = 10_000_000) -> Iterator[Record]:
+def run(device: torch.device, archive: Path | None = None, index_samples: int = 100_000_000) -> Iterator[Record]:
     """The `paper` preset at 224 px from JPEG files and from shards, and what comes before the decoder.
 
     archive: images to take instead of phantoms of 600 x 450; index_samples: length of the index that is opened.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, whole, small = Path(name), archive, None
         if archive is None:
+            whole, small = folder / "whole", folder / "small"
             write_photographs(folder / "photographs", 16)
-            prepare(Options(sources=[folder / "photographs"], out=folder / "whole"))
-            prepare(Options(sources=[folder / "photographs"], out=folder / "small", short_side=SHORT_SIDE))
-            yield from _graph(folder / "whole", folder / "small", device)
-            yield from reading.records(sorted((folder / "photographs").iterdir()), folder / "whole", index_samples)
-        else:
-            yield from _graph(archive, None, device)
+            prepare(Options(sources=[folder / "photographs"], out=whole))
+            prepare(Options(sources=[folder / "photographs"], out=small, short_side=SHORT_SIDE))
+        yield from _graph(whole, small, device)
+        yield from reading.records(whole, index_samples)
 
 
 def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[Record]:
@@ -165,13 +163,7 @@ def _pipelines(files: list[np.ndarray], sizes: np.ndarray, device: torch.device)
         return batch, draw_view_params(spec.preset, slots, seed=0, sizes=sizes, image_size=SIDE, grids=GRIDS)
 
     graph = build_graph(source, spec)
-
-    @pipeline_def(batch_size=BATCH, num_threads=THREADS, device_id=spec.device_id, prefetch_queue_depth=2)
-    def decoding():
-        encoded = fn.external_source(source=lambda: batch, batch=True)
-        return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
-
-    decoder = decoding()
+    decoder = build_decoder(lambda: batch, spec)
     for pipeline in (graph, decoder):
         pipeline.build()
     _check(graph.run(), batch, source(0)[1])

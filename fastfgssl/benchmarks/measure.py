@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import platform
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastfgssl.benchmarks.trace import trace_call
 
 Case = Callable[[], Any]
 
@@ -37,8 +37,9 @@ class Record:
     limit_value: float
     fraction_of_limit: float
     runs: int
+    """Measurements of each kind whose medians the values are, and pairs whose median the ratio is."""
     spread: float
-    """Interquartile range of the ratio over the runs: how far the machine's noise reaches."""
+    """Interquartile range of the ratio over these pairs: how far the machine's noise reaches."""
     device: str
     versions: dict[str, str]
     details: dict[str, float] = field(default_factory=dict)
@@ -74,8 +75,7 @@ def compare(
 ) -> Record:
     """Measures `ours` beside a baseline and a limit, which are (name, call); each call makes `items` items."""
     seconds = interleaved({"ours": ours, "baseline": baseline[1], "limit": limit[1]}, runs=runs, device=device)
-    if _trace_folder is not None:
-        _trace(f"{suite}: {case}", ours, _trace_folder, device)
+    trace_call(f"{suite}: {case}", ours, device)
     return record_of(
         suite,
         case,
@@ -124,38 +124,6 @@ def record_of(
         versions=versions(),
         details=dict(details or {}),
     )
-
-
-@contextmanager
-def traces(folder: Path | None) -> Iterator[None]:
-    """Within the body, `compare` also writes a Chrome trace of one call of each case into `folder`; None does not.
-
-    On a GPU the call is made once more with NVTX ranges, which Nsight Systems shows.
-    """
-    global _trace_folder
-    _trace_folder = folder
-    try:
-        yield
-    finally:
-        _trace_folder = None
-
-
-_trace_folder: Path | None = None
-
-
-def _trace(name: str, case: Case, folder: Path, device: torch.device) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.cuda.profiler.profile(), torch.autograd.profiler.emit_nvtx(), torch.cuda.nvtx.range(name):
-            case()
-            _synchronise(device)
-    with torch.profiler.profile(activities=activities) as profile:
-        case()
-        _synchronise(device)
-    file = folder / (re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") + ".json")
-    profile.export_chrome_trace(str(file))
 
 
 def require_close(name: str, got: torch.Tensor, want: torch.Tensor, *, tolerance: float) -> None:

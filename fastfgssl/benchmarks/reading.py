@@ -1,6 +1,7 @@
 """What comes before the decoder: which images, their bytes, their random numbers; and opening a very long index.
 
-`python -m fastfgssl.benchmarks.reading ARCHIVE` opens an archive in a process of its own and prints what that took.
+`python -m fastfgssl.benchmarks.reading ARCHIVE [TRACE]` opens an archive in a process of its own and prints what that
+took; with TRACE it also writes a Chrome trace there, and libraries for that count in the memory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,20 +42,32 @@ class HostPart:
         return [encoded.copy() for encoded in self.reader.read(slots.ids)]
 
 
-def records(files: list[Path], archive: Path, index_samples: int) -> Iterator:
-    """A record for the host's part of a batch, and one for opening an index of `index_samples` samples."""
+def records(archive: Path, index_samples: int) -> Iterator:
+    """A record for the host's part of a batch, and one for opening an index of `index_samples` samples.
+
+    The first batch's images are also put into files of their own, for the baseline.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        yield _reading(archive, Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        yield _opening(Path(name), index_samples)
+
+
+def _reading(path: Path, folder: Path):
     import torch
 
-    from fastfgssl.benchmarks.archive import write_index
-    from fastfgssl.benchmarks.measure import CheckFailed, compare, record_of
+    from fastfgssl.benchmarks.measure import CheckFailed, compare
 
-    device, batches = torch.device("cpu"), 20
-    part = HostPart(Archive.open(archive))
+    archive, batches = Archive.open(path), 20
+    part = HostPart(archive)
     ids = part.order.slots(0, BATCH).ids
-    names = Archive.open(archive).columns(ids, ["id"])["id"]
-    stored = {file.name: file.read_bytes() for file in files}
-    if [bytes(payload) for payload in part.make(0)] != [stored[Path(name).name] for name in names]:
-        raise CheckFailed("the reader gives other bytes than the files have")
+    checksums = archive.columns(ids, ["crc32"])["crc32"].tolist()
+    payloads = part.make(0)
+    if [zlib.crc32(payload) for payload in payloads] != checksums:
+        raise CheckFailed("the reader gives other bytes than were stored")
+    files = [folder / str(place) for place in range(BATCH)]
+    for file, payload in zip(files, payloads, strict=True):
+        file.write_bytes(payload)
 
     def plain() -> None:
         """As a Dataset does it: a generator an image draws its parameters, and its file is opened and read."""
@@ -64,9 +78,9 @@ def records(files: list[Path], archive: Path, index_samples: int) -> Iterator:
                     rng.permutation(grid * grid)
                 for _ in range(8):  # flip, grayscale and blur of both views, their sigmas, solarise
                     rng.random()
-                files[index % len(files)].read_bytes()
+                files[index].read_bytes()
 
-    yield compare(
+    return compare(
         "input",
         f"reader, order and view parameters, batch {BATCH}",
         ours=lambda: [part.make(step) for step in range(batches)],
@@ -75,30 +89,46 @@ def records(files: list[Path], archive: Path, index_samples: int) -> Iterator:
         items=batches * BATCH,
         unit="images/s",
         runs=15,
-        device=device,
+        device=torch.device("cpu"),
     )
-    with tempfile.TemporaryDirectory() as name:
-        write_index(Path(name), index_samples)
-        seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": []}
-        memory = []
-        for _ in range(3):
-            command = [sys.executable, "-m", "fastfgssl.benchmarks.reading", name]
-            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            seconds["ours"].append(told["seconds"])
-            memory.append(told["resident_memory"])
-            seconds["baseline"].append(_seconds(lambda: _read_through(Path(name) / TABLE)))
-            seconds["limit"].append(_seconds(lambda: json.loads((Path(name) / MANIFEST).read_bytes())))
-        yield record_of(
-            "input",
-            f"opening an index of {index_samples:,} samples, and its first batch",
-            seconds,
-            baseline="reading the table once",
-            limit="reading the manifest",
-            items=1,
-            unit="openings/s",
-            device=device,
-            details={"resident_memory": statistics.median(memory), "seconds": statistics.median(seconds["ours"])},
-        )
+
+
+def _opening(folder: Path, num_samples: int):
+    import torch
+
+    from fastfgssl.benchmarks.archive import write_index
+    from fastfgssl.benchmarks.measure import record_of
+    from fastfgssl.benchmarks.trace import trace_file
+
+    case = f"opening an index of {num_samples:,} samples, and its first batch"
+    write_index(folder, num_samples)
+    seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": []}
+    memory = []
+    for _ in range(3):
+        told = _open_alone(folder)
+        seconds["ours"].append(told["seconds"])
+        memory.append(told["resident_memory"])
+        seconds["baseline"].append(_seconds(lambda: _read_through(folder / TABLE)))
+        seconds["limit"].append(_seconds(lambda: json.loads((folder / MANIFEST).read_bytes())))
+    if (file := trace_file(f"input: {case}")) is not None:
+        _open_alone(folder, file)
+    return record_of(
+        "input",
+        case,
+        seconds,
+        baseline="reading the table once",
+        limit="reading the manifest",
+        items=1,
+        unit="openings/s",
+        device=torch.device("cpu"),
+        details={"resident_memory": statistics.median(memory), "seconds": statistics.median(seconds["ours"])},
+    )
+
+
+def _open_alone(archive: Path, *trace: Path) -> dict:
+    """What `main` prints, in a process of its own."""
+    command = [sys.executable, "-m", "fastfgssl.benchmarks.reading", str(archive), *map(str, trace)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def _seconds(call) -> float:
@@ -114,12 +144,25 @@ def _read_through(file: Path) -> None:
 
 
 def main() -> None:
-    part = []
-    seconds = _seconds(lambda: part.append(HostPart(Archive.open(sys.argv[1]))) or part[0].make(0))
+    def open_and_make() -> None:
+        HostPart(Archive.open(sys.argv[1])).make(0)
+
+    if len(sys.argv) > 2:
+        _trace(open_and_make, Path(sys.argv[2]))
+    seconds = _seconds(open_and_make)
     # not ru_maxrss, in which a process begins with what its parent had
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (memory,) = (int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
     print(json.dumps({"seconds": seconds, "resident_memory": memory}))
+
+
+def _trace(call, file: Path) -> None:
+    import torch
+
+    from fastfgssl.benchmarks.trace import write_trace
+
+    # neither the archive nor the reader calls torch: what shows in the trace are calls of Python
+    write_trace(file, call, torch.device("cpu"), with_stack=True)
 
 
 if __name__ == "__main__":

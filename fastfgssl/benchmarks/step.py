@@ -13,6 +13,7 @@ from torch import nn
 from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.measure import Record, compare, require_close
+from fastfgssl.benchmarks.trainer import alone
 from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.distributed import World
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
@@ -32,7 +33,7 @@ def run(device: torch.device) -> Iterator[Record]:
         torch.randn(batch_size, 3, side, side, device=device, generator=generator) for _ in range(5)
     )
     batch = Batch(anchor, view, tuple(puzzles), np.arange(batch_size))
-    world = World(rank=0, size=1, local_rank=0, local_size=1, device=device, group=None, control=None)
+    world = alone(device)
     full = {schedule: _config(schedule, "full", side, batch_size, precision) for schedule in ("progressive", "joint")}
     options = {"items": batch_size, "unit": "images/s", "runs": 10 if device.type == "cuda" else 3, "device": device}
     for schedule, config in full.items():
@@ -44,7 +45,7 @@ def run(device: torch.device) -> Iterator[Record]:
             ours=lambda step=step: step(batch),
             baseline=("published loop in plain PyTorch", lambda plain=plain: plain(batch)),
             limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
-            details=anatomy(lambda step=step: step(batch), precision, device),
+            details=anatomy(step, batch, precision, device),
             **options,
         )
     for schedule, config in full.items():
