@@ -44,7 +44,7 @@ _LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 
 
 def run(device: torch.device, archive: Path | None = None) -> Iterator[Record]:
-    """A record for each number of ranks that this machine can hold."""
+    """A record for each number of ranks that this machine can hold, and one for gradients sent as bfloat16."""
     counts = [1, 2, 4] if device.type == "cpu" else [n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()]
     with tempfile.TemporaryDirectory() as name, open_archive(None) as phantoms, open_archive(archive) as path:
         runs = _Runs(Path(name), path, phantoms, device)
@@ -55,6 +55,10 @@ def run(device: torch.device, archive: Path | None = None) -> Iterator[Record]:
             curve = runs.curve(ranks) if ranks > 1 else other_threads
             details = compare_curves(f"{ranks} ranks", curve, reference, still)
             yield _record(runs, ranks, details)
+        if ranks > 1:
+            curve = runs.curve(ranks, gradient_dtype="bfloat16")
+            details = compare_curves(f"{ranks} ranks, gradients sent as bfloat16", curve, reference, still)
+            yield _record(runs, ranks, details, gradient_dtype="bfloat16")
 
 
 class _Runs:
@@ -64,36 +68,38 @@ class _Runs:
         self.device, self._folder, self._made = device, folder, 0
         self._archive, self._phantoms = archive, phantoms
 
-    def config(self, *, steps: int) -> Config:
-        """One decoding thread a rank on a CPU, whose cores the ranks need."""
+    def config(self, *, steps: int, **of_training) -> Config:
+        """One decoding thread a rank on a CPU, whose cores the ranks need; of_training: further keys of `train`."""
         self._made += 1
-        config = make_config(self._folder / str(self._made), self._archive, self.device.type, steps=steps, log_every=1)
+        output = self._folder / str(self._made)
+        config = make_config(output, self._archive, self.device.type, steps=steps, log_every=LAP, **of_training)
         return replace(config, data=replace(config.data, threads=int(self.device.type == "cpu")))
 
-    def curve(self, ranks: int, *, lr: float = CURVE_LR, threads: int | None = None) -> list[float]:
+    def curve(
+        self, ranks: int, *, lr: float = CURVE_LR, threads: int | None = None, gradient_dtype: str = "float32"
+    ) -> list[float]:
         """Losses of the small network on phantoms, with batch statistics of the global batch as one process has."""
         self._made += 1
         output = self._folder / str(self._made)
         config = make_config(output, self._phantoms, "cpu", steps=CURVE, log_every=1, batch_norm="sync")
         config = replace(
             config,
-            train=replace(config.train, device=self.device.type),
+            train=replace(config.train, device=self.device.type, gradient_dtype=gradient_dtype),
             optim=replace(config.optim, lr=lr, weight_decay=0.0),
         )
         # TF32 rounds by more than what training changes
         self.start(config, ranks, threads=threads, environment={"NVIDIA_TF32_OVERRIDE": "0"})
         return [record["loss"] for record in read_metrics(output)]
 
-    def seconds(self, ranks: int, *, steps: int) -> list[float]:
+    def seconds(self, ranks: int, config: Config) -> list[float]:
         """Seconds an image in each lap but the first, in which pipelines and memory are set up."""
-        config = self.config(steps=steps)
         self.start(config, ranks)
         _, *later = read_metrics(Path(config.output))
         return [1 / record["images_per_second"] for record in later]
 
-    def parts(self, ranks: int, case: str) -> dict[str, float]:
+    def parts(self, config: Config, ranks: int, case: str) -> dict[str, float]:
         """Seconds of each part of a step on the first rank; its trace is kept if traces are wanted."""
-        config = traced_config(self.config(steps=LONG), "traced")
+        config = traced_config(config, "traced")
         file = trace_file(f"scaling: {case}") or Path(config.output).with_suffix(".json")
         self.start(config, ranks, program=_PROFILED, arguments=[str(file.resolve())])
         return {f"seconds_{name}": value for name, value in seconds_by_part(file, steps=TRACED).items()}
@@ -152,34 +158,39 @@ def compare_curves(name: str, curve: list[float], reference: list[float], still:
     }
 
 
-def _record(runs: _Runs, ranks: int, details: dict[str, float]) -> Record:
-    device, config = runs.device, runs.config(steps=LONG)
+def _record(runs: _Runs, ranks: int, details: dict[str, float], *, gradient_dtype: str | None = None) -> Record:
+    """Several ranks against one; or with another type of gradients, against the same ranks without it."""
+    of_training = {"gradient_dtype": gradient_dtype} if gradient_dtype else {}
+    config = runs.config(steps=LONG, **of_training)
     case = f"{ranks} rank{'s' * (ranks > 1)}, {config.train.schedule}, global batch {config.train.batch_size}"
-    seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
+    case += f", gradients sent as {gradient_dtype}" if gradient_dtype else ""
+    seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": []}
     sent = {}
     for _ in range(TURNS):
-        seconds["baseline"] += runs.seconds(1, steps=LONG)
+        one = runs.seconds(1, runs.config(steps=LONG))
+        seconds["limit"] += [alone / ranks for alone in one]
+        seconds["baseline"] += runs.seconds(ranks, runs.config(steps=LONG)) if gradient_dtype else one
         before = _sent()
-        seconds["ours"] += runs.seconds(ranks, steps=LONG)
+        seconds["ours"] += runs.seconds(ranks, runs.config(steps=LONG, **of_training))
         sent[LONG] = _sent() - before
     before = _sent()
-    runs.seconds(ranks, steps=SHORT)
+    runs.seconds(ranks, runs.config(steps=SHORT, **of_training))
     sent[SHORT] = _sent() - before
     expected = details["bytes_a_step_by_formula"] = bytes_a_step(config, ranks)
-    if device.type == "cpu" and _LOOPBACK.exists():
+    if runs.device.type == "cpu" and _LOOPBACK.exists():
         counted = details["bytes_a_step"] = (sent[LONG] - sent[SHORT]) / (LONG - SHORT)
         if ranks > 1 and not 0.9 < counted / expected < 1.2:
             raise CheckFailed(f"{ranks} ranks send {counted:.3g} bytes a step, not {expected:.3g}")
     return record_of(
         "scaling",
         case,
-        {**seconds, "limit": [one / ranks for one in seconds["baseline"]]},
-        baseline="one rank",
+        seconds,
+        baseline="gradients sent as float32" if gradient_dtype else "one rank",
         limit="as many times one rank",
         items=1,
         unit="images/s",
-        device=device,
-        details=details | runs.parts(ranks, case),
+        device=runs.device,
+        details=details | runs.parts(config, ranks, case),
     )
 
 
@@ -191,7 +202,8 @@ def bytes_a_step(config: Config, ranks: int) -> float:
     if ranks == 1:
         return 0.0
     updates = plan_updates(build_model(config.model), config, alone(torch.device("cpu")))
-    gradients = sum(4 * parameter.numel() for update in updates for parameter in update.heads.parameters())
+    sent_as = getattr(torch, config.train.gradient_dtype).itemsize
+    gradients = sent_as * sum(weight.numel() for update in updates for weight in update.heads.parameters())
     dim, heads = config.model.embedding_dim, len(config.train.heads)
     sums, element = 4 * (1 + 4 * dim), 4 if config.train.precision == "float32" else 2
     gathered = ranks * (bytes_to_send(config.train.batch_size, dim, ranks, element) - sums)
