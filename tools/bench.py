@@ -91,7 +91,10 @@ def _print(records: list) -> None:
             f"{record.limit_value:.4g} ({record.limit})",
             f"{record.fraction_of_limit:.2f}",
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file has no width to fit
+    console.print(table)
 
 
 if __name__ == "__main__":

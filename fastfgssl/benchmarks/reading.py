@@ -148,21 +148,16 @@ def main() -> None:
         HostPart(Archive.open(sys.argv[1])).make(0)
 
     if len(sys.argv) > 2:
-        _trace(open_and_make, Path(sys.argv[2]))
+        import torch
+
+        from fastfgssl.benchmarks.trace import write_trace
+
+        write_trace(Path(sys.argv[2]), open_and_make, torch.device("cpu"), with_stack=True)
     seconds = _seconds(open_and_make)
     # not ru_maxrss, in which a process begins with what its parent had
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (memory,) = (int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
     print(json.dumps({"seconds": seconds, "resident_memory": memory}))
-
-
-def _trace(call, file: Path) -> None:
-    import torch
-
-    from fastfgssl.benchmarks.trace import write_trace
-
-    # neither the archive nor the reader calls torch: what shows in the trace are calls of Python
-    write_trace(file, call, torch.device("cpu"), with_stack=True)
 
 
 if __name__ == "__main__":

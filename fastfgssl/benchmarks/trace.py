@@ -51,7 +51,8 @@ def trace_call(name: str, case: Callable[[], Any], device: torch.device) -> None
         with nvtx_ranges(name):
             case()
             torch.cuda.synchronize(device)
-    write_trace(file, case, device)
+    # calls of Python too: DALI's graphs and the reader have no operation of torch to show
+    write_trace(file, case, device, with_stack=True)
 
 
 def write_trace(file: Path, case: Callable[[], Any], device: torch.device, **options: Any) -> None:
