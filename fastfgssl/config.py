@@ -185,7 +185,7 @@ class OptimConfig:
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     """Optimiser; lars is Barlow Twins' choice for training from scratch."""
     backend: Literal["torch", "apex"] = "torch"
-    """Whose fused sgd or adamw: torch's, or NVIDIA apex's where that is installed; apex cannot follow `progressive`."""
+    """Whose fused sgd or adamw: torch's, or NVIDIA apex's, which takes train.schedule=joint alone."""
     lr: float = 0.002
     """Peak learning rate of blocks and heads, as it is: nothing scales it with the batch."""
     backbone_lr: float | None = None

@@ -23,15 +23,15 @@ def memory_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"out of memory while {what}: lower train.batch_size or data.image_size, or raise train.accumulate, which"
-            " splits the batch"
+            f"out of memory while {what}: lower train.batch_size, data.image_size or data.prefetch, or raise"
+            " train.accumulate, which splits a step's batch"
         ) from None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch has an exception for it on a GPU alone, elsewhere the message tells."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -124,9 +125,29 @@ def _build_apex(groups: list[dict], config: OptimConfig) -> Optimizer:
     if not all(parameter.is_cuda for group in groups for parameter in group["params"]):
         raise UserError("optim.backend = 'apex': apex needs a GPU; set optim.backend=torch")
     # a gradient of zeros in place of none would move weights that an update does not train
-    if config.name == "sgd":
-        return FusedSGD(groups, lr=config.lr, momentum=config.momentum, set_grad_none=True)
-    return FusedAdam(groups, lr=config.lr, betas=(config.momentum, 0.999), set_grad_none=True)
+    try:
+        if config.name == "sgd":
+            return FusedSGD(groups, lr=config.lr, momentum=config.momentum, set_grad_none=True)
+        return FusedAdam(groups, lr=config.lr, betas=(config.momentum, 0.999), set_grad_none=True)
+    except (RuntimeError, ImportError) as error:  # apex without its CUDA extensions
+        raise UserError(f"optim.backend = 'apex': {error}; build apex with them, or set optim.backend=torch") from None
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Goes on from the `state_dict` of the same optimiser, under whatever layout and implementation it was saved.
+
+    Which implementation is at work is the running one's to say; and fused ones go through weights and state side by
+    side as they lie in memory, so the state takes the layout of the weights.
+    """
+    groups = [
+        saved | {key: own[key] for key in ("fused", "foreach") if key in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int, final: float) -> float:

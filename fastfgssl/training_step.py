@@ -12,7 +12,7 @@ from fastfgssl.config import Config, Stage
 from fastfgssl.distributed import World
 from fastfgssl.models import FGSSL
 from fastfgssl.models.batch_norm import synchronise_batch_norm
-from fastfgssl.optim import build_optimizer
+from fastfgssl.optim import build_optimizer, load_optimizer_state
 from fastfgssl.updates import accumulate_gradients, memory_format, plan_updates
 
 HeadValues = dict[Stage, tuple[torch.Tensor, torch.Tensor]]
@@ -50,12 +50,14 @@ class TrainingStep:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of a step: `model`, `optimizer` and `scaler`."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a `state_dict`; further keys are ignored. Every rank loads the same."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self):
-        return {"model": self.model, "optimizer": self.optimizer, "scaler": self._scaler}
+        self.model.load_state_dict(state["model"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])

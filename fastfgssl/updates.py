@@ -172,7 +172,7 @@ def _gradients_of_embeddings(
     update: Update, parts: list[MicroBatch], with_rank: bool
 ) -> tuple[torch.Tensor, torch.Tensor, list[list[Embeddings]]]:
     """Losses and terms of all micro-batches as one batch; the weighted loss's gradient by each part's embeddings."""
-    with torch.no_grad(), _kept_buffers(update.heads):
+    with torch.no_grad(), _kept_buffers(update.heads), record_function("forward"):
         of_parts = [update.heads.embed(*part) for part in parts]
     whole = [
         Embeddings(*(_leaf(torch.cat(views)) for views in zip(*of_head, strict=True)))

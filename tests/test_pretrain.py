@@ -86,9 +86,11 @@ def stop_during_step(monkeypatch, step: int, number: int) -> None:
     monkeypatch.setattr(Display, "step_done", step_done)
 
 
-@pytest.mark.parametrize("schedule", ["progressive", "joint"])
-def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(make_config, tmp_path, monkeypatch, schedule):
-    settings = {"train__schedule": schedule, "train__steps": 5, "optim__name": "lars", "optim__warmup_epochs": 0.3}
+@pytest.mark.parametrize(
+    ("schedule", "optimizer"), [("progressive", "lars"), ("joint", "lars"), ("progressive", "sgd"), ("joint", "adamw")]
+)
+def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(make_config, tmp_path, monkeypatch, schedule, optimizer):
+    settings = {"train__schedule": schedule, "train__steps": 5, "optim__name": optimizer, "optim__warmup_epochs": 0.3}
     whole = make_config(output=str(tmp_path / "whole"), **settings)
     pretrain(whole)
     for step in (1, 2, 3):

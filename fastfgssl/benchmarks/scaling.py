@@ -168,7 +168,7 @@ def _record(runs: _Runs, ranks: int, details: dict[str, float], *, gradient_dtyp
     sent = {}
     for _ in range(TURNS):
         one = runs.seconds(1, runs.config(steps=LONG))
-        seconds["limit"] += [alone / ranks for alone in one]
+        seconds["limit"] += [each / ranks for each in one]
         seconds["baseline"] += runs.seconds(ranks, runs.config(steps=LONG)) if gradient_dtype else one
         before = _sent()
         seconds["ours"] += runs.seconds(ranks, runs.config(steps=LONG, **of_training))

@@ -23,6 +23,7 @@ from fastfgssl.data.pipeline import GraphInput, GraphSpec, build_decoder, build_
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
+from fastfgssl.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class Loader(Iterator[Batch]):
                 outputs = self._graph.run()
                 break
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise  # no sample's fault
                 self._quarantine_undecodable(error)
                 self._graph = self._build_graph()
         ids = self._quarantine.substitute(self._slots(self._step).ids)
@@ -143,6 +146,8 @@ class Loader(Iterator[Batch]):
             try:
                 decoder.run()
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 refused[sample] = _decoder_message(error)
                 decoder = None  # a pipeline is of no use after an error
         return refused

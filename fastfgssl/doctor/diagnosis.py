@@ -189,7 +189,8 @@ def _try_compiling(diagnosis: Diagnosis) -> None:
         with memory_errors("compiling"):
             compiled(bench.resident(rows))
     except RuntimeError as error:  # of whatever the compiler calls
-        diagnosis.notes.append(f"train.compile=true does not work here: {str(error).splitlines()[0]}")
+        said = str(error).partition("\n")[0] or type(error).__name__
+        diagnosis.notes.append(f"train.compile=true does not work here: {said}")
         return
     steps = {"now": found.step, "compiled": compiled}
     rates = in_turns({key: lambda of=of: bench.step_block(of, rows) for key, of in steps.items()})

@@ -128,11 +128,12 @@ class Bench:
         decoder = build_decoder(lambda: self.encoded[0], replace(spec, prefetch=1))
         decoder.build()
         images = decoder.run()[0]
-        del decoder
         params = self._params(self._kept(0, self.rows), self._reader.picture_sizes(self.ids[0]), spec.preset)
         graph = build_views(images, params, spec)
         graph.build()
-        return self._timed(graph.run, spec)
+        rate = self._timed(graph.run, spec)
+        del decoder  # not before: the images lie in its memory
+        return rate
 
     def graph_block(self, spec: GraphSpec | None = None) -> float:
         """The whole input path: reader, decoder, views, and tensors on the device."""
