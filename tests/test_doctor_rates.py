@@ -33,10 +33,11 @@ def test_images_are_made_smaller_and_timed(make_config):  # of 48 x 40 pixels
         assert _try_short_side(bench_of(make_config(), world)) is None  # 37 of 40: not worth it
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("preset", ["paper", "barlow"])  # images as a whole, and regions of them
-def test_the_views_that_are_timed_alone_are_those_of_the_graph(make_config, preset):
-    with start_world("cpu") as world:
-        bench = bench_of(make_config(data__views=preset), world)
+def test_the_views_that_are_timed_alone_are_those_of_the_graph(make_config, preset, device):
+    with start_world(device) as world:
+        bench = bench_of(make_config(data__views=preset, train__device=device), world)
     spec, encoded = dataclasses.replace(bench.spec, batch_size=bench.rows), bench.encoded[0]
     params = bench._params(bench._kept(0, bench.rows), Reader(bench.archive).picture_sizes(bench.ids[0]), spec.preset)
     decoder = build_decoder(lambda: encoded, spec)
@@ -44,7 +45,7 @@ def test_the_views_that_are_timed_alone_are_those_of_the_graph(make_config, pres
     for _ in range(3):  # the images are still there in the next run
         views = alone.run()
     for ours, truth in zip(views, build_graph(lambda _: (encoded, params), spec).run(), strict=True):
-        np.testing.assert_array_equal(ours.as_array(), truth.as_array())
+        np.testing.assert_array_equal(ours.as_cpu().as_array(), truth.as_cpu().as_array())
 
 
 def test_an_image_that_does_not_decode_does_not_end_the_examination(make_config, archive_path, tmp_path):

@@ -19,6 +19,8 @@ from test_loss_accuracy import (
 )
 from test_pretrain import losses
 
+from fastfgssl.benchmarks.anatomy import anatomy
+from fastfgssl.benchmarks.trace import PARTS
 from fastfgssl.checkpoint import list_checkpoints
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.distributed import start_world
@@ -133,6 +135,17 @@ def test_batches_and_steps_never_wait_for_the_gpu(
             torch.cuda.set_sync_debug_mode("default")
     assert len(values) == 3
     assert all(loss.isfinite() for heads in values for loss, _ in heads.values())
+
+
+def test_the_parts_of_a_step_are_found_in_its_trace(make_config, archive_path):
+    config = make_config(train__device="cuda", train__precision="bfloat16")
+    with start_world("cuda") as world:
+        step = TrainingStep(build_model(config.model), config, world)
+        batch = next(loader(archive_path, device_id=0, half=True, stop=1))
+        found = anatomy(step, batch, "bfloat16", GPU)
+    assert all(found[f"seconds_{part}"] > 0 for part in PARTS)
+    assert found["peak_memory_of_a_step"] > 0
+    assert found["operations"] > 0
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])
