@@ -98,7 +98,7 @@ def test_this_machine_has_memory_available():
 def test_an_allocation_that_fails_says_what_to_lower(error):
     with pytest.raises(OutOfMemory) as raised, memory_errors("timing the step"):
         raise error
-    assert str(raised.value).startswith("out of memory while timing the step: lower train.batch_size or data.image_si")
+    assert str(raised.value).startswith("out of memory while timing the step: lower train.batch_size, data.image_size")
     assert "\n" not in str(raised.value)
 
 
