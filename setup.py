@@ -14,8 +14,11 @@ PACKAGES = [
     "fastfgssl.doctor",
     "fastfgssl.evaluation",
     "fastfgssl.kernels",
+    "fastfgssl.kernels.blur",
     "fastfgssl.kernels.cross_correlation",
-    "fastfgssl.kernels.views",
+    "fastfgssl.kernels.fan_out",
+    "fastfgssl.kernels.jigsaw",
+    "fastfgssl.kernels.resize",
     "fastfgssl.models",
 ]
 
@@ -46,7 +49,7 @@ setup(
     python_requires=">=3.10",
     packages=PACKAGES,
     package_dir={"fastfgssl": "fastfgssl", "fastfgssl.kernels": "kernels"},
-    package_data={"fastfgssl.kernels": ["*/*.h", "*/*.cc", "*/*.cu", "*/README.md"]},
+    package_data={"fastfgssl.kernels": ["*.h", "*/*.h", "*/*.cc", "*/*.cu", "*/README.md"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

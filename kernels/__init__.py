@@ -1,5 +1,5 @@
 """Operators with their mathematics, reference and fast versions. Imported as `fastfgssl.kernels`."""
 
-from fastfgssl.kernels.views import jigsaw
+from fastfgssl.kernels.jigsaw import jigsaw
 
 __all__ = ["jigsaw"]

@@ -24,11 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-_SOURCES = Path(__file__).parent / "views"
+_SOURCES = Path(__file__).parent
 _OPTIMISATION = ["-std=c++20", "-O3", "-fPIC"]
 # native code; no fusing of multiply and add, which would round differently from the reference
 _HOST_ONLY = ["-march=native", "-ffp-contract=off"]
-_HOST_SOURCES = ("dali_operator", "dali_resize")
+_HOST_SOURCES = {"fan_out": "fan_out/dali_operator.cc", "resize": "resize/dali_operator.cc"}  # object: source
+_CUDA_SOURCE = "fan_out/dali_operator.cu"
 _CUDA_ARCHITECTURES = (80, 90, 100)
 _OLDEST_GCC = 11
 _loaded: set[Path] = set()
@@ -124,12 +125,15 @@ def _build_commands() -> _Commands:
         else [*host, *_OPTIMISATION, *host_only, f"-I{_cuda_headers()}"]
     )
     flags = dali.get_compile_flags()
-    commands = [[*compile_host, *flags, "-c", str(_SOURCES / f"{name}.cc")] for name in _HOST_SOURCES]
     objects = [f"{name}.o" for name in _HOST_SOURCES]
+    commands = [
+        [*compile_host, *flags, "-c", str(_SOURCES / source), "-o", target]
+        for source, target in zip(_HOST_SOURCES.values(), objects, strict=True)
+    ]
     if nvcc is None:
         return _Commands(commands, [*host, "-shared", *objects, "-o", "views.so", *dali.get_link_flags()])
     compile_cuda = [nvcc, "-ccbin", host[0], "-std=c++20", "-O3", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr"]
-    source = str(_SOURCES / "dali_operator.cu")
+    source = str(_SOURCES / _CUDA_SOURCE)
     commands.append([*compile_cuda, *_architecture_flags(), *flags, "-c", source, "-o", "cuda.o"])
     link = [nvcc, "-ccbin", host[0], "-shared", *objects, "cuda.o", "-o", "views.so", *dali.get_link_flags()]
     return _Commands(commands, link)
@@ -174,7 +178,7 @@ def _key(commands: _Commands) -> str:
     from nvidia.dali import __version__ as dali_version
 
     digest = hashlib.sha256(dali_version.encode())
-    for source in sorted(path for path in _SOURCES.iterdir() if path.suffix in (".h", ".cc", ".cu")):
+    for source in sorted(path for path in _SOURCES.rglob("*") if path.suffix in (".h", ".cc", ".cu")):
         digest.update(source.read_bytes())
     for command in (*commands.compile, commands.link):
         digest.update("\0".join(command).encode())

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from fastfgssl.kernels.cross_correlation import triton_kernel as loss
-from fastfgssl.kernels.views import triton_kernel as views
+from fastfgssl.kernels.jigsaw import triton_kernel as jigsaw
 
 ARCHITECTURES = (80, 90, 100)
 BLOCK = {"ROWS": 64, "COLUMNS": 32}
@@ -35,7 +35,7 @@ KERNELS = [
       for x, shift in itertools.product((F32, BF16), (False, True))),
     (loss._finish_kernel, {"gradient": F32, "x_own": F16, "how_own": F32, "sums": F32, "factor": "fp32"},
      ("n", "N", "D"), BLOCK),
-    *((views._jigsaw_kernel, {"source": word, "permutation": "*i64", "target": word}, ("planes_per_image",),
+    *((jigsaw._jigsaw_kernel, {"source": word, "permutation": "*i64", "target": word}, ("planes_per_image",),
        {"words": 4096, "row_words": 64, "grid": 4, "tile_height": 16, "tile_words": 16, "BLOCK": 1024})
       for word in ("*i64", "*i32", "*i16", "*u8")),
 ]  # fmt: skip

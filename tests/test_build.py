@@ -153,7 +153,7 @@ def test_no_cuda_kernel_spills_registers(tmp_path):
     """Compiled for every GPU that the plugin serves; read from the assembler's report."""
     import nvidia.dali.sysconfig as dali
 
-    source = build._SOURCES / "dali_operator.cu"
+    source = build._SOURCES / build._CUDA_SOURCE
     command = ["nvcc", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "--fatbin", "-Xptxas", "-v"]
     command += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in build._CUDA_ARCHITECTURES]
     command += [*dali.get_compile_flags(), str(source), "-o", str(tmp_path / "views.fatbin")]

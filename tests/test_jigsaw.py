@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastfgssl.kernels import jigsaw
-from fastfgssl.kernels.views.reference import jigsaw_reference
-from fastfgssl.kernels.views.triton_kernel import jigsaw_triton
+from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
+from fastfgssl.kernels.jigsaw.triton_kernel import jigsaw_triton
 
 VERSIONS = {"public": jigsaw, "triton": jigsaw_triton, "reference": jigsaw_reference}
 FORMATS = [torch.contiguous_format, torch.channels_last]

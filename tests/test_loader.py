@@ -21,7 +21,8 @@ from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
 from fastfgssl.errors import UserError
-from fastfgssl.kernels.views.reference import FLIP, GRAYSCALE, SOLARISE, blur_reference, fan_out_reference
+from fastfgssl.kernels.blur.reference import blur_reference
+from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
 
 SEED, BATCH = 5, 12
 

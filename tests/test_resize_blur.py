@@ -17,7 +17,8 @@ from torchvision.transforms.v2 import functional
 
 from fastfgssl.archive.phantom import phantom_image
 from fastfgssl.kernels import build
-from fastfgssl.kernels.views.reference import blur_reference, resize_reference
+from fastfgssl.kernels.blur.reference import blur_reference
+from fastfgssl.kernels.resize.reference import resize_reference
 
 PILLOW = {"linear": Image.Resampling.BILINEAR, "cubic": Image.Resampling.BICUBIC}
 TORCHVISION = {"linear": functional.InterpolationMode.BILINEAR, "cubic": functional.InterpolationMode.BICUBIC}

@@ -22,7 +22,7 @@ for part in $RUN; do
   sanitizer)
     command -v compute-sanitizer >/dev/null || { note "no compute-sanitizer on the PATH"; continue; }
     timeout 50 compute-sanitizer --error-exitcode 99 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider \
-      -k "33 and gpu" tests/test_views_kernel.py >"$OUT/$part.log" 2>&1
+      -k "33 and gpu" tests/test_fan_out.py >"$OUT/$part.log" 2>&1
     [ $? -eq 99 ] && status=1
     ;;
   *)

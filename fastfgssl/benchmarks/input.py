@@ -26,7 +26,8 @@ from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params
 from fastfgssl.errors import UserError
 from fastfgssl.kernels import jigsaw
-from fastfgssl.kernels.views.reference import blur_reference, fan_out_reference
+from fastfgssl.kernels.blur.reference import blur_reference
+from fastfgssl.kernels.fan_out.reference import fan_out_reference
 
 BATCH, SIDE, GRIDS, BATCHES, THREADS = 64, 224, (16, 8, 4), 16, 2
 SHORT_SIDE = 256

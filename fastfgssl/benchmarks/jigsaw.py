@@ -11,16 +11,11 @@ from nvidia.dali import fn, pipeline_def, types
 from fastfgssl.benchmarks.measure import CheckFailed, Record, compare, require_close
 from fastfgssl.environment import available_cores
 from fastfgssl.kernels import jigsaw
+from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.build import load_plugin
-from fastfgssl.kernels.views.reference import (
-    FLIP,
-    GRAYSCALE,
-    SOLARISE,
-    blur_reference,
-    fan_out_reference,
-    jigsaw_reference,
-    resize_reference,
-)
+from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
+from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
+from fastfgssl.kernels.resize.reference import resize_reference
 
 BATCH, SIDE, GRIDS = 256, 224, (16, 8, 4)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -2,9 +2,9 @@
 
     external_source -> decode -> resize or crop -> affine -> colour jitter -> blur -> views operator
 
-Flip, grayscale, solarise, normalisation, cast and all puzzles are one pass of our own operator (kernels/views). On the
-CPU that pass blurs too and the resize is ours, since DALI's stock CPU operators for both take several times as long; on
-a GPU both are stock. Nothing here is random: every parameter comes in with the bytes.
+Flip, grayscale, solarise, normalisation, cast and all puzzles are one pass of our own operator (kernels/fan_out). On
+the CPU that pass blurs too and the resize is ours, since DALI's stock CPU operators for both take several times as
+long; on a GPU both are stock. Nothing here is random: every parameter comes in with the bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastfgssl.data.presets import JITTER_PARTS, Preset, View
 from fastfgssl.data.view_params import ViewDraws, ViewParams, draw_view_params
 from fastfgssl.errors import UserError
 from fastfgssl.kernels.build import BuildError, load_plugin
-from fastfgssl.kernels.views.reference import FLIP, GRAYSCALE, SOLARISE
+from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE
 
 # DALI reads it at its first allocation. Host buffers above 32 MB come from its pool by default; smaller ones, which are
 # most of a batch's outputs, would be mapped and zeroed anew for every batch: a sixth of the CPU path's time.

@@ -10,7 +10,7 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from fastfgssl.kernels.build import load_plugin
-from fastfgssl.kernels.views.reference import Views, fan_out_reference
+from fastfgssl.kernels.fan_out.reference import Views, fan_out_reference
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

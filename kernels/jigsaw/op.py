@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from fastfgssl.kernels.views.reference import require_jigsaw_arguments
+from fastfgssl.kernels.jigsaw.reference import require_jigsaw_arguments
 
 
 def jigsaw(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch.Tensor:
@@ -61,7 +61,7 @@ def _jigsaw(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch
 
 @_jigsaw.register_kernel("cuda")
 def _jigsaw_cuda(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch.Tensor:
-    from fastfgssl.kernels.views.triton_kernel import jigsaw_triton
+    from fastfgssl.kernels.jigsaw.triton_kernel import jigsaw_triton
 
     with torch.cuda.device_of(images):  # Triton launches on the current device
         return jigsaw_triton(images.contiguous(memory_format=_memory_format(images)), permutation, grid)

@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "lanes.h"
+#include "../lanes.h"
 
 namespace fastfgssl {
 

@@ -12,7 +12,7 @@
 #include <limits>
 #include <vector>
 
-#include "lanes.h"
+#include "../lanes.h"
 
 namespace fastfgssl {
 

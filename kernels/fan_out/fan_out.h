@@ -16,7 +16,7 @@
 #endif
 
 #include "arithmetic.h"
-#include "blur.h"
+#include "../blur/blur.h"
 #include "dali/core/float16.h"
 
 namespace fastfgssl {
