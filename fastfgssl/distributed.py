@@ -39,6 +39,11 @@ class World:
     control: ProcessGroup | None
     """All ranks over gloo: small messages that must not wait for the GPU; None if there is one rank."""
 
+    @classmethod
+    def alone(cls, device: torch.device) -> World:
+        """The world of one process."""
+        return cls(rank=0, size=1, local_rank=0, local_size=1, device=device, group=None, control=None)
+
     @property
     def is_first(self) -> bool:
         return self.rank == 0

@@ -1,8 +1,9 @@
-"""Compiles the DALI plugin on first use and caches it.
+"""Compiles our C++ and CUDA on first use and caches the libraries: the DALI plugin, and the operators of tensors.
 
-With g++ alone the plugin has the CPU backend; where nvcc is on the PATH it has both, and an nvcc that fails is an
-error, never a silent build without the GPU. The cache key covers sources, flags, compilers, processor and DALI's
-version: an update of any of them builds anew, and machines that share a home folder do not share machine code.
+With g++ alone a library works on the CPU; where nvcc is on the PATH on GPUs too, and an nvcc that fails is an error,
+never a silent build without the GPU. The cache key covers sources, flags, compilers, processor and DALI's version: an
+update of any of them builds anew, and machines that share a home folder do not share machine code. What the cache holds
+is compared with its checksum before it is loaded: a library that was cut short would end the process.
 
 FASTFGSSL_MARCH names the processors to compile for, such as x86-64-v3, where one machine builds for many, as for an
 image of a container: the key then leaves this processor out, and the code serves all of `_CUDA_ARCHITECTURES`.
@@ -10,6 +11,7 @@ image of a container: the key then leaves this processor out, and the code serve
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -20,7 +22,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,25 +33,45 @@ _SOURCES = Path(__file__).parent
 _OPTIMISATION = ["-std=c++20", "-O3", "-fPIC"]
 # native code; no fusing of multiply and add, which would round differently from the reference
 _HOST_ONLY = ["-march=native", "-ffp-contract=off"]
-_HOST_SOURCES = {"fan_out": "fan_out/dali_operator.cc", "resize": "resize/dali_operator.cc"}  # object: source
-_CUDA_SOURCE = "fan_out/dali_operator.cu"
 _CUDA_ARCHITECTURES = (80, 90, 100)
 _OLDEST_GCC = 11
-_loaded: set[Path] = set()
 
 
 class BuildError(RuntimeError):
-    """The plugin cannot be built: says which compiler is missing, too old, or what it printed."""
+    """A library cannot be built or loaded: says which compiler is missing, too old, or what it printed."""
 
 
+class Library(NamedTuple):
+    """What one shared library is made of."""
+
+    name: str
+    sources: tuple[str, ...]
+    """In C++, for the host."""
+    cuda_sources: tuple[str, ...]
+    """Left out where there is no nvcc."""
+    uses_dali: bool
+
+
+PLUGIN = Library("views", ("fan_out/dali_operator.cc", "resize/dali_operator.cc"), ("fan_out/dali_operator.cu",), True)
+TENSORS = Library("tensors", ("fan_out/tensors.cc",), ("fan_out/tensors.cu",), False)
+
+
+@cache
 def load_plugin() -> None:
     """Builds the plugin if need be and makes `fn.fastfgssl_views` and `fn.fastfgssl_resize` known to DALI."""
     from nvidia.dali import plugin_manager
 
-    path = build_plugin()
-    if path not in _loaded:
+    path = build(PLUGIN)
+    with _load_errors(path):
         plugin_manager.load_library(str(path))
-        _loaded.add(path)
+
+
+@cache
+def load_tensors() -> ctypes.CDLL:
+    """The operators of tensors, built if need be. Raises `BuildError`."""
+    path = build(TENSORS)
+    with _load_errors(path):
+        return ctypes.CDLL(str(path))
 
 
 class Plugin(NamedTuple):
@@ -72,30 +97,69 @@ def describe_plugin() -> Plugin:
     )
 
 
-def build_plugin(cache: Path | None = None) -> Path:
-    """The plugin's path, built unless the cache holds it; ranks that start together wait for the one that builds.
+def build(library: Library, folder: Path | None = None) -> Path:
+    """The library's path, built unless the cache holds it; ranks that start together wait for the one that builds.
 
-    cache: default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache.
+    folder: the cache; default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache.
     """
-    commands = _build_commands()
-    folder = cache or _default_cache()
+    commands = _build_commands(library)
+    folder = folder or _default_cache()
+    path = folder / f"{library.name}_{_key(library, commands)}.so"
+    if _is_whole(path):
+        return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_whole(path):
+                _compile(commands, path)
     except OSError as error:
-        raise BuildError(f"cannot make the cache folder {folder}: {error.strerror}; set FASTFGSSL_CACHE") from None
-    plugin = folder / f"views_{_key(commands)}.so"
-    if plugin.exists():
-        return plugin
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not plugin.exists():
-            print(f"fastfgssl: building {plugin.name} with {commands.link[0]} (once)", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory(dir=folder) as build:
-                with ThreadPoolExecutor(len(commands.compile)) as compilers:
-                    list(compilers.map(lambda command: _run(command, Path(build)), commands.compile))
-                _run(commands.link, Path(build))
-                (Path(build) / "views.so").replace(plugin)
-    return plugin
+        raise BuildError(
+            f"cannot build in the cache {folder}: {error.strerror or error}; set FASTFGSSL_CACHE"
+        ) from None
+    return path
+
+
+def _compile(commands: _Commands, path: Path) -> None:
+    print(f"fastfgssl: building {path.name} with {commands.link[0]} (once)", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as name:
+        folder = Path(name)
+        with ThreadPoolExecutor(len(commands.compile)) as compilers:
+            list(compilers.map(lambda command: _run(command, folder, path.parent), commands.compile))
+        _run(commands.link, folder, path.parent)
+        checksum = folder / "checksum"
+        checksum.write_text(_digest(folder / _OUTPUT))
+        for made, target in ((folder / _OUTPUT, path), (checksum, _checksum_file(path))):
+            with made.open("rb+") as file:
+                os.fsync(file.fileno())
+            made.replace(target)
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return _checksum_file(path).read_text() == _digest(path)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _load_errors(path: Path) -> Iterator[None]:
+    """Says in one line that a library cannot be loaded, as from a file system without execution."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BuildError(
+            f"cannot load {path}: {reason}; set FASTFGSSL_CACHE to a folder whose files may be executed"
+        ) from None
 
 
 def _default_cache() -> Path:
@@ -104,39 +168,41 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"
 
 
+_OUTPUT = "library.so"
+
+
 class _Commands(NamedTuple):
-    """What makes `views.so` in the folder it runs in."""
+    """What makes `_OUTPUT` in the folder it runs in."""
 
     compile: list[list[str]]  # each on its own
     link: list[str]
 
 
-def _build_commands() -> _Commands:
-    import nvidia.dali.sysconfig as dali
-
+def _build_commands(library: Library) -> _Commands:
     host = _find_host_compiler()
     nvcc = shutil.which("nvcc")
     processors = _chosen_processors()
     host_only = [f"-march={processors}" if processors and "-march" in flag else flag for flag in _HOST_ONLY]
-    # nvcc hands these sources to the same compiler, with its own headers
-    compile_host = (
-        [nvcc, "-ccbin", host[0], "-Xcompiler", ",".join([*_OPTIMISATION, *host_only])]
-        if nvcc
-        else [*host, *_OPTIMISATION, *host_only, f"-I{_cuda_headers()}"]
-    )
-    flags = dali.get_compile_flags()
-    objects = [f"{name}.o" for name in _HOST_SOURCES]
-    commands = [
-        [*compile_host, *flags, "-c", str(_SOURCES / source), "-o", target]
-        for source, target in zip(_HOST_SOURCES.values(), objects, strict=True)
-    ]
-    if nvcc is None:
-        return _Commands(commands, [*host, "-shared", *objects, "-o", "views.so", *dali.get_link_flags()])
-    compile_cuda = [nvcc, "-ccbin", host[0], "-std=c++20", "-O3", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr"]
-    source = str(_SOURCES / _CUDA_SOURCE)
-    commands.append([*compile_cuda, *_architecture_flags(), *flags, "-c", source, "-o", "cuda.o"])
-    link = [nvcc, "-ccbin", host[0], "-shared", *objects, "cuda.o", "-o", "views.so", *dali.get_link_flags()]
-    return _Commands(commands, link)
+    compile_flags, link_flags = [], []
+    if library.uses_dali:
+        import nvidia.dali.sysconfig as dali
+
+        compile_flags, link_flags = dali.get_compile_flags(), dali.get_link_flags()
+    # nvcc hands sources in C++ to the same compiler, with its own headers
+    if nvcc:
+        link = [nvcc, "-ccbin", host[0]]
+        compile_host = [*link, "-Xcompiler", ",".join([*_OPTIMISATION, *host_only])]
+    else:
+        link = host
+        compile_host = [*host, *_OPTIMISATION, *host_only, *([f"-I{_cuda_headers()}"] if library.uses_dali else [])]
+    commands = [[*compile_host, *compile_flags, "-c", str(_SOURCES / source)] for source in library.sources]
+    if nvcc:
+        compile_cuda = [*link, "-std=c++20", "-O3", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr"]
+        compile_cuda += [*_architecture_flags(), *compile_flags, "-c"]
+        commands += [[*compile_cuda, str(_SOURCES / source)] for source in library.cuda_sources]
+    objects = [f"{index}.o" for index in range(len(commands))]
+    commands = [[*command, "-o", name] for command, name in zip(commands, objects, strict=True)]
+    return _Commands(commands, [*link, "-shared", *objects, "-o", _OUTPUT, *link_flags])
 
 
 def _find_host_compiler() -> list[str]:
@@ -174,15 +240,19 @@ def _architecture_flags() -> list[str]:
     return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
 
 
-def _key(commands: _Commands) -> str:
-    from nvidia.dali import __version__ as dali_version
+def _key(library: Library, commands: _Commands) -> str:
+    digest = hashlib.sha256()
+    if library.uses_dali:
+        from nvidia.dali import __version__ as dali_version
 
-    digest = hashlib.sha256(dali_version.encode())
-    for source in sorted(path for path in _SOURCES.rglob("*") if path.suffix in (".h", ".cc", ".cu")):
+        digest.update(dali_version.encode())
+    for source in sorted(path for path in _SOURCES.rglob("*") if path.suffix in (".h", ".cuh", ".cc", ".cu")):
         digest.update(source.read_bytes())
     for command in (*commands.compile, commands.link):
         digest.update("\0".join(command).encode())
-        digest.update(_output([command[0], "--version"]).encode())
+    # the whole command of the host's compiler: behind ccache, say, is another
+    for compiler in (_find_host_compiler(), commands.link[:1]):
+        digest.update(_output([*compiler, "--version"]).encode())
     digest.update((_chosen_processors() or _processor()).encode())
     return digest.hexdigest()[:16]
 
@@ -202,11 +272,11 @@ def _output(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str], folder: Path, logs: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
-        log = folder.parent / "build_failed.log"
+        log = logs / "build_failed.log"
         log.write_text(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
         reason = errors[0].strip() if errors else f"exit code {done.returncode}"
         raise BuildError(f"{command[0]} failed: {reason} (all of it in {log})")

@@ -20,8 +20,9 @@ from fastfgssl.benchmarks import train as train_suite
 from fastfgssl.benchmarks.archive import open_archive, write_index
 from fastfgssl.benchmarks.measure import CheckFailed, compare, record_of, require_close
 from fastfgssl.benchmarks.trace import PARTS, peak_memory, seconds_by_part, traces, write_trace
-from fastfgssl.benchmarks.trainer import TRACED, alone, make_config, train
+from fastfgssl.benchmarks.trainer import TRACED, make_config, train
 from fastfgssl.config import Config, DataConfig, ModelConfig, TrainConfig
+from fastfgssl.distributed import World
 from fastfgssl.errors import UserError
 from fastfgssl.models import build_model
 from fastfgssl.pretrain import Run
@@ -175,7 +176,7 @@ def test_wrong_gradients_make_another_curve(tmp_path):
     def curve(name: str, lr: float) -> list[float]:
         config = make_config(tmp_path / name, archive, "cpu", steps=scaling.CURVE, log_every=1)
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, weight_decay=0.0))
-        return [metrics.loss for metrics in train(Run, config, alone(CPU))]
+        return [metrics.loss for metrics in train(Run, config, World.alone(CPU))]
 
     threads, lr = torch.get_num_threads(), scaling.CURVE_LR
     with open_archive(None) as archive:

@@ -45,7 +45,7 @@ def make_step(**sections) -> TrainingStep:
         model = build_model(MODEL)
     train = {"steps": 1, "batch_size": 12, "precision": "float32"} | sections.pop("train", {})
     config = Config(data=DataConfig(path="none", image_size=32), model=MODEL, train=TrainConfig(**train), **sections)
-    world = World(rank=0, size=1, local_rank=0, local_size=1, device=META, group=None, control=None)
+    world = World.alone(META)
     return TrainingStep(model, config, world)
 
 

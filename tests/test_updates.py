@@ -16,7 +16,7 @@ from fastfgssl.distributed import World
 from fastfgssl.models import build_model
 from fastfgssl.updates import accumulate_gradients, plan_updates
 
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"), group=None, control=None)
+ALONE = World.alone(torch.device("cpu"))
 MODEL = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
 
 

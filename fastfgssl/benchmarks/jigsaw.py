@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
 
-from fastfgssl.benchmarks.measure import CheckFailed, Record, compare, require_close
-from fastfgssl.environment import available_cores
+from fastfgssl.benchmarks.measure import Record, compare, copies, require_close
 from fastfgssl.kernels import jigsaw
-from fastfgssl.kernels.blur.reference import blur_reference
-from fastfgssl.kernels.build import load_plugin
+from fastfgssl.kernels.fan_out import op
+from fastfgssl.kernels.fan_out.op import fan_out
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
 from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
-from fastfgssl.kernels.resize.reference import resize_reference
 
 BATCH, SIDE, GRIDS = 256, 224, (16, 8, 4)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RUNS = 7
-_PASSES = 4  # of the operator in one call
+_PASSES = 4  # of the fan-out in one call
 
 
 def run(device: torch.device) -> Iterator[Record]:
-    """Five views by the operator, three puzzles of tensors, and on the CPU the resize and the blur before them."""
+    """Five views of tensors and by DALI's operator, three puzzles, and on the CPU resize and blur.
+
+    Where DALI is not installed, what runs in its graphs is left out.
+    """
     yield from _fan_out(device)
     yield _puzzles(device)
-    if device.type == "cpu":  # a GPU resizes and blurs by DALI's own operators
-        yield _resize(device)
-        yield from _blur(device)
+    if device.type == "cpu" and _has_dali():  # a GPU resizes and blurs by DALI's own operators
+        from fastfgssl.benchmarks import dali_operators
+
+        yield dali_operators.resize(device)
+        yield from dali_operators.blur(device)
+
+
+def _has_dali() -> bool:
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _fan_out(device: torch.device) -> Iterator[Record]:
@@ -37,94 +48,73 @@ def _fan_out(device: torch.device) -> Iterator[Record]:
     puzzle, anchor = rng.integers(0, 256, (2, BATCH, SIDE, SIDE, 3), dtype=np.uint8)
     arguments = {
         # as often as the `paper` preset asks for them
-        "puzzle_flags": FLIP * (rng.random(BATCH) < 0.5) + GRAYSCALE * (rng.random(BATCH) < 0.2),
-        "anchor_flags": GRAYSCALE * (rng.random(BATCH) < 0.2) + SOLARISE * (rng.random(BATCH) < 0.2),
+        "puzzle_flags": (FLIP * (rng.random(BATCH) < 0.5) + GRAYSCALE * (rng.random(BATCH) < 0.2)).astype(np.int32),
+        "anchor_flags": (GRAYSCALE * (rng.random(BATCH) < 0.2) + SOLARISE * (rng.random(BATCH) < 0.2)).astype(np.int32),
         "permutations": [rng.permuted(np.tile(np.arange(g * g), (BATCH, 1)), axis=1) for g in GRIDS],
     }
-    graph = _fan_out_graph(device, puzzle, anchor, **arguments)
+    constants = {"grids": GRIDS, "mean": MEAN, "std": STD}
     sources = [torch.from_numpy(images).to(device) for images in (puzzle, anchor)]
-    plain_arguments = {name: torch.from_numpy(arguments[name]).to(device) for name in ("puzzle_flags", "anchor_flags")}
+    on_device = {name: torch.from_numpy(arguments[name]).to(device) for name in ("puzzle_flags", "anchor_flags")}
     orders = [torch.from_numpy(order).to(device) for order in arguments["permutations"]]
 
-    expected = fan_out_reference(puzzle, anchor, **arguments, grids=GRIDS, mean=MEAN, std=STD, dtype=np.float16)
-    expected = (expected.anchor, expected.puzzle_view, *expected.puzzles)
-    for ours, plain, truth in zip(
-        graph.run(), plain_fan_out(*sources, **plain_arguments, orders=orders), expected, strict=True
-    ):
-        if not np.array_equal(np.array(ours.as_cpu().as_tensor()), truth):
-            raise CheckFailed("a view is not that of the reference")
-        require_close("plain fan-out", plain.permute(0, 2, 3, 1).cpu(), torch.from_numpy(truth), tolerance=2e-3)
+    def of_tensors(variant: int = 0) -> list[torch.Tensor]:
+        op.VARIANT = variant
+        views = fan_out(*sources, **on_device, permutations=orders, **constants)
+        return [views.anchor, views.puzzle_view, *views.puzzles]
 
+    expected = fan_out_reference(puzzle, anchor, **arguments, **constants, dtype=np.float16)
+    expected = [torch.from_numpy(view) for view in (expected.anchor, expected.puzzle_view, *expected.puzzles)]
+    versions: dict[str, Callable[[], Any]] = {"of tensors": of_tensors}
+    _require_views("fan-out of tensors", of_tensors(), expected, tolerance=0)
+    if device.type == "cuda":
+        for variant, name in enumerate(("in whole lines", "48 bytes a thread", "element by element")):
+            versions[f"of tensors, {name}"] = lambda variant=variant: of_tensors(variant)
+            _require_views(name, of_tensors(variant), expected, tolerance=0)
+    if _has_dali():
+        from fastfgssl.benchmarks.dali_operators import fan_out_graph
+
+        versions["as DALI's operator"] = graph = fan_out_graph(device, puzzle, anchor, **arguments, **constants)
+        made = [torch.from_numpy(np.array(views.as_cpu().as_tensor())).permute(0, 3, 1, 2) for views in graph()]
+        _require_views("DALI's fan-out", made, expected, tolerance=0)
+
+    def plain() -> list[torch.Tensor]:
+        return plain_fan_out(*sources, **on_device, orders=orders)
+
+    _require_views("plain fan-out", plain(), expected, tolerance=2e-3)
     turns = [torch.rand(BATCH, g * g).argsort(dim=1) for g in GRIDS]
-    view = torch.from_numpy(expected[1]).to(device).permute(0, 3, 1, 2)
+    view = expected[1].to(device).permute(0, 3, 1, 2)
     for order, grid in zip(turns, GRIDS, strict=True):
         truth = jigsaw_reference(view, _swapped(order).to(device), grid)
         require_close("published loop", published_loop(view, order, grid), truth, tolerance=0)
 
-    moved = puzzle.nbytes + anchor.nbytes + sum(view.nbytes for view in expected)
     baselines = {
-        "vectorised PyTorch": lambda: plain_fan_out(*sources, **plain_arguments, orders=orders),
+        "vectorised PyTorch": plain,
         "published loop, puzzles only": lambda: [
             published_loop(view, order, grid) for order, grid in zip(turns, GRIDS, strict=True)
         ],
     }
-    for name, baseline in baselines.items():
-        yield compare(
-            "jigsaw",
-            f"fan-out, {2 + len(GRIDS)} views of {SIDE} px, batch {BATCH}, float16",
-            ours=lambda: [graph.run() for _ in range(_PASSES)],
-            baseline=(name, lambda baseline=baseline: [baseline() for _ in range(_PASSES)]),
-            limit=("copy of the same bytes", _copies(moved, device, times=_PASSES)),
-            items=_PASSES * BATCH,
-            unit="images/s",
-            runs=RUNS,
-            device=device,
-        )
-
-
-def _fan_out_graph(device: torch.device, puzzle, anchor, *, puzzle_flags, anchor_flags, permutations):
-    """The operator alone: its inputs are on the device and are not copied."""
-    load_plugin()
-    on_gpu = device.type == "cuda"
-    tiles = np.concatenate(permutations, axis=1).astype(np.int32)
-    small = [values.astype(np.int32) for values in (puzzle_flags, anchor_flags)] + [tiles]
-    images = [list(torch.from_numpy(batch).to(device)) if on_gpu else list(batch) for batch in (puzzle, anchor)]
-
-    # a queue of one: the next batch would be made while the clock stands
-    @pipeline_def(
-        batch_size=BATCH,
-        num_threads=available_cores(),
-        device_id=0 if on_gpu else None,
-        prefetch_queue_depth=1,
-        exec_dynamic=True,
-    )
-    def graph():
-        place = "gpu" if on_gpu else "cpu"
-        sources = [
-            fn.external_source(source=_always(batch), batch=True, no_copy=True, layout="HWC", device=place)
-            for batch in images
-        ]
-        flags = [fn.external_source(source=_always(values), batch=True) for values in small]
-        return tuple(
-            fn.fastfgssl_views(
-                *sources,
-                puzzle_flags=flags[0],
-                anchor_flags=flags[1],
-                permutations=flags[2],
-                grids=list(GRIDS),
-                mean=list(MEAN),
-                std=list(STD),
-                dtype=types.FLOAT16,
+    moved = puzzle.nbytes + anchor.nbytes + sum(view.nbytes for view in expected)
+    for version, ours in versions.items():
+        for name, baseline in baselines.items():
+            if device.type == "cuda" and "loop" in name and version != "of tensors":
+                continue  # 86,000 launches a pass: seconds
+            passes = 1 if "loop" in name and device.type == "cuda" else _PASSES
+            yield compare(
+                "jigsaw",
+                f"fan-out {version}, {2 + len(GRIDS)} views of {SIDE} px, batch {BATCH}, float16",
+                ours=lambda ours=ours, passes=passes: [ours() for _ in range(passes)],
+                baseline=(name, lambda baseline=baseline, passes=passes: [baseline() for _ in range(passes)]),
+                limit=("copy of the same bytes", copies(moved, device, times=passes)),
+                items=passes * BATCH,
+                unit="images/s",
+                runs=RUNS if passes > 1 else 3,
+                device=device,
             )
-        )
-
-    pipeline = graph()
-    pipeline.build()
-    return pipeline
 
 
-def _always(batch):
-    return lambda: batch
+def _require_views(name: str, got: list[torch.Tensor], expected: list[torch.Tensor], *, tolerance: float) -> None:
+    for view, truth in zip(got, expected, strict=True):
+        require_close(name, view.permute(0, 2, 3, 1).cpu(), truth, tolerance=tolerance)
 
 
 def plain_fan_out(puzzle, anchor, *, puzzle_flags, anchor_flags, orders) -> list[torch.Tensor]:
@@ -194,84 +184,9 @@ def _puzzles(device: torch.device) -> Record:
         f"{len(GRIDS)} puzzles of tensors, {SIDE} px, batch {BATCH}, float16",
         ours=lambda: all_puzzles(jigsaw),
         baseline=("indexing of tiles", lambda: all_puzzles(_indexed_jigsaw)),
-        limit=("copy of the same bytes", _copies(moved, device)),
+        limit=("copy of the same bytes", copies(moved, device)),
         items=BATCH,
         unit="images/s",
         runs=RUNS,
         device=device,
     )
-
-
-def _image_graph(images: list[np.ndarray], make):
-    """A CPU graph that is `make(images)`."""
-
-    @pipeline_def(
-        batch_size=len(images),
-        num_threads=available_cores(),
-        device_id=None,
-        prefetch_queue_depth=1,  # as in `_fan_out_graph`
-        exec_dynamic=True,
-    )
-    def graph():
-        return make(fn.external_source(source=_always(images), batch=True, no_copy=True, layout="HWC"))
-
-    pipeline = graph()
-    pipeline.build()
-    return lambda: [pipeline.run() for _ in range(_PASSES)]
-
-
-def _resize(device: torch.device) -> Record:
-    load_plugin()
-    count, height, width = 64, 450, 600
-    images = list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
-    ours = _image_graph(images, lambda x: fn.fastfgssl_resize(x, size=SIDE))
-    stock = _image_graph(images, lambda x: fn.resize(x, resize_x=SIDE, resize_y=SIDE, antialias=True))
-    exact = resize_reference(images[0], SIDE, interpolation="linear")
-    if not np.abs(np.array(ours()[0][0].at(0)) - exact).max() < 1:
-        raise CheckFailed("the resize is more than a grey level from float64")
-    return compare(
-        "jigsaw",
-        f"resize {width} x {height} to {SIDE} px, linear, antialiased",
-        ours=ours,
-        baseline=("DALI's stock resize", stock),
-        limit=("copy of the decoded images", _copies(2 * count * images[0].nbytes, device, times=_PASSES)),
-        items=_PASSES * count,
-        unit="images/s",
-        runs=RUNS,
-        device=device,
-    )
-
-
-def _blur(device: torch.device) -> Iterator[Record]:
-    """Blur and two views: the operator blurs as it makes them, the baseline blurs before it."""
-    images = list(np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE, 3), dtype=np.uint8))
-    views = {"std": 1 / 255, "dtype": types.FLOAT16}
-    unblurred = _image_graph(images, lambda x: tuple(fn.fastfgssl_views(x, x, **views)))
-    for sigma in (0.5, 2.0):
-        blurs = {"puzzle_sigma": sigma, "anchor_sigma": sigma}
-        ours = _image_graph(images, lambda x, blurs=blurs: tuple(fn.fastfgssl_views(x, x, **blurs, **views)))
-
-        def stock_views(x, sigma=sigma):
-            blurred = fn.gaussian_blur(x, sigma=sigma), fn.gaussian_blur(x, sigma=sigma)
-            return tuple(fn.fastfgssl_views(*blurred, **views))
-
-        blurred = np.array(ours()[0][0].at(0), dtype=np.float64).round()
-        if not np.abs(blurred - blur_reference(images[0], sigma)).max() < 1:
-            raise CheckFailed("the blur is more than a grey level from float64")
-        yield compare(
-            "jigsaw",
-            f"2 views of {SIDE} px with a blur of sigma {sigma:g}, float16",
-            ours=ours,
-            baseline=("DALI's stock blur first", _image_graph(images, stock_views)),
-            limit=("the views without a blur", unblurred),
-            items=_PASSES * len(images),
-            unit="images/s",
-            runs=RUNS,
-            device=device,
-        )
-
-
-def _copies(moved: int, device: torch.device, times: int = 1):
-    """Copies that read and write `moved` bytes together, `times` over."""
-    source, target = (torch.ones(moved // 2, dtype=torch.uint8, device=device) for _ in range(2))
-    return lambda: [target.copy_(source) for _ in range(times)]

@@ -6,7 +6,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +51,71 @@ class Record:
 
 def interleaved(cases: Mapping[str, Case], *, runs: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each call of each case: all of them in turn, `runs` times, after one round that is not counted."""
+    clock = _gpu_seconds if device.type == "cuda" else _host_seconds
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(runs + 1):
         for name, case in cases.items():
-            _synchronise(device)
-            start = time.perf_counter()
-            case()
-            _synchronise(device)
+            took = clock(case, device)
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(took)
     return seconds
+
+
+def _host_seconds(case: Case, device: torch.device) -> float:
+    start = time.perf_counter()
+    case()
+    return time.perf_counter() - start
+
+
+def _gpu_seconds(case: Case, device: torch.device) -> float:
+    """What the device takes, by its own clock, from a second-level cache without the case's data.
+
+    While it overwrites the cache, the host launches ahead: some launches are as free as they are in training, where
+    the device is behind the host.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    _cache_filler(device).zero_()
+    begin.record()
+    case()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+@cache
+def _cache_filler(device: torch.device) -> torch.Tensor:
+    """Several times what the second-level cache holds."""
+    size = 4 * torch.cuda.get_device_properties(device).L2_cache_size
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+@cache
+def ceilings(device: torch.device) -> dict[str, float]:
+    """What this GPU itself can do: bytes/s of a large copy, read and written, and operations/s of matrix products."""
+    source, target = (torch.ones(1 << 30, dtype=torch.uint8, device=device) for _ in range(2))
+    seconds = {"copy": (lambda: target.copy_(source), 2 * source.numel())}
+    side = 8192
+    for name, dtype, tf32 in (
+        ("bfloat16", torch.bfloat16, False),
+        ("tf32", torch.float32, True),
+        ("float32", torch.float32, False),
+    ):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+        def product(a=a, b=b, tf32=tf32) -> None:
+            before = torch.backends.cuda.matmul.allow_tf32
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            _ = a @ b
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+        seconds[name] = (product, 2 * side**3)
+    times = interleaved({name: case for name, (case, _) in seconds.items()}, runs=7, device=device)
+    rates = {name: amount / statistics.median(times[name]) for name, (_, amount) in seconds.items()}
+    return {
+        "device_copy_bytes_per_second": rates.pop("copy"),
+        **{f"device_{name}_operations_per_second": rate for name, rate in rates.items()},
+    }
 
 
 def compare(
@@ -122,8 +180,14 @@ def record_of(
         spread=quartiles[2] - quartiles[0],
         device=describe_device(device),
         versions=versions(),
-        details=dict(details or {}),
+        details={**(details or {}), **(ceilings(device) if device.type == "cuda" else {})},
     )
+
+
+def copies(moved: int, device: torch.device, times: int = 1) -> Case:
+    """Copies that read and write `moved` bytes together, `times` over."""
+    source, target = (torch.ones(moved // 2, dtype=torch.uint8, device=device) for _ in range(2))
+    return lambda: [target.copy_(source) for _ in range(times)]
 
 
 def require_close(name: str, got: torch.Tensor, want: torch.Tensor, *, tolerance: float) -> None:
@@ -140,9 +204,12 @@ def describe_device(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    from nvidia.dali import __version__ as dali
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "dali": dali}
+    """Of what is measured with; a suite that needs no DALI runs without it."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name, package in (("dali", "nvidia-dali-cuda130"), ("triton", "triton")):
+        with suppress(PackageNotFoundError):
+            found[name] = version(package)
+    return found
 
 
 def as_json(records: list[Record]) -> list[dict[str, Any]]:
@@ -153,8 +220,3 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -19,9 +19,10 @@ import torch
 from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.measure import CheckFailed, Record, record_of
 from fastfgssl.benchmarks.trace import seconds_by_part, trace_file
-from fastfgssl.benchmarks.trainer import TRACED, alone, make_config, traced_config
+from fastfgssl.benchmarks.trainer import TRACED, make_config, traced_config
 from fastfgssl.config import Config
 from fastfgssl.config_files import write_config
+from fastfgssl.distributed import World
 from fastfgssl.environment import cores_per_rank
 from fastfgssl.loss import bytes_to_send
 from fastfgssl.metrics import read_metrics
@@ -201,7 +202,7 @@ def bytes_a_step(config: Config, ranks: int) -> float:
     """
     if ranks == 1:
         return 0.0
-    updates = plan_updates(build_model(config.model), config, alone(torch.device("cpu")))
+    updates = plan_updates(build_model(config.model), config, World.alone(torch.device("cpu")))
     sent_as = getattr(torch, config.train.gradient_dtype).itemsize
     gradients = sent_as * sum(weight.numel() for update in updates for weight in update.heads.parameters())
     dim, heads = config.model.embedding_dim, len(config.train.heads)

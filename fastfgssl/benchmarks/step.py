@@ -13,7 +13,6 @@ from torch import nn
 from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.measure import Record, compare, require_close
-from fastfgssl.benchmarks.trainer import alone
 from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.distributed import World
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
@@ -28,23 +27,19 @@ def run(device: torch.device) -> Iterator[Record]:
     """Each schedule on resnet50 with four heads, with full and light blocks; and the optimisers' updates alone."""
     side, batch_size = (224, 200) if device.type == "cuda" else (96, 16)
     precision = "bfloat16" if device.type == "cuda" else "float32"
-    generator = torch.Generator(device).manual_seed(0)
-    anchor, view, *puzzles = (
-        torch.randn(batch_size, 3, side, side, device=device, generator=generator) for _ in range(5)
-    )
-    batch = Batch(anchor, view, tuple(puzzles), np.arange(batch_size))
-    world = alone(device)
+    batch, plain_batch = _batches(side, batch_size, device, half=precision != "float32")
+    world = World.alone(device)
     full = {schedule: _config(schedule, "full", side, batch_size, precision) for schedule in ("progressive", "joint")}
     options = {"items": batch_size, "unit": "images/s", "runs": 10 if device.type == "cuda" else 3, "device": device}
     for schedule, config in full.items():
-        _check(config, world, batch)
+        _check(config, world, batch, plain_batch)
         step, plain = _step(config, world), _PlainStep(config, device)
         yield compare(
             "step",
             f"{schedule}, resnet50, {side} px, batch {batch_size}, {precision}",
             ours=lambda step=step: step(batch),
-            baseline=("published loop in plain PyTorch", lambda plain=plain: plain(batch)),
-            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
+            baseline=("published loop in plain PyTorch", lambda plain=plain: plain(plain_batch)),
+            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(plain_batch)),
             details=anatomy(step, batch, precision, device),
             **options,
         )
@@ -56,10 +51,9 @@ def run(device: torch.device) -> Iterator[Record]:
             f"{schedule} with light blocks, resnet50, {side} px, batch {batch_size}, {precision}",
             ours=lambda light=light: light(batch),
             baseline=("with full blocks", lambda step=step: step(batch)),
-            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
+            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(plain_batch)),
             **options,
         )
-
     for name in ("sgd", "adamw"):
         yield _optimizer(name, device)
 
@@ -109,11 +103,24 @@ def _config(schedule: str, block: str, side: int, batch_size: int, precision: st
     )
 
 
-def _check(config: Config, world: World, batch: Batch) -> None:
+def _batches(side: int, batch_size: int, device: torch.device, *, half: bool) -> tuple[Batch, Batch]:
+    """The same images as our loader makes them, and as a DataLoader would: contiguous and in float32."""
+    generator = torch.Generator(device).manual_seed(0)
+    ours = [
+        torch.randn(batch_size, 3, side, side, device=device, generator=generator)
+        .to(torch.float16 if half else torch.float32)
+        .contiguous(memory_format=torch.channels_last)
+        for _ in range(5)
+    ]
+    plain = [images.float().contiguous(memory_format=torch.contiguous_format) for images in ours]
+    return tuple(Batch(anchor, view, tuple(puzzles), np.arange(batch_size)) for anchor, view, *puzzles in (ours, plain))
+
+
+def _check(config: Config, world: World, batch: Batch, plain_batch: Batch) -> None:
     """While weights stand still, every head's loss is that of the plain step, in float32 to its rounding."""
     exact = config.train.precision == "float32"
     still = replace(config, optim=replace(config.optim, lr=1e-12))
-    ours, plain = _step(still, world)(batch), _PlainStep(still, world.device)(batch)
+    ours, plain = _step(still, world)(batch), _PlainStep(still, world.device)(plain_batch)
     for head, want in zip(STAGES, plain, strict=True):
         require_close(f"{config.train.schedule}, head {head}", ours[head][0], want, tolerance=1e-4 if exact else 0.05)
 

@@ -17,7 +17,8 @@ import torch
 from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.measure import Record, record_of
-from fastfgssl.benchmarks.trainer import NETWORK, alone, make_config, trace_training, train
+from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, train
+from fastfgssl.distributed import World
 from fastfgssl.pretrain import Run
 
 TURNS, STEPS, LAP = 3, 100, 20
@@ -40,7 +41,7 @@ def run(device: torch.device, archive: Path | None = None) -> Iterator[Record]:
 
 def _measure(device: torch.device, archive: Path, schedule: str, folder: Path) -> Record:
     """Pairs each lap with the same lap of the resident run of the same turn."""
-    world, case = alone(device), f"{schedule}, {NETWORK[device.type]}"
+    world, case = World.alone(device), f"{schedule}, {NETWORK[device.type]}"
     seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
     waits = []
     for turn, (name, kind) in itertools.product(range(TURNS), (("ours", Run), ("baseline", _ResidentRun))):

@@ -52,11 +52,6 @@ def make_config(output: Path, archive: Path, kind: str, *, steps: int, log_every
     )
 
 
-def alone(device: torch.device) -> World:
-    """The world of one process."""
-    return World(rank=0, size=1, local_rank=0, local_size=1, device=device, group=None, control=None)
-
-
 class _Watcher:
     """In the place of the trainer's display: keeps what is logged, shows nothing."""
 

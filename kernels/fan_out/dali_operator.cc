@@ -2,7 +2,7 @@
 
 #include "dali_operator.h"
 
-#include "fan_out.h"
+#include "cpu.h"
 
 namespace fastfgssl {
 
@@ -41,9 +41,9 @@ void Views<dali::CPUBackend>::RunImpl(dali::Workspace &ws) {
   };
   const bool half = dtype_ == DALI_FLOAT16;
   if (puzzle_source.type() == DALI_UINT8)
-    half ? run(uint8_t{}, dali::float16{}) : run(uint8_t{}, float{});
+    half ? run(uint8_t{}, Half{}) : run(uint8_t{}, float{});
   else
-    half ? run(uint16_t{}, dali::float16{}) : run(uint16_t{}, float{});
+    half ? run(uint16_t{}, Half{}) : run(uint16_t{}, float{});
 }
 
 }  // namespace fastfgssl

@@ -15,7 +15,6 @@
 
 namespace fastfgssl {
 
-constexpr int kMaxGrids = 16;
 constexpr float kMaxSigma = 1000;
 
 template <typename Backend>

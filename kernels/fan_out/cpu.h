@@ -17,7 +17,6 @@
 
 #include "arithmetic.h"
 #include "../blur/blur.h"
-#include "dali/core/float16.h"
 
 namespace fastfgssl {
 
@@ -96,8 +95,13 @@ inline __m256i LoadEight(const uint16_t *from) {
 }
 #endif
 
-// To nearest even, as the vector instruction does; dali::float16 would round ties away from zero.
-inline dali::float16 RoundToHalf(float value) {
+// A float16 number as it lies in memory.
+struct Half {
+  uint16_t bits;
+};
+
+// To nearest even, as the vector instruction does.
+inline Half RoundToHalf(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value), sign = bits >> 16 & 0x8000;
   uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000)
@@ -108,16 +112,13 @@ inline dali::float16 RoundToHalf(float value) {
     magnitude = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
   else
     magnitude = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-  const auto half = static_cast<uint16_t>(sign | magnitude);
-  dali::float16 result;
-  std::memcpy(&result, &half, sizeof(half));
-  return result;
+  return {static_cast<uint16_t>(sign | magnitude)};
 }
 
 // The same, rounded to nearest even.
 template <typename In>
 inline void NormaliseRow(const In *__restrict row, const float *__restrict mean, const float *__restrict inverse_std,
-                         int count, dali::float16 *__restrict to) {
+                         int count, Half *__restrict to) {
   int i = 0;
 #ifdef __F16C__  // and with it AVX
   for (; i + 8 <= count; i += 8) {

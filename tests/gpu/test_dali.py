@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same batches, losses and training as on the CPU. Run by `make gpu`."""
+"""What only a GPU can show, from decoding on: the same batches and training as on the CPU."""
 
 from __future__ import annotations
 
@@ -8,19 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embeddings import FORMS, embeddings, loss_and_gradients
 from test_loader import BATCH, loader, tensors
-from test_loss_accuracy import (
-    before_the_standardisation,
-    hard_embeddings,
-    in_float64,
-    plain_direct,
-    require_as_exact_as_plain,
-)
 from test_pretrain import losses
 
-from fastfgssl.benchmarks.anatomy import anatomy
-from fastfgssl.benchmarks.trace import PARTS
 from fastfgssl.checkpoint import list_checkpoints
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.distributed import start_world
@@ -56,57 +46,6 @@ def test_a_gpu_stream_can_be_had_from_any_step(archive_path, half):
             torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("algorithm", "N", "D"),
-    [
-        ("gram", 2, 17),
-        ("gram", 63, 300),
-        ("gram", 256, 4096),
-        ("direct", 2, 1),
-        ("direct", 200, 33),
-        ("direct", 500, 512),
-    ],
-)
-def test_the_loss_is_as_exact_as_plain_pytorch_on_the_cpu(algorithm, N, D, dtype, precision, form):
-    z1, z2 = embeddings(N, D, dtype)
-    on_gpu = [z.detach().to(GPU).requires_grad_() for z in (z1, z2)]
-    got = loss_and_gradients(*on_gpu, form=form, algorithm=algorithm, precision=precision)
-    rounded = precision == "bfloat16"
-    before = before_the_standardisation(z1, z2, form)
-    plain, truth = plain_direct(z1, z2, form, rounded), in_float64(z1, z2, form)
-    require_as_exact_as_plain([value.cpu() for value in got], plain, truth, before)
-
-
-@pytest.mark.parametrize("case", ["dead features", "nearly collinear", "1e-4", "1e4"])
-@pytest.mark.parametrize("algorithm", ["direct", "gram"])
-def test_the_loss_of_hard_embeddings(algorithm, case):
-    z1, z2 = hard_embeddings(case)
-    got = loss_and_gradients(*(z.detach().to(GPU).requires_grad_() for z in (z1, z2)), algorithm=algorithm)
-    plain, truth = plain_direct(z1, z2, "barlow"), in_float64(z1, z2, "barlow")
-    before = before_the_standardisation(z1, z2, "barlow")
-    require_as_exact_as_plain([value.cpu() for value in got], plain, truth, before)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("N", "D"), [(256, 8192), (2048, 8192), (4096, 2048)])
-def test_the_loss_takes_little_memory_and_never_waits(N, D, precision):
-    z1, z2 = (torch.randn(N, D, device=GPU, requires_grad=True) for _ in range(2))
-    loss_and_gradients(z1, z2, precision=precision)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        loss_and_gradients(z1, z2, precision=precision)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    numbers = (torch.cuda.max_memory_allocated() - before) / 4
-    # 3 (N^2 + N D), and slabs of C, which a float32 result is made of again in bfloat16
-    assert numbers < 3 * (N * N + N * D) + (3 * 1024 * D if 4 * N > 3 * D else 0)
-
-
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
@@ -135,17 +74,6 @@ def test_batches_and_steps_never_wait_for_the_gpu(
             torch.cuda.set_sync_debug_mode("default")
     assert len(values) == 3
     assert all(loss.isfinite() for heads in values for loss, _ in heads.values())
-
-
-def test_the_parts_of_a_step_are_found_in_its_trace(make_config, archive_path):
-    config = make_config(train__device="cuda", train__precision="bfloat16")
-    with start_world("cuda") as world:
-        step = TrainingStep(build_model(config.model), config, world)
-        batch = next(loader(archive_path, device_id=0, half=True, stop=1))
-        found = anatomy(step, batch, "bfloat16", GPU)
-    assert all(found[f"seconds_{part}"] > 0 for part in PARTS)
-    assert found["peak_memory_of_a_step"] > 0
-    assert found["operations"] > 0
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])

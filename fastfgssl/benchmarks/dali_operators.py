@@ -1,0 +1,137 @@
+"""The part of suite `jigsaw` that runs in DALI's graphs: the fan-out operator, and on the CPU its resize and blur."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from fastfgssl.benchmarks.measure import CheckFailed, Record, compare, copies
+from fastfgssl.environment import available_cores
+from fastfgssl.kernels.blur.reference import blur_reference
+from fastfgssl.kernels.build import load_plugin
+from fastfgssl.kernels.resize.reference import resize_reference
+
+SIDE = 224
+RUNS = 7
+_PASSES = 4  # of an operator in one call
+
+
+def fan_out_graph(
+    device: torch.device, puzzle, anchor, *, puzzle_flags, anchor_flags, permutations, grids, mean, std
+) -> Callable[[], Any]:
+    """A call of the operator alone: its inputs are on the device and are not copied."""
+    load_plugin()
+    on_gpu = device.type == "cuda"
+    tiles = np.concatenate(permutations, axis=1).astype(np.int32)
+    small = [values.astype(np.int32) for values in (puzzle_flags, anchor_flags)] + [tiles]
+    images = [list(torch.from_numpy(batch).to(device)) if on_gpu else list(batch) for batch in (puzzle, anchor)]
+
+    # a queue of one: the next batch would be made while the clock stands
+    @pipeline_def(
+        batch_size=len(puzzle),
+        num_threads=available_cores(),
+        device_id=0 if on_gpu else None,
+        prefetch_queue_depth=1,
+        exec_dynamic=True,
+    )
+    def graph():
+        place = "gpu" if on_gpu else "cpu"
+        sources = [
+            fn.external_source(source=_always(batch), batch=True, no_copy=True, layout="HWC", device=place)
+            for batch in images
+        ]
+        flags = [fn.external_source(source=_always(values), batch=True) for values in small]
+        return tuple(
+            fn.fastfgssl_views(
+                *sources,
+                puzzle_flags=flags[0],
+                anchor_flags=flags[1],
+                permutations=flags[2],
+                grids=list(grids),
+                mean=list(mean),
+                std=list(std),
+                dtype=types.FLOAT16,
+            )
+        )
+
+    pipeline = graph()
+    pipeline.build()
+    return pipeline.run
+
+
+def _always(batch):
+    return lambda: batch
+
+
+def _image_graph(images: list[np.ndarray], make):
+    """A CPU graph that is `make(images)`."""
+
+    @pipeline_def(
+        batch_size=len(images),
+        num_threads=available_cores(),
+        device_id=None,
+        prefetch_queue_depth=1,  # as in `fan_out_graph`
+        exec_dynamic=True,
+    )
+    def graph():
+        return make(fn.external_source(source=_always(images), batch=True, no_copy=True, layout="HWC"))
+
+    pipeline = graph()
+    pipeline.build()
+    return lambda: [pipeline.run() for _ in range(_PASSES)]
+
+
+def resize(device: torch.device) -> Record:
+    """Ours against DALI's stock operator."""
+    load_plugin()
+    count, height, width = 64, 450, 600
+    images = list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
+    ours = _image_graph(images, lambda x: fn.fastfgssl_resize(x, size=SIDE))
+    stock = _image_graph(images, lambda x: fn.resize(x, resize_x=SIDE, resize_y=SIDE, antialias=True))
+    exact = resize_reference(images[0], SIDE, interpolation="linear")
+    if not np.abs(np.array(ours()[0][0].at(0)) - exact).max() < 1:
+        raise CheckFailed("the resize is more than a grey level from float64")
+    return compare(
+        "jigsaw",
+        f"resize {width} x {height} to {SIDE} px, linear, antialiased",
+        ours=ours,
+        baseline=("DALI's stock resize", stock),
+        limit=("copy of the decoded images", copies(2 * count * images[0].nbytes, device, times=_PASSES)),
+        items=_PASSES * count,
+        unit="images/s",
+        runs=RUNS,
+        device=device,
+    )
+
+
+def blur(device: torch.device) -> Iterator[Record]:
+    """Blur and two views: the operator blurs as it makes them, the baseline blurs before it."""
+    images = list(np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE, 3), dtype=np.uint8))
+    views = {"std": 1 / 255, "dtype": types.FLOAT16}
+    unblurred = _image_graph(images, lambda x: tuple(fn.fastfgssl_views(x, x, **views)))
+    for sigma in (0.5, 2.0):
+        blurs = {"puzzle_sigma": sigma, "anchor_sigma": sigma}
+        ours = _image_graph(images, lambda x, blurs=blurs: tuple(fn.fastfgssl_views(x, x, **blurs, **views)))
+
+        def stock_views(x, sigma=sigma):
+            blurred = fn.gaussian_blur(x, sigma=sigma), fn.gaussian_blur(x, sigma=sigma)
+            return tuple(fn.fastfgssl_views(*blurred, **views))
+
+        blurred = np.array(ours()[0][0].at(0), dtype=np.float64).round()
+        if not np.abs(blurred - blur_reference(images[0], sigma)).max() < 1:
+            raise CheckFailed("the blur is more than a grey level from float64")
+        yield compare(
+            "jigsaw",
+            f"2 views of {SIDE} px with a blur of sigma {sigma:g}, float16",
+            ours=ours,
+            baseline=("DALI's stock blur first", _image_graph(images, stock_views)),
+            limit=("the views without a blur", unblurred),
+            items=_PASSES * len(images),
+            unit="images/s",
+            runs=RUNS,
+            device=device,
+        )

@@ -1,0 +1,187 @@
+"""What only a GPU can show, and torch alone suffices for: loss, jigsaw, fan-out and whole steps. No DALI on its way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from embeddings import FORMS, embeddings, loss_and_gradients
+from test_loss_accuracy import (
+    before_the_standardisation,
+    hard_embeddings,
+    in_float64,
+    plain_direct,
+    require_as_exact_as_plain,
+)
+
+from fastfgssl.batch import Batch
+from fastfgssl.benchmarks.anatomy import anatomy
+from fastfgssl.benchmarks.trace import PARTS
+from fastfgssl.config import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.distributed import start_world
+from fastfgssl.models import build_model
+from fastfgssl.training_step import TrainingStep
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda", 0)
+MODEL = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("algorithm", "N", "D"),
+    [
+        ("gram", 2, 17),
+        ("gram", 63, 300),
+        ("gram", 256, 4096),
+        ("direct", 2, 1),
+        ("direct", 200, 33),
+        ("direct", 500, 512),
+    ],
+)
+def test_the_loss_is_as_exact_as_plain_pytorch_on_the_cpu(algorithm, N, D, dtype, precision, form):
+    z1, z2 = embeddings(N, D, dtype)
+    on_gpu = [z.detach().to(GPU).requires_grad_() for z in (z1, z2)]
+    got = loss_and_gradients(*on_gpu, form=form, algorithm=algorithm, precision=precision)
+    rounded = precision == "bfloat16"
+    before = before_the_standardisation(z1, z2, form)
+    plain, truth = plain_direct(z1, z2, form, rounded), in_float64(z1, z2, form)
+    require_as_exact_as_plain([value.cpu() for value in got], plain, truth, before)
+
+
+@pytest.mark.parametrize("case", ["dead features", "nearly collinear", "1e-4", "1e4"])
+@pytest.mark.parametrize("algorithm", ["direct", "gram"])
+def test_the_loss_of_hard_embeddings(algorithm, case):
+    z1, z2 = hard_embeddings(case)
+    got = loss_and_gradients(*(z.detach().to(GPU).requires_grad_() for z in (z1, z2)), algorithm=algorithm)
+    plain, truth = plain_direct(z1, z2, "barlow"), in_float64(z1, z2, "barlow")
+    before = before_the_standardisation(z1, z2, "barlow")
+    require_as_exact_as_plain([value.cpu() for value in got], plain, truth, before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("N", "D"), [(256, 8192), (2048, 8192), (4096, 2048)])
+def test_the_loss_takes_little_memory_and_never_waits(N, D, precision):
+    z1, z2 = (torch.randn(N, D, device=GPU, requires_grad=True) for _ in range(2))
+    loss_and_gradients(z1, z2, precision=precision)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_and_gradients(z1, z2, precision=precision)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    numbers = (torch.cuda.max_memory_allocated() - before) / 4
+    # 3 (N^2 + N D), and slabs of C, which a float32 result is made of again in bfloat16
+    assert numbers < 3 * (N * N + N * D) + (3 * 1024 * D if 4 * N > 3 * D else 0)
+
+
+def make_batch(*, half: bool, seed: int = 0, device: torch.device = GPU) -> Batch:
+    """Two views that have an image in common, as the loader hands them over."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(12, 3, 32, 32, generator=generator)
+    anchor, view, *puzzles = (
+        (common + 0.3 * torch.randn(12, 3, 32, 32, generator=generator))
+        .to(device, torch.float16 if half else torch.float32)
+        .contiguous(memory_format=torch.channels_last)
+        for _ in range(5)
+    )
+    return Batch(anchor, view, tuple(puzzles), np.arange(12))
+
+
+def make_step(world, *, loss: LossConfig | None = None, optim: OptimConfig | None = None, **train) -> TrainingStep:
+    torch.manual_seed(0)
+    config = Config(
+        data=DataConfig(path="none", image_size=32),
+        model=MODEL,
+        train=TrainConfig(steps=1, batch_size=12, **train),
+        loss=loss or LossConfig(),
+        optim=optim or OptimConfig(name="sgd", lr=1e-3),
+    )
+    return TrainingStep(build_model(config.model), config, world)
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_never_wait_for_the_gpu(precision, schedule, optimizer, accumulate):
+    batch = make_batch(half=precision != "float32")
+    with start_world("cuda") as world:
+        step = make_step(
+            world,
+            loss=LossConfig(cache=accumulate > 1),
+            optim=OptimConfig(name=optimizer, lr=1e-3),
+            schedule=schedule,
+            precision=precision,
+            accumulate=accumulate,
+        )
+        for _ in range(3):  # sets up memory, the optimiser's state, and what libraries choose by trying
+            step(batch)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            values = [step(batch) for _ in range(3)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(loss.isfinite() for heads in values for loss, _ in heads.values())
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_steps_learn(precision, schedule):
+    batch = make_batch(half=precision != "float32")
+    with start_world("cuda") as world:
+        step = make_step(world, optim=OptimConfig(name="adamw", lr=2e-3), schedule=schedule, precision=precision)
+        losses = [torch.stack([loss for loss, _ in step(batch).values()]) for _ in range(40)]
+    assert (losses[-1] < 0.8 * losses[0]).all()
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+def test_the_first_losses_are_those_of_the_cpu(schedule):
+    first = {}
+    for device in ("cpu", "cuda"):
+        with start_world(device) as world:
+            step = make_step(world, schedule=schedule, precision="float32")
+            values = step(make_batch(half=False, device=world.device))
+            first[device] = torch.stack([values[stage][0] for stage in STAGES]).cpu()
+    torch.testing.assert_close(first["cuda"], first["cpu"], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_state_that_was_saved_goes_on(precision, optimizer, tmp_path):
+    batches = [make_batch(half=precision != "float32", seed=seed) for seed in range(4)]
+    with start_world("cuda") as world:
+        options = {"precision": precision, "optim": OptimConfig(name=optimizer, lr=1e-3)}
+        step = make_step(world, **options)
+        for batch in batches[:2]:
+            step(batch)
+        torch.save(step.state_dict(), tmp_path / "state.pt")
+        resumed = make_step(world, **options)
+        resumed.load_state_dict(torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True))
+        for batch in batches[2:]:
+            expected, got = step(batch), resumed(batch)
+    for head, (loss, _) in expected.items():
+        torch.testing.assert_close(got[head][0], loss, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+def test_a_compiled_step_is_the_same_step(schedule):
+    torch._dynamo.reset()
+    batch = make_batch(half=True)
+    losses = {}
+    with start_world("cuda") as world:
+        for compile in (False, True):
+            step = make_step(world, schedule=schedule, precision="bfloat16", compile=compile)
+            losses[compile] = torch.stack([step(batch)[stage][0] for stage in STAGES])
+    torch.testing.assert_close(losses[True], losses[False], rtol=0.05, atol=0)
+
+
+def test_the_parts_of_a_step_are_found_in_its_trace():
+    with start_world("cuda") as world:
+        found = anatomy(make_step(world, precision="bfloat16"), make_batch(half=True), "bfloat16", GPU)
+    assert all(found[f"seconds_{part}"] > 0 for part in PARTS)
+    assert found["peak_memory_of_a_step"] > 0
+    assert found["operations"] > 0
