@@ -59,6 +59,8 @@ def start_world(device: str) -> Iterator[World]:
     place = _device(device, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
+        # shapes do not change from step to step: the fastest algorithm of each convolution is found by trying
+        torch.backends.cudnn.benchmark = os.environ.get("FASTFGSSL_CUDNN_BENCHMARK") != "0"
     group = control = None
     if size > 1:
         os.environ.update(rendezvous_variables())  # torch reads them there; srun does not set them

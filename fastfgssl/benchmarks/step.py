@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Literal
 
@@ -39,7 +40,7 @@ def run(device: torch.device) -> Iterator[Record]:
             f"{schedule}, resnet50, {side} px, batch {batch_size}, {precision}",
             ours=lambda step=step: step(batch),
             baseline=("published loop in plain PyTorch", lambda plain=plain: plain(plain_batch)),
-            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(plain_batch)),
+            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
             details=anatomy(step, batch, precision, device),
             **options,
         )
@@ -51,11 +52,23 @@ def run(device: torch.device) -> Iterator[Record]:
             f"{schedule} with light blocks, resnet50, {side} px, batch {batch_size}, {precision}",
             ours=lambda light=light: light(batch),
             baseline=("with full blocks", lambda step=step: step(batch)),
-            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(plain_batch)),
+            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
             **options,
         )
     for name in ("sgd", "adamw"):
         yield _optimizer(name, device)
+    if device.type == "cuda":
+        for schedule, config in full.items():
+            compiled = _step(replace(config, train=replace(config.train, compile=True)), world)
+            step = _step(config, world)
+            yield compare(
+                "step",
+                f"{schedule}, compiled, resnet50, {side} px, batch {batch_size}, {precision}",
+                ours=lambda compiled=compiled: compiled(batch),
+                baseline=("eager", lambda step=step: step(batch)),
+                limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
+                **options,
+            )
 
 
 def _optimizer(name: Literal["sgd", "adamw"], device: torch.device) -> Record:
@@ -136,14 +149,15 @@ class _PlainStep:
     def __init__(self, config: Config, device: torch.device) -> None:
         torch.manual_seed(0)
         self.model: FGSSL = build_model(config.model).to(device).train()
+        self._in_our_layout = deepcopy(self.model).to(memory_format=torch.channels_last)
         self._mixed = config.train.precision != "float32"
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=config.optim.lr, momentum=0.9)
 
     def one_pass(self, batch: Batch) -> None:
         """One image through the whole network and back: what no step can do without."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self._in_our_layout.zero_grad(set_to_none=True)
         with torch.autocast(batch.anchor.device.type, dtype=torch.bfloat16, enabled=self._mixed):
-            embeddings = self.model(batch.anchor, "all")
+            embeddings = self._in_our_layout(batch.anchor, "all")
         embeddings.float().square().sum().backward()
 
     def __call__(self, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,122 @@
+"""Proves the GPU side on a machine with a CUDA GPU: its tests and every suite, within a budget of seconds.
+
+GPU_SECONDS=420 GPU_STAGES="core dali" GPU_OUT=runs/gpu python tools/gpu.py
+
+Parts run in the order of their worth, each in a process of its own with a limit of its own: what fails or hangs costs
+itself alone. `core` needs torch and no DALI, `dali` the rest. Logs and records are written as they come, in few files.
+REHEARSE=1 runs every part on a CPU with tiny sizes, so that nothing fails for a silly reason on the day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+REHEARSE = os.environ.get("REHEARSE") == "1"
+DEVICE = "cpu" if REHEARSE else "cuda"
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", "--tb=short", "-m", "gpu")
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    seconds: int
+    """What it may take."""
+    command: tuple[str, ...]
+
+
+def tests(*paths: str) -> tuple[str, ...]:
+    if REHEARSE:
+        return (*PYTEST, "--collect-only", *paths)
+    workers = () if subprocess.run([sys.executable, "-c", "import xdist"], stderr=-3).returncode else ("-n", "8")
+    return (*PYTEST, *workers, *paths)
+
+
+def suite(name: str, *arguments: str) -> tuple[str, ...]:
+    out = str(OUT / f".{name}.json")
+    return (sys.executable, "tools/bench.py", name, "--device", DEVICE, "--json", out, *arguments)
+
+
+CORE_TESTS = ("tests/gpu/test_core.py", "tests/test_jigsaw.py", "tests/test_fan_out_tensors.py")
+OUT = Path(os.environ.get("GPU_OUT") or ROOT / "runs" / "gpu").absolute()
+STAGES = {
+    "core": [
+        Part("device", 20, ("nvidia-smi",)),
+        Part("core-tests", 100, tests(*CORE_TESTS)),
+        Part("loss", 60, suite("loss")),
+        Part("jigsaw", 60, suite("jigsaw")),
+        Part("step", 120, suite("step")),
+        Part("sanitizer", 45, ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", CORE_TESTS[-1])),
+    ],
+    "dali": [
+        Part("dali-tests", 120, tests("tests/gpu/test_dali.py", "tests/test_fan_out.py")),
+        Part("train", 150, suite("train")),
+        Part("input", 120, suite("input", "--index-samples", "1000000")),
+    ],
+}
+
+
+_TELLING = re.compile(r"(FAILED|ERROR|error|E   |== |(loss|jigsaw|step|train|input): )|\d+ (passed|failed)")
+
+
+def run(part: Part, seconds: float, log) -> str:
+    """Runs it for at most `seconds`; says how it ended."""
+    if not REHEARSE and shutil.which(part.command[0]) is None:
+        return f"not run: no {part.command[0]} on the PATH"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path[1:])}
+    process = subprocess.Popen(
+        part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    try:
+        code = process.wait(timeout=seconds)
+        return "done" if code == 0 else f"failed with exit code {code}"
+    except subprocess.TimeoutExpired:
+        return f"stopped after {seconds:.0f} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def main() -> int:
+    OUT.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + float(os.environ.get("GPU_SECONDS") or 420)
+    wanted = (os.environ.get("GPU_STAGES") or "core dali").split()
+    only = (os.environ.get("GPU_RUN") or "").split()
+    summary, records = [], []
+    for stage in wanted:
+        with (OUT / f"{stage}.log").open("w") as log:
+            for part in STAGES[stage]:
+                if only and part.name not in only:
+                    continue
+                left = end - time.monotonic()
+                start = time.monotonic()
+                print(f"== {part.name}", file=log, flush=True)
+                ended = run(part, min(part.seconds, left), log) if left > 5 else "not run: no time left"
+                summary.append(f"{part.name}: {ended} ({time.monotonic() - start:.0f} s)")
+                print(f"== {summary[-1]}", file=log, flush=True)
+                written = OUT / f".{part.name}.json"
+                if written.exists():
+                    records += json.loads(written.read_text())
+                    written.unlink()
+                    (OUT / "records.json").write_text(json.dumps(records, indent=1) + "\n")
+        print(
+            "\n".join(line for line in (OUT / f"{stage}.log").read_text().splitlines() if _TELLING.match(line))[-8000:]
+        )
+    (OUT / "summary.txt").write_text("\n".join(summary) + "\n")
+    print("\n".join(summary))
+    return 0 if all("done" in line for line in summary) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
