@@ -107,7 +107,7 @@ def cross_correlation_terms(
     for z, gradient in zip((z1, z2), gradients, strict=True):
         if with_gradients and z.requires_grad:
             # a node for each view: backward then frees the gradient of one before it makes that of the other
-            loss = _WithGradient.apply(loss, gradient, z, z[:0].sum())
+            loss = _WithGradient.apply(loss, gradient, z, z[:0].clone())
     return LossTerms(loss, *terms.unbind())
 
 
@@ -206,7 +206,7 @@ def _loss_op(
         ranks=ranks,
     )
     gradients = result.gradients or (result.loss.new_empty(0), result.loss.new_empty(0))
-    return result.loss, torch.stack([result.on_diagonal, result.off_diagonal, result.dead]), *gradients
+    return result.loss, result.terms, *gradients
 
 
 @_loss_op.register_fake
@@ -217,7 +217,7 @@ def _loss_fake(z1, z2, lambd, form, algorithm, precision, with_gradients, group_
 
 
 class _WithGradient(torch.autograd.Function):
-    """The loss as it is, whose gradient by the embeddings z is known; `edge` is a scalar made of z."""
+    """The loss as it is, whose gradient by the embeddings z is known; `edge` is an empty tensor made of z."""
 
     @staticmethod
     def forward(ctx, loss: torch.Tensor, gradient: torch.Tensor, z: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:

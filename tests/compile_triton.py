@@ -6,8 +6,6 @@ that is what its interpreter does not do.
 
 from __future__ import annotations
 
-import itertools
-
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
@@ -15,26 +13,46 @@ from fastfgssl.kernels.cross_correlation import triton_kernel as loss
 from fastfgssl.kernels.jigsaw import triton_kernel as jigsaw
 
 ARCHITECTURES = (80, 90, 100)
-BLOCK = {"ROWS": 64, "COLUMNS": 32}
+TILE = {"ROWS": 32, "COLUMNS": 32}
 F32, F16, BF16 = "*fp32", "*fp16", "*bf16"
+EMBEDDINGS = [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32)]  # dtypes of the two views
+
+
+def pointers(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, F32)
+
+
+def floats(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "fp32")
+
 
 # kernel: signatures of its pointers and floats, its integers, its constants
 KERNELS = [
-    *((loss._standardise_kernel, {"x": x, "z": z, "how": F32, "eps": "fp32"}, ("N", "D"), BLOCK)
-      for x, z in ((F32, F32), (F16, BF16), (BF16, BF16))),
-    (loss._compare_kernel,
-     {"x1": F32, "how1": F32, "x2": F16, "how2": F32, "slope": F32, "terms": F32}
-     | dict.fromkeys(("eps", "on_weight", "off_weight"), "fp32"), ("N", "D"), BLOCK),
+    *((loss._moments_kernel, {"x1": x1, "x2": x2} | pointers("moments"), ("N", "D", "chunk_rows"), TILE)
+      for x1, x2 in EMBEDDINGS),
+    *((loss._standardise_kernel,
+       {"x1": x1, "x2": x2, "z1": z, "z2": z}
+       | pointers("moments", "statistics1", "statistics2", "slope", "terms")
+       | floats("eps", "on_weight", "off_weight", "shift_weight"), ("N", "D", "chunk_rows"), TILE | {"CHUNKS": chunks})
+      for (x1, x2), z, chunks in zip(EMBEDDINGS, (F32, F32, BF16, BF16), (16, 1, 16, 1), strict=True)),
     *((loss._inner_product_and_shift_kernel,
-       {"k1": F32, "k2": F32, "to1": to, "to2": to, "shifts": F32, "inner": F32}, ("first", "n", "N"),
-       {"NUMBERS": 1024})
-      for to in (F32, BF16)),
+       {"shifted1": shifted, "shifted2": shifted} | pointers("k1", "k2", "shifts", "inner") | floats("weight"),
+       ("first_row", "n", "N"), {"NUMBERS": 1024})
+      for shifted in (F32, BF16)),
     *((loss._contract_kernel,
-       {"product": F32, "x_own": x, "how_own": F32, "x_other": F32, "how_other": F32, "slope": F32, "shift": F32,
-        "sums": F32, "scale": "fp32"}, ("n", "D"), BLOCK | {"HAS_SHIFT": shift})
-      for x, shift in itertools.product((F32, BF16), (False, True))),
-    (loss._finish_kernel, {"gradient": F32, "x_own": F16, "how_own": F32, "sums": F32, "factor": "fp32"},
-     ("n", "N", "D"), BLOCK),
+       {"x1": x1, "x2": x2} | floats("scale")
+       | pointers("gradient1", "gradient2", "statistics1", "statistics2", "slope", "shifts", "sums"),
+       ("n", "D", "chunk_rows"), TILE | {"SHIFTED": shifted})
+      for (x1, x2), shifted in zip(EMBEDDINGS, (True, False, True, False), strict=True)),
+    (loss._add_up_kernel, pointers("shares", "sums", "total"), ("parts", "chunks", "D"),
+     {"CHUNKS": 16, "NUMBERS": 128}),
+    *((loss._finish_kernel,
+       {"x1": x1, "x2": x2} | pointers("gradient1", "gradient2", "statistics1", "statistics2", "sums")
+       | floats("factor"), ("n", "N", "D"), TILE)
+      for x1, x2 in EMBEDDINGS),
+    (loss._loss_kernel,
+     pointers("squared_norm", "totals", "loss", "terms") | floats("on_weight", "off_weight", "diagonal_weight"),
+     (), {}),
     *((jigsaw._jigsaw_kernel, {"source": word, "permutation": "*i64", "target": word}, ("planes_per_image",),
        {"words": 4096, "row_words": 64, "grid": 4, "tile_height": 16, "tile_words": 16, "BLOCK": 1024})
       for word in ("*i64", "*i32", "*i16", "*u8")),

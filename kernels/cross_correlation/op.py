@@ -51,12 +51,9 @@ class CrossCorrelation(NamedTuple):
     """What is known of C = Z1' Z2 / N; scalars are those of the whole batch, and the same on every rank."""
 
     loss: torch.Tensor
-    on_diagonal: torch.Tensor
-    """sum_i (1 - C_ii)^2."""
-    off_diagonal: torch.Tensor
-    """sum_(i != j) C_ij^2."""
-    dead: torch.Tensor
-    """Columns whose variance is below the eps of the standardisation, in either view."""
+    terms: torch.Tensor
+    """[3]: sum_i (1 - C_ii)^2; sum_(i != j) C_ij^2; and how many columns are dead, with a variance below the eps of the
+    standardisation, in either view."""
     gradients: tuple[torch.Tensor, torch.Tensor] | None
     """[n, D] of this rank's rows of both views, times the number of ranks; None if not asked for."""
 
@@ -90,38 +87,29 @@ def cross_correlation(
     rows = slice(ranks.rank * n, (ranks.rank + 1) * n)
     scale = 2 * off_weight / N**2
 
-    # the second view is on its way while the first is standardised
-    first, second = ranks.gather(z1.contiguous()), ranks.gather(z2.contiguous())
+    weights = {"on_weight": on_weight, "off_weight": off_weight, "diagonal_in_product": algorithm == "gram"}
+
+    # both views are on their way before either is waited for
+    gathering = ranks.gather(z1.contiguous()), ranks.gather(z2.contiguous())
     # Triton launches on the current device
     with torch.autocast(z1.device.type, enabled=False), torch.cuda.device_of(z1):
-        views = [steps.standardise(received(), precision) for received in (first, second)]
-        slope_D, totals = steps.compare_columns(
-            *views, on_weight=on_weight, off_weight=off_weight, diagonal_in_product=algorithm == "gram"
-        )
+        standardised = steps.standardise(*(received() for received in gathering), precision, **weights)
         how = {"rows": rows, "precision": precision, "with_gradients": with_gradients}
         if algorithm == "gram":
-            products = through_grams(*views, totals, **how, steps=steps)
+            products = through_grams(standardised.views, standardised.totals[2:4], **how, steps=steps)
         else:
-            products = through_slabs(*views, **how, num_ranks=ranks.size)
-        shared = [products.squared_norm[None]]
+            products = through_slabs(standardised.views, **how, num_ranks=ranks.size)
         if with_gradients:
-            shifts = (None, None) if products.shifts is None else products.shifts
-            for toward_nD, own, other, shift in zip(products.toward, views, views[::-1], shifts, strict=True):
-                sums = steps.contract(toward_nD, own, other, slope_D, scale=scale, shift=shift, rows=rows)
-                shared.append(sums.flatten())
-        shared = torch.cat(shared)
+            squared_norm, toward, shifted = products
+            shared = steps.contract(squared_norm, toward, standardised, scale=scale, shifted=shifted, rows=rows)
+        else:
+            shared = products.squared_norm.sum(dim=0, keepdim=True)
         ranks.add_up(shared)
-        on_diagonal, off_diagonal = totals[0], shared[0]
-        if algorithm == "gram":
-            off_diagonal = off_diagonal - totals[1]
+        loss, terms = steps.loss_and_terms(shared[:1], standardised, **weights)
         gradients = None
         if with_gradients:
-            gradients = tuple(
-                steps.finish(toward_nD, own, rows=rows, sums=sums, factor=float(ranks.size))
-                for toward_nD, own, sums in zip(products.toward, views, shared[1:].view(2, 2, D), strict=True)
-            )
-    loss = on_weight * on_diagonal + off_weight * off_diagonal
-    return CrossCorrelation(loss, on_diagonal, off_diagonal, totals[4], gradients)
+            gradients = steps.finish(toward, standardised, shared[1:], factor=float(ranks.size), rows=rows)
+    return CrossCorrelation(loss, terms, gradients)
 
 
 def cheaper_algorithm(N: int, D: int, num_ranks: int, device_type: str) -> str:
@@ -137,9 +125,9 @@ def cheaper_algorithm(N: int, D: int, num_ranks: int, device_type: str) -> str:
 def _steps_of(device: torch.device, precision: torch.dtype) -> ModuleType:
     if device.type != "cuda" or precision == torch.float64:
         return torch_steps
-    from fastfgssl.kernels.cross_correlation import triton_kernel
+    from fastfgssl.kernels.cross_correlation import triton_steps
 
-    return triton_kernel
+    return triton_steps
 
 
 def check_arguments(z1: torch.Tensor, z2: torch.Tensor, *, lambd: float, form: str, algorithm: str, precision: str):

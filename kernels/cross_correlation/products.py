@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from fastfgssl.kernels.cross_correlation.torch_steps import View
-
 # a slab's rows: enough for products to run at their full rate, few enough for it to stay in a GPU's second-level cache
 _SLAB = {"cpu": 512, "cuda": 1024}
 _GRAM_BLOCKS = 4  # of rows on a CPU: the half below their diagonal is copied, not computed
@@ -22,11 +20,11 @@ _GRAM_BLOCKS = 4  # of rows on a CPU: the half below their diagonal is copied, n
 
 class Products(NamedTuple):
     squared_norm: torch.Tensor
-    """Sum of C_ij^2: this rank's share of it."""
+    """Sum of C_ij^2: this rank's share of it, in parts that add up to it."""
     toward: tuple[torch.Tensor, torch.Tensor] | None
-    """N Z2 C' less shift_1 Z1, and N Z1 C less shift_2 Z2: this rank's rows [n, D]."""
-    shifts: torch.Tensor | None = None
-    """[2]: shift_1 and shift_2; None if they are zero."""
+    """N Z2 C' and N Z1 C: this rank's rows [n, D]."""
+    shifted: bool = False
+    """Whether they are less shift_2 Z1 and shift_1 Z2."""
 
 
 def product(a: torch.Tensor, b: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
@@ -38,9 +36,8 @@ def product(a: torch.Tensor, b: torch.Tensor, precision: torch.dtype) -> torch.T
 
 
 def through_grams(
-    view1: View,
-    view2: View,
-    totals: torch.Tensor,
+    views: list[torch.Tensor],
+    shifts: torch.Tensor,
     *,
     rows: slice,
     precision: torch.dtype,
@@ -50,30 +47,35 @@ def through_grams(
     """By the Gram matrices' rows of this rank; the diagonal of C is part of the products.
 
     K2 Z1 is mostly a multiple of Z1, which the standardisation's backward takes away again, so where products round,
-    that part is taken out of K2 before: shift (I - 11'/N), with the shift that leaves the trace at zero.
+    that part is taken out of K2 before: shift (I - 11'/N), with the shift that leaves the trace at zero. shifts: [2],
+    of K1 and K2. views: Z1 and Z2, which are taken out of the list.
     """
-    N = len(view1.z_ND)
-    k1_nN, k2_nN = (_gram_rows(view.z_ND, rows, precision) for view in (view1, view2))
-    rounds = view1.z_ND.is_cuda or precision == torch.bfloat16
+    z1_ND, z2_ND = views
+    views.clear()
+    N = len(z1_ND)
+    k1_nN, k2_nN = (_gram_rows(z_ND, rows, precision) for z_ND in (z1_ND, z2_ND))
+    rounds = z1_ND.is_cuda or precision == torch.bfloat16
     if rounds:
-        shifts = totals[2:4] * (N / (N - 1))
-        inner, k1_nN, k2_nN = steps.inner_product_and_shift(k1_nN, k2_nN, shifts, rows.start, precision)
+        squared_norm, k1_nN, k2_nN = steps.inner_product_and_shift(k1_nN, k2_nN, shifts, rows.start, precision)
     else:
-        inner = (k1_nN * k2_nN).sum()  # pairwise: `vdot` adds millions of numbers one by one
+        # pairwise: `vdot` adds millions of numbers one by one
+        squared_norm = ((k1_nN * k2_nN).sum() / N**2)[None]
     if not with_gradients:
-        return Products(inner / N**2, None)
-    toward_1_nD = product(k2_nN, view1.z_ND, precision)
-    steps.release(view1)  # the next product may take its memory
-    toward_2_nD = product(k1_nN, view2.z_ND, precision)
-    steps.release(view2)
-    return Products(inner / N**2, (toward_1_nD, toward_2_nD), shifts.flip(0) if rounds else None)
+        return Products(squared_norm, None)
+    toward_1_nD = product(k2_nN, z1_ND, precision)
+    del z1_ND  # the next product may take its memory
+    return Products(squared_norm, (toward_1_nD, product(k1_nN, z2_ND, precision)), rounds)
 
 
 def through_slabs(
-    view1: View, view2: View, *, rows: slice, precision: torch.dtype, with_gradients: bool, num_ranks: int
+    views: list[torch.Tensor], *, rows: slice, precision: torch.dtype, with_gradients: bool, num_ranks: int
 ) -> Products:
-    """By slabs of M = N C from all rows, which every rank forms; the diagonal of C is left out of the products."""
-    z1_ND, z2_ND = view1.z_ND, view2.z_ND
+    """By slabs of M = N C from all rows, which every rank forms; the diagonal of C is left out of the products.
+
+    views: Z1 and Z2, which are taken out of the list.
+    """
+    z1_ND, z2_ND = views
+    views.clear()
     N, D = z1_ND.shape
     slab = min(_SLAB[z1_ND.device.type], -(-D // 2))
     squared_norm = torch.zeros((), device=z1_ND.device, dtype=torch.promote_types(z1_ND.dtype, torch.float32))
@@ -93,7 +95,7 @@ def through_slabs(
                 toward_2_nD += product(z1_nD[:, columns], m_sD, precision)
         squared_norm += m_sD.square_().sum()
     toward = (toward_1_nD, toward_2_nD) if with_gradients else None
-    return Products(squared_norm / (N**2 * num_ranks), toward)
+    return Products((squared_norm / (N**2 * num_ranks))[None], toward)
 
 
 def _gram_rows(z_ND: torch.Tensor, rows: slice, precision: torch.dtype) -> torch.Tensor:

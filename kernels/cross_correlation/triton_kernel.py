@@ -1,222 +1,285 @@
-"""The steps over columns of the cross-correlation loss as Triton kernels: what `torch_steps.py` does, for GPUs.
+"""The kernels over columns of the cross-correlation loss, in Triton; `triton_steps.py` launches them.
 
-N rows of the whole batch, n rows of this rank, D features. A program takes a block of columns and goes down their rows,
-or a block of numbers. Standardised numbers are made again from the embeddings wherever they are needed in float32: what
-is kept of them, in the precision of the products, is for the products alone.
+N rows of the whole batch, n rows of this rank, D features, eps that of the standardisation. A program takes a block of
+columns and a chunk of their rows, a tile of [ROWS, COLUMNS] at a time, of both views at once. There are no atomics: a
+program writes the sums of its chunk, and a later kernel adds chunks up in their order, the same each time.
+
+Standardised numbers are made again from the embeddings wherever they are needed in float32: what is kept of them, in
+the precision of the products, is for the products alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
 
-from fastfgssl.kernels.cross_correlation.reference import STANDARDISE_EPS
-
-_ROWS, _COLUMNS = 64, 32  # of a program's block: 128 bytes of float32 a row
-_NUMBERS = 1024  # of a program that goes over numbers
-
-
-@dataclass(kw_only=True)
-class View:
-    """One view's embeddings of the whole batch, and how each column is standardised."""
-
-    x_ND: torch.Tensor
-    z_ND: torch.Tensor | None
-    """Standardised, in the precision of the products; None after `release`."""
-    how: torch.Tensor
-    """[3, D] of columns: the mean, what its rounding left of it, and 1 / standard deviation."""
-
 
 @triton.jit
-def _block(x, rows, columns, n, D):
-    """Numbers of a block in float32, 0 outside; and which of them are inside."""
-    inside = (rows < n)[:, None] & (columns < D)[None, :]
+def _tile(x, rows, columns, end, D):
+    """Numbers [ROWS, COLUMNS] in float32, 0 outside; and which of them are inside: rows before `end`, columns of D."""
+    inside = (rows < end)[:, None] & (columns < D)[None, :]
     return tl.load(x + rows.to(tl.int64)[:, None] * D + columns[None, :], mask=inside, other=0).to(tl.float32), inside
 
 
 @triton.jit
-def _standardised(value, how, columns, D):
-    """Numbers of a block, standardised in float32: finite, but wrong, outside."""
-    live = columns < D
-    mean, left = tl.load(how + columns, mask=live, other=0), tl.load(how + D + columns, mask=live, other=0)
-    rstd = tl.load(how + 2 * D + columns, mask=live, other=0)
-    return (value - mean[None, :] - left[None, :]) * rstd[None, :]
+def _store_tile(x, value, rows, columns, inside, D):
+    tl.store(x + rows.to(tl.int64)[:, None] * D + columns[None, :], value.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _standardise_kernel(x, z, how, N, D, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _moments_kernel(x1, x2, moments, N, D, chunk_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of each column, over the n_c rows of a chunk c, for both views:
+
+        mean_c = reference + shift,    squares_c = sum (x - mean_c)^2,    cross_c = sum (x1 - mean1_c) (x2 - mean2_c)
+
+    moments [7, chunks, D]: reference, shift, squares of the first view; of the second; cross. Rows are read once, so
+    sums are taken about the mean of the chunk's first ROWS rows, which is near enough for nothing to cancel.
+    """
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, N, ROWS):
-        value, inside = _block(x, start + tl.arange(0, ROWS), columns, N, D)
-        total += value
-    mean_of = tl.sum(total, 0) / N
-    total, squares = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, N, ROWS):
-        value, inside = _block(x, start + tl.arange(0, ROWS), columns, N, D)
-        centred = tl.where(inside, value - mean_of[None, :], 0.0)
-        total += centred
-        squares += centred * centred
-    left_of = tl.sum(total, 0) / N
-    rstd_of = 1.0 / tl.sqrt(tl.sum(squares, 0) / N - left_of * left_of + eps)
-    tl.store(how + columns, mean_of, mask=columns < D)
-    tl.store(how + D + columns, left_of, mask=columns < D)
-    tl.store(how + 2 * D + columns, rstd_of, mask=columns < D)
-    for start in range(0, N, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        value, inside = _block(x, rows, columns, N, D)
-        standardised = (value - mean_of[None, :] - left_of[None, :]) * rstd_of[None, :]
-        to = z + rows.to(tl.int64)[:, None] * D + columns[None, :]
-        tl.store(to, standardised.to(z.dtype.element_ty), mask=inside)
+    chunk, chunks = tl.program_id(1), tl.num_programs(1)
+    first = chunk * chunk_rows
+    end = tl.minimum(first + chunk_rows, N)
+    count = (end - first).to(tl.float32)
+    rows = first + tl.arange(0, ROWS)
+    value1, inside = _tile(x1, rows, columns, end, D)
+    value2, inside = _tile(x2, rows, columns, end, D)
+    first_count = tl.minimum(count, ROWS)
+    reference1, reference2 = tl.sum(value1, 0) / first_count, tl.sum(value2, 0) / first_count
+    sum1, sum2 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
+    squares1, squares2 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
+    cross = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(first, end, ROWS):
+        centred1 = tl.where(inside, value1 - reference1[None, :], 0.0)
+        centred2 = tl.where(inside, value2 - reference2[None, :], 0.0)
+        # the next rows are on their way while these are added up
+        rows = start + ROWS + tl.arange(0, ROWS)
+        value1, inside = _tile(x1, rows, columns, end, D)
+        value2, inside = _tile(x2, rows, columns, end, D)
+        sum1 += centred1
+        sum2 += centred2
+        squares1 += centred1 * centred1
+        squares2 += centred2 * centred2
+        cross += centred1 * centred2
+    total1, total2 = tl.sum(sum1, 0), tl.sum(sum2, 0)
+    shift1, shift2 = total1 / count, total2 / count
+    # rounding may leave less than nothing of a large constant
+    about_mean1 = tl.maximum(tl.sum(squares1, 0) - total1 * shift1, 0.0)
+    about_mean2 = tl.maximum(tl.sum(squares2, 0) - total2 * shift2, 0.0)
+    live = columns < D
+    out = moments + chunk * D + columns
+    step = chunks * D
+    tl.store(out, reference1, mask=live)
+    tl.store(out + step, shift1, mask=live)
+    tl.store(out + 2 * step, about_mean1, mask=live)
+    tl.store(out + 3 * step, reference2, mask=live)
+    tl.store(out + 4 * step, shift2, mask=live)
+    tl.store(out + 5 * step, about_mean2, mask=live)
+    tl.store(out + 6 * step, tl.sum(cross, 0) - total1 * shift2, mask=live)
 
 
 @triton.jit
-def _compare_kernel(
-    x1, how1, x2, how2, slope, terms, N, D, eps, on_weight, off_weight,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def _rows_of_chunks(x, columns, chunks, D, CHUNKS: tl.constexpr):
+    """x [chunks, D] at these columns: [CHUNKS, COLUMNS], 0 outside."""
+    chunk = tl.arange(0, CHUNKS)
+    inside = (chunk < chunks)[:, None] & (columns < D)[None, :]
+    return tl.load(x + chunk[:, None] * D + columns[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def _combine(moments, counts, columns, chunks, N, D, eps, CHUNKS: tl.constexpr):
+    """The statistics of all rows from a view's moments [3, chunks, D] of n_c = counts rows each:
+
+        mean = sum n_c mean_c / N,    variance = sum (squares_c + n_c (mean_c - mean)^2) / N
+
+    Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances, 1979. Means are
+    taken about the first reference, so that a column far from zero is as exact as any; what float32 cannot hold of
+    their sum is the remainder. Returns mean, remainder, (variance + eps)^(-1/2), and mean_c - mean [CHUNKS, COLUMNS].
+    """
+    step = chunks * D
+    reference = tl.load(moments + columns, mask=columns < D, other=0)
+    away = _rows_of_chunks(moments, columns, chunks, D, CHUNKS) - reference[None, :]
+    away += _rows_of_chunks(moments + step, columns, chunks, D, CHUNKS)
+    rows = tl.cast(N, tl.float32)
+    shift = tl.div_rn(tl.sum(counts[:, None] * away, 0), rows)
+    away -= shift[None, :]
+    squares = _rows_of_chunks(moments + 2 * step, columns, chunks, D, CHUNKS) + counts[:, None] * away * away
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(squares, 0), rows) + eps))
+    # Knuth's sum of two numbers and its rounding error
+    mean = reference + shift
+    added = mean - reference
+    remainder = (reference - (mean - added)) + (shift - added)
+    return mean, remainder, rstd, away
+
+
+@triton.jit
+def _standardise_kernel(
+    x1, x2, moments, z1, z2, statistics1, statistics2, slope, terms,
+    N, D, chunk_rows, eps, on_weight, off_weight, shift_weight,
+    CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """z = (x - mean) (variance + eps)^(-1/2) of both views, and the diagonal of C, from what `_moments_kernel` left:
+
+        C_ii = z1_i' z2_i / N = rstd1 rstd2 sum (cross_c + n_c (mean1_c - mean1) (mean2_c - mean2)) / N
+        slope_i = -2 / N (on_weight (1 - C_ii) + off_weight C_ii)
+
+    statistics [3, D] of a view: mean, remainder, rstd. terms [5, D]: (1 - C_ii)^2; C_ii^2; shift_weight times the
+    variance of the standardised column, for each view; and whether the column is dead.
+    """
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    live = columns < D
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, N, ROWS):
+    chunk, chunks = tl.program_id(1), tl.num_programs(1)
+    counts = tl.minimum(tl.maximum(N - tl.arange(0, CHUNKS) * chunk_rows, 0), chunk_rows).to(tl.float32)
+    step = chunks * D
+    mean1, remainder1, rstd1, away1 = _combine(moments, counts, columns, chunks, N, D, eps, CHUNKS)
+    mean2, remainder2, rstd2, away2 = _combine(moments + 3 * step, counts, columns, chunks, N, D, eps, CHUNKS)
+    if chunk == 0:
+        live = columns < D
+        tl.store(statistics1 + columns, mean1, mask=live)
+        tl.store(statistics1 + D + columns, remainder1, mask=live)
+        tl.store(statistics1 + 2 * D + columns, rstd1, mask=live)
+        tl.store(statistics2 + columns, mean2, mask=live)
+        tl.store(statistics2 + D + columns, remainder2, mask=live)
+        tl.store(statistics2 + 2 * D + columns, rstd2, mask=live)
+        cross = _rows_of_chunks(moments + 6 * step, columns, chunks, D, CHUNKS) + counts[:, None] * away1 * away2
+        diagonal = tl.div_rn(tl.sum(cross, 0), tl.cast(N, tl.float32)) * rstd1 * rstd2
+        apart = 1.0 - diagonal
+        tl.store(slope + columns, -2.0 / N * (on_weight * apart + off_weight * diagonal), mask=live)
+        # eps over (variance + eps): 0 for a live column, 1 for a constant one
+        lost1, lost2 = eps * rstd1 * rstd1, eps * rstd2 * rstd2
+        tl.store(terms + columns, apart * apart, mask=live)
+        tl.store(terms + D + columns, diagonal * diagonal, mask=live)
+        tl.store(terms + 2 * D + columns, shift_weight * (1.0 - lost1), mask=live)
+        tl.store(terms + 3 * D + columns, shift_weight * (1.0 - lost2), mask=live)
+        tl.store(terms + 4 * D + columns, tl.where(tl.maximum(lost1, lost2) > 0.5, 1.0, 0.0), mask=live)
+    first = chunk * chunk_rows
+    end = tl.minimum(first + chunk_rows, N)
+    for start in range(first, end, ROWS):
         rows = start + tl.arange(0, ROWS)
-        value1, inside = _block(x1, rows, columns, N, D)
-        value2, inside = _block(x2, rows, columns, N, D)
-        product = _standardised(value1, how1, columns, D) * _standardised(value2, how2, columns, D)
-        total += tl.where(inside, product, 0.0)
-    diagonal = tl.sum(total, 0) / N
-    apart = 1.0 - diagonal
-    tl.store(slope + columns, -2.0 / N * (on_weight * apart + off_weight * diagonal), mask=live)
-    s1 = tl.load(how1 + 2 * D + columns, mask=live, other=0)
-    s2 = tl.load(how2 + 2 * D + columns, mask=live, other=0)
-    lost1, lost2 = eps * s1 * s1, eps * s2 * s2
-    tl.store(terms + columns, apart * apart, mask=live)
-    tl.store(terms + D + columns, diagonal * diagonal, mask=live)
-    tl.store(terms + 2 * D + columns, 1.0 - lost1, mask=live)
-    tl.store(terms + 3 * D + columns, 1.0 - lost2, mask=live)
-    tl.store(terms + 4 * D + columns, tl.where(tl.maximum(lost1, lost2) > 0.5, 1.0, 0.0), mask=live)
+        value1, inside = _tile(x1, rows, columns, end, D)
+        value2, inside = _tile(x2, rows, columns, end, D)
+        standardised1 = (value1 - mean1[None, :] - remainder1[None, :]) * rstd1[None, :]
+        standardised2 = (value2 - mean2[None, :] - remainder2[None, :]) * rstd2[None, :]
+        _store_tile(z1, standardised1, rows, columns, inside, D)
+        _store_tile(z2, standardised2, rows, columns, inside, D)
 
 
 @triton.jit
 def _inner_product_and_shift_kernel(
-    k1, k2, to1, to2, shifts, inner, first, n, N, NUMBERS: tl.constexpr
+    k1, k2, shifted1, shifted2, shifts, inner, first_row, n, N, weight, NUMBERS: tl.constexpr
 ):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * NUMBERS + tl.arange(0, NUMBERS)
-    inside = at < tl.cast(n, tl.int64) * N  # an n of 1 is a constant, and no tensor
-    value1, value2 = tl.load(k1 + at, mask=inside, other=0), tl.load(k2 + at, mask=inside, other=0)
-    tl.store(inner + tl.program_id(0), tl.sum(value1 * value2, 0))
-    identity = tl.where(at // N + first == at % N, 1.0, 0.0) - 1.0 / N
-    tl.store(to1 + at, (value1 - tl.load(shifts) * identity).to(to1.dtype.element_ty), mask=inside)
-    tl.store(to2 + at, (value2 - tl.load(shifts + 1) * identity).to(to2.dtype.element_ty), mask=inside)
+    """weight <K1, K2>, a sum for each program, and both K - shift (I - 11'/N); K [n, N], rows from `first_row` on."""
+    index = tl.program_id(0).to(tl.int64) * NUMBERS + tl.arange(0, NUMBERS)
+    inside = index < tl.cast(n, tl.int64) * N  # an n of 1 is a constant, and no tensor
+    value1, value2 = tl.load(k1 + index, mask=inside, other=0), tl.load(k2 + index, mask=inside, other=0)
+    tl.store(inner + tl.program_id(0), weight * tl.sum(value1 * value2, 0))
+    identity = tl.where(index // N + first_row == index % N, 1.0, 0.0) - 1.0 / N
+    out1, out2 = value1 - tl.load(shifts) * identity, value2 - tl.load(shifts + 1) * identity
+    tl.store(shifted1 + index, out1.to(shifted1.dtype.element_ty), mask=inside)
+    tl.store(shifted2 + index, out2.to(shifted2.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _standardised(value, statistics, columns, D):
+    """(x - mean) rstd of a tile: finite, but wrong, outside."""
+    live = columns < D
+    mean = tl.load(statistics + columns, mask=live, other=0)
+    remainder = tl.load(statistics + D + columns, mask=live, other=0)
+    rstd = tl.load(statistics + 2 * D + columns, mask=live, other=0)
+    return (value - mean[None, :] - remainder[None, :]) * rstd[None, :]
 
 
 @triton.jit
 def _contract_kernel(
-    product, x_own, how_own, x_other, how_other, slope, shift, sums, n, D, scale,
-    HAS_SHIFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    gradient1, gradient2, x1, x2, statistics1, statistics2, slope, shifts, sums, n, D, chunk_rows, scale,
+    SHIFTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """The gradients of standardised rows, in place of the products that `gradient1` and `gradient2` hold:
+
+        g1 = scale (product1 + shift2 z1) + slope z2,    g2 = scale (product2 + shift1 z2) + slope z1
+
+    The shifts are what was taken out of the other view's Gram matrix, if SHIFTED. sums [chunks, 4, D]: g1, g1 z1, g2
+    and g2 z2 added up over a chunk's rows.
+    """
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    chunk = tl.program_id(1)
     live = columns < D
-    slope_of = tl.load(slope + columns, mask=live, other=0)
-    shift_of = scale * tl.load(shift) if HAS_SHIFT else 0.0
-    sum_g, sum_gz = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, n, ROWS):
+    slope_of = tl.load(slope + columns, mask=live, other=0)[None, :]
+    scaled_shift1 = scale * tl.load(shifts) if SHIFTED else 0.0
+    scaled_shift2 = scale * tl.load(shifts + 1) if SHIFTED else 0.0
+    sum_g1, sum_g2 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
+    sum_gz1, sum_gz2 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
+    first = chunk * chunk_rows
+    end = tl.minimum(first + chunk_rows, n)
+    for start in range(first, end, ROWS):
         rows = start + tl.arange(0, ROWS)
-        value, inside = _block(product, rows, columns, n, D)
-        own, inside = _block(x_own, rows, columns, n, D)
-        other, inside = _block(x_other, rows, columns, n, D)
-        z_own = _standardised(own, how_own, columns, D)
-        g = scale * value + shift_of * z_own + slope_of[None, :] * _standardised(other, how_other, columns, D)
-        g = tl.where(inside, g, 0.0)
-        sum_g += g
-        sum_gz += g * z_own
-        tl.store(product + rows.to(tl.int64)[:, None] * D + columns[None, :], g, mask=inside)
-    tl.store(sums + columns, tl.sum(sum_g, 0), mask=live)
-    tl.store(sums + D + columns, tl.sum(sum_gz, 0), mask=live)
+        product1, inside = _tile(gradient1, rows, columns, end, D)
+        product2, inside = _tile(gradient2, rows, columns, end, D)
+        value1, inside = _tile(x1, rows, columns, end, D)
+        value2, inside = _tile(x2, rows, columns, end, D)
+        z1 = _standardised(value1, statistics1, columns, D)
+        z2 = _standardised(value2, statistics2, columns, D)
+        g1 = tl.where(inside, scale * product1 + scaled_shift2 * z1 + slope_of * z2, 0.0)
+        g2 = tl.where(inside, scale * product2 + scaled_shift1 * z2 + slope_of * z1, 0.0)
+        _store_tile(gradient1, g1, rows, columns, inside, D)
+        _store_tile(gradient2, g2, rows, columns, inside, D)
+        sum_g1 += g1
+        sum_g2 += g2
+        sum_gz1 += g1 * z1
+        sum_gz2 += g2 * z2
+    out = sums + chunk * 4 * D + columns
+    tl.store(out, tl.sum(sum_g1, 0), mask=live)
+    tl.store(out + D, tl.sum(sum_gz1, 0), mask=live)
+    tl.store(out + 2 * D, tl.sum(sum_g2, 0), mask=live)
+    tl.store(out + 3 * D, tl.sum(sum_gz2, 0), mask=live)
+
+
+@triton.jit
+def _add_up_kernel(shares, sums, total, parts, chunks, D, CHUNKS: tl.constexpr, NUMBERS: tl.constexpr):
+    """total [1 + 4 D]: the sum of shares [parts], and of sums [chunks, 4 D] over chunks."""
+    columns = tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS)
+    chunk_sums = _rows_of_chunks(sums, columns, chunks, 4 * D, CHUNKS)
+    tl.store(total + 1 + columns, tl.sum(chunk_sums, 0), mask=columns < 4 * D)
+    if tl.program_id(0) == 0:
+        share = tl.zeros([1024], tl.float32)
+        for start in range(0, parts, 1024):
+            index = start + tl.arange(0, 1024)
+            share += tl.load(shares + index, mask=index < parts, other=0)
+        tl.store(total, tl.sum(share, 0))
 
 
 @triton.jit
 def _finish_kernel(
-    gradient, x_own, how_own, sums, n, N, D, factor, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    gradient1, gradient2, x1, x2, statistics1, statistics2, sums, n, N, D, factor,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """dL/dx = factor rstd (g - mean(g) - z mean(g z)) of both views, in place of g; sums [4, D] over all N rows."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    _finish_view(gradient1, x1, statistics1, sums, rows, columns, n, N, D, factor)
+    _finish_view(gradient2, x2, statistics2, sums + 2 * D, rows, columns, n, N, D, factor)
+
+
+@triton.jit
+def _finish_view(gradient, x, statistics, sums, rows, columns, n, N, D, factor):
     live = columns < D
-    rstd = tl.load(how_own + 2 * D + columns, mask=live, other=0)
     mean_g = tl.load(sums + columns, mask=live, other=0) / N
     mean_gz = tl.load(sums + D + columns, mask=live, other=0) / N
-    g, inside = _block(gradient, rows, columns, n, D)
-    own, inside = _block(x_own, rows, columns, n, D)
-    z = _standardised(own, how_own, columns, D)
+    rstd = tl.load(statistics + 2 * D + columns, mask=live, other=0)
+    g, inside = _tile(gradient, rows, columns, n, D)
+    value, inside = _tile(x, rows, columns, n, D)
+    z = _standardised(value, statistics, columns, D)
     result = (factor * rstd)[None, :] * (g - mean_g[None, :] - z * mean_gz[None, :])
-    tl.store(gradient + rows.to(tl.int64)[:, None] * D + columns[None, :], result, mask=inside)
+    _store_tile(gradient, result, rows, columns, inside, D)
 
 
-def standardise(x_ND: torch.Tensor, precision: torch.dtype) -> View:
-    N, D = x_ND.shape
-    z_ND = torch.empty(N, D, device=x_ND.device, dtype=precision)
-    how = torch.empty(3, D, device=x_ND.device)
-    _standardise_kernel[(triton.cdiv(D, _COLUMNS),)](
-        x_ND, z_ND, how, N, D, STANDARDISE_EPS, ROWS=_ROWS, COLUMNS=_COLUMNS
-    )
-    return View(x_ND=x_ND, z_ND=z_ND, how=how)
+@triton.jit
+def _loss_kernel(squared_norm, totals, loss, terms, on_weight, off_weight, diagonal_weight):
+    """loss = on_weight on + off_weight off; terms [3]: on = sum (1 - C_ii)^2, off, and how many columns are dead.
 
-
-def release(view: View) -> None:
-    view.z_ND = None
-
-
-def compare_columns(
-    view1: View, view2: View, *, on_weight: float, off_weight: float, diagonal_in_product: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    N, D = view1.x_ND.shape
-    slope_D, terms = torch.empty(D, device=view1.how.device), torch.empty(5, D, device=view1.how.device)
-    _compare_kernel[(triton.cdiv(D, _COLUMNS),)](
-        view1.x_ND, view1.how, view2.x_ND, view2.how, slope_D, terms, N, D,
-        STANDARDISE_EPS, on_weight, off_weight if diagonal_in_product else 0.0, ROWS=_ROWS, COLUMNS=_COLUMNS,
-    )  # fmt: skip
-    return slope_D, terms.sum(dim=1)
-
-
-def inner_product_and_shift(
-    k1_nN: torch.Tensor, k2_nN: torch.Tensor, shifts: torch.Tensor, first: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    n, N = k1_nN.shape
-    to1_nN, to2_nN = (k_nN if k_nN.dtype == dtype else torch.empty_like(k_nN, dtype=dtype) for k_nN in (k1_nN, k2_nN))
-    programs = triton.cdiv(n * N, _NUMBERS)
-    inner = torch.empty(programs, device=k1_nN.device)
-    _inner_product_and_shift_kernel[(programs,)](
-        k1_nN, k2_nN, to1_nN, to2_nN, shifts, inner, first, n, N, NUMBERS=_NUMBERS
-    )
-    return inner.sum(), to1_nN, to2_nN
-
-
-def contract(
-    product_nD: torch.Tensor,
-    own: View,
-    other: View,
-    slope_D: torch.Tensor,
-    *,
-    scale: float,
-    shift: torch.Tensor | None,
-    rows: slice,
-) -> torch.Tensor:
-    n, D = product_nD.shape
-    sums = torch.empty(2, D, device=product_nD.device)
-    _contract_kernel[(triton.cdiv(D, _COLUMNS),)](
-        product_nD, own.x_ND[rows], own.how, other.x_ND[rows], other.how, slope_D,
-        slope_D if shift is None else shift, sums, n, D, scale, HAS_SHIFT=shift is not None, ROWS=_ROWS,
-        COLUMNS=_COLUMNS,
-    )  # fmt: skip
-    return sums
-
-
-def finish(gradient_nD: torch.Tensor, own: View, *, rows: slice, sums: torch.Tensor, factor: float) -> torch.Tensor:
-    (n, D), N = gradient_nD.shape, len(own.x_ND)
-    _finish_kernel[(triton.cdiv(n, _ROWS), triton.cdiv(D, _COLUMNS))](
-        gradient_nD, own.x_ND[rows], own.how, sums, n, N, D, factor, ROWS=_ROWS, COLUMNS=_COLUMNS
-    )
-    return gradient_nD
+    off = sum C_ij^2 - diagonal_weight sum C_ii^2: 1 where the squared norm has the diagonal, 0 where it has not.
+    """
+    on_diagonal, dead = tl.load(totals), tl.load(totals + 4)
+    off_diagonal = tl.load(squared_norm) - diagonal_weight * tl.load(totals + 1)
+    tl.store(loss, on_weight * on_diagonal + off_weight * off_diagonal)
+    tl.store(terms, on_diagonal)
+    tl.store(terms + 1, off_diagonal)
+    tl.store(terms + 2, dead)
