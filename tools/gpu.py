@@ -52,11 +52,11 @@ OUT = Path(os.environ.get("GPU_OUT") or ROOT / "runs" / "gpu").absolute()
 STAGES = {
     "core": [
         Part("device", 20, ("nvidia-smi",)),
-        Part("core-tests", 100, tests(*CORE_TESTS)),
-        Part("loss", 60, suite("loss")),
-        Part("jigsaw", 60, suite("jigsaw")),
-        Part("step", 120, suite("step")),
-        Part("sanitizer", 45, ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", CORE_TESTS[-1])),
+        Part("core-tests", 90, tests(*CORE_TESTS)),
+        Part("loss", 50, suite("loss")),
+        Part("jigsaw", 40, suite("jigsaw")),
+        Part("step", 100, suite("step")),
+        Part("sanitizer", 30, ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", CORE_TESTS[-1])),
     ],
     "dali": [
         Part("dali-tests", 120, tests("tests/gpu/test_dali.py", "tests/test_fan_out.py")),
