@@ -64,3 +64,10 @@ def make_config(archive_path, tmp_path):
         return config_from_values(values | overrides)
 
     return make
+
+
+def pytest_runtest_logreport(report) -> None:
+    """On a GPU, whose time is short, a failure is told at once: the end may not come."""
+    if torch.cuda.is_available() and report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        print(f"\nFAILED {report.nodeid}: {crash.message.splitlines()[0] if crash else report.longrepr}", flush=True)

@@ -157,9 +157,8 @@ def test_an_index_that_has_no_room_is_one_line(tmp_path):
 
 
 def test_the_train_suite_pairs_laps_and_prints_nothing(archive_path, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_suite, "TURNS", 2)
-    monkeypatch.setattr(train_suite, "STEPS", 6)
-    monkeypatch.setattr(train_suite, "LAP", 2)
+    for name, number in (("TURNS", 2), ("STEPS", 6), ("LAP", 2)):
+        monkeypatch.setitem(getattr(train_suite, name), "cpu", number)
     with traces(tmp_path):
         record = next(train_suite.run(CPU, archive_path))
     assert record.runs == 2 * 2  # trainings, laps but the first

@@ -158,10 +158,11 @@ def broken_archive(archive_path, tmp_path):
     return copy
 
 
-def test_broken_samples_are_replaced_and_listed(archive_path, broken_archive, tmp_path, caplog):
+@pytest.mark.parametrize("device_id", [None, pytest.param(0, marks=pytest.mark.gpu)])
+def test_broken_samples_are_replaced_and_listed(archive_path, broken_archive, device_id, tmp_path, caplog):
     listed = tmp_path / "quarantine.csv"
-    whole = list(loader(archive_path))
-    survived = list(loader(broken_archive, quarantine=Quarantine(84, listed)))
+    whole = list(loader(archive_path, device_id=device_id))
+    survived = list(loader(broken_archive, device_id=device_id, quarantine=Quarantine(84, listed)))
     assert len(survived) == len(whole)
     substitutes = {3: 5, 4: 5, 40: 41}
     for a, b in zip(whole, survived, strict=True):
@@ -174,7 +175,8 @@ def test_broken_samples_are_replaced_and_listed(archive_path, broken_archive, tm
     assert "changed since the archive was made" in lines[1]
     assert "does not decode" in caplog.text
     # a second start knows them from the file and makes the same batches
-    for a, b in zip(survived, loader(broken_archive, quarantine=Quarantine(84, listed)), strict=True):
+    again = loader(broken_archive, device_id=device_id, quarantine=Quarantine(84, listed))
+    for a, b in zip(survived, again, strict=True):
         assert_equal(a, b)
     assert listed.read_text().splitlines() == lines
 

@@ -73,7 +73,11 @@ def run(part: Part, seconds: float, log) -> str:
     """Runs it for at most `seconds`; says how it ended."""
     if not REHEARSE and shutil.which(part.command[0]) is None:
         return f"not run: no {part.command[0]} on the PATH"
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path[1:])}
+    environment = os.environ | {
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4"),
+        "PYTHONPATH": os.pathsep.join(sys.path[1:]),
+    }
     process = subprocess.Popen(
         part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )

@@ -61,6 +61,34 @@ def interleaved(cases: Mapping[str, Case], *, runs: int, device: torch.device) -
     return seconds
 
 
+def replayed(case: Case, device: torch.device) -> Case:
+    """On a GPU a replay of what `case` launches, as one CUDA graph: its time is the device's, whatever the host takes.
+
+    On a CPU `case` itself. The case must wait for nothing; its results are dropped.
+    """
+    if device.type != "cuda":
+        return case
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # sets up what libraries choose by trying, which cannot be captured
+            case()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        case()
+    return graph.replay
+
+
+def host_seconds(case: Case, device: torch.device, *, calls: int = 10) -> float:
+    """What the host takes to launch a call, the median."""
+    seconds = []
+    for _ in range(calls):
+        torch.cuda.synchronize(device)
+        seconds.append(_host_seconds(case, device))
+    return statistics.median(seconds)
+
+
 def _host_seconds(case: Case, device: torch.device) -> float:
     start = time.perf_counter()
     case()

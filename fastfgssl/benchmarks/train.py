@@ -21,7 +21,7 @@ from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, t
 from fastfgssl.distributed import World
 from fastfgssl.pretrain import Run
 
-TURNS, STEPS, LAP = 3, 100, 20
+TURNS, STEPS, LAP = {"cpu": 3, "cuda": 1}, {"cpu": 100, "cuda": 40}, {"cpu": 20, "cuda": 5}
 """Trainings of each kind, their steps, and the steps that are timed together."""
 
 
@@ -44,9 +44,10 @@ def _measure(device: torch.device, archive: Path, schedule: str, folder: Path) -
     world, case = World.alone(device), f"{schedule}, {NETWORK[device.type]}"
     seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
     waits = []
-    for turn, (name, kind) in itertools.product(range(TURNS), (("ours", Run), ("baseline", _ResidentRun))):
+    turns, steps, lap = (numbers[device.type] for numbers in (TURNS, STEPS, LAP))
+    for turn, (name, kind) in itertools.product(range(turns), (("ours", Run), ("baseline", _ResidentRun))):
         output = folder / f"{schedule}-{name}-{turn}"
-        config = make_config(output, archive, device.type, steps=STEPS, log_every=LAP, schedule=schedule)
+        config = make_config(output, archive, device.type, steps=steps, log_every=lap, schedule=schedule)
         # the first lap has the start of the decoders in it
         _, *later = train(kind, config, world)
         gc.collect()  # a loader refers to itself; its graph would go on holding threads and memory
@@ -65,7 +66,7 @@ def _measure(device: torch.device, archive: Path, schedule: str, folder: Path) -
         device=device,
         details={
             "share_of_time_waiting": statistics.median(waits),
-            "trainings": TURNS,
-            "steps_of_a_lap": LAP,
+            "trainings": turns,
+            "steps_of_a_lap": lap,
         },
     )
