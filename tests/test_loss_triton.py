@@ -6,6 +6,8 @@ import pytest
 import torch
 from embeddings import ALGORITHMS, embeddings
 
+from fastfgssl.benchmarks import loss as loss_suite
+from fastfgssl.benchmarks.measure import CheckFailed
 from fastfgssl.kernels.cross_correlation import torch_steps, triton_steps
 from fastfgssl.kernels.cross_correlation.op import cross_correlation
 
@@ -98,6 +100,42 @@ def test_chunks_change_nothing_but_the_rounding_and_do_not_vary(cut, algorithm):
         for a, b, c in zip(first.gradients or (), again.gradients or (), plain.gradients or (), strict=True):
             assert torch.equal(a, b)
             assert (a - c).norm() <= 1e-5 * c.norm()
+
+
+def test_variants_are_measured_and_undone(monkeypatch):
+    variants = {"as_it_stands": {}, "autotuned": {"PROGRAMS_PER_SM": 3}}  # Triton measures tiles on a GPU alone
+    monkeypatch.setattr(loss_suite, "_VARIANTS", variants)
+    standing = triton_steps.PROGRAMS_PER_SM
+    record = loss_suite._columns(40, 33, torch.device("cpu"))
+    assert record.details.keys() == {"seconds_as_it_stands", "seconds_autotuned", "seconds_limit"}
+    assert standing == triton_steps.PROGRAMS_PER_SM
+    monkeypatch.setitem(variants, "autotuned", {"TILE": {"ROWS": 16, "COLUMNS": 16}, "STANDARDISE_EPS": 1.0})
+    with pytest.raises(CheckFailed, match="steps over columns, 40 x 33, autotuned"):
+        loss_suite._columns(40, 33, torch.device("cpu"))
+
+
+def test_measuring_tiles_leaves_no_trace(monkeypatch):
+    """What works in place is run once for each tile, and once more."""
+    from triton.runtime.autotuner import Autotuner
+
+    z1, z2 = hard_columns(40, 24)
+    options = {"lambd": 0.0051, "form": "barlow", "with_gradients": True, "steps": triton_steps}
+    plain = cross_correlation(z1, z2, **options)
+    calls = []
+
+    def measured(call, quantiles):
+        calls.append(call())
+        return [len(calls)] * 3
+
+    monkeypatch.setattr(Autotuner, "do_bench", property(lambda tuner: measured))
+    monkeypatch.setattr(triton_steps, "AUTOTUNE", True)
+    triton_steps._tuned.cache_clear()
+    for again in (False, True):
+        tuned = cross_correlation(z1, z2, **options)
+        assert len(calls) == 4 * len(triton_steps._TILES), f"measured again: {again}"
+        for got, want in zip(tuned.gradients, plain.gradients, strict=True):
+            assert (got - want).norm() <= 1e-5 * want.norm()
+    triton_steps._tuned.cache_clear()
 
 
 def test_the_number_of_chunks_follows_the_machine():

@@ -27,7 +27,7 @@ TILE = {"ROWS": 32, "COLUMNS": 32}
 NUM_SHARES = 1024
 """In how many parts the squared norm of C is added up, at most: a power of two."""
 
-_TILES = [(32, 32, 4), (16, 32, 2), (64, 32, 4), (64, 32, 8), (16, 64, 4), (32, 64, 4), (32, 64, 8), (16, 128, 4)]
+_TILES = [(32, 32, 4), (16, 32, 4), (64, 32, 8), (16, 64, 4), (32, 64, 8), (16, 128, 4)]  # and how many warps
 _MOST_CHUNKS = 64  # a program puts the moments of all of them together at once
 _NUMBERS = 1024  # of a program that goes over numbers
 _SUMS = 128  # of a program that adds up chunks
