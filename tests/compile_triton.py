@@ -9,6 +9,7 @@ from __future__ import annotations
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from fastfgssl.kernels.cross_correlation import products_triton_kernel as products
 from fastfgssl.kernels.cross_correlation import triton_kernel as loss
 from fastfgssl.kernels.jigsaw import triton_kernel as jigsaw
 
@@ -35,17 +36,20 @@ KERNELS = [
        | pointers("moments", "statistics1", "statistics2", "slope", "terms")
        | floats("eps", "on_weight", "off_weight", "shift_weight"), ("N", "D", "chunk_rows"), TILE | {"CHUNKS": chunks})
       for (x1, x2), z, chunks in zip(EMBEDDINGS, (F32, F32, BF16, BF16), (16, 1, 16, 1), strict=True)),
-    *((loss._inner_product_and_shift_kernel,
-       {"shifted1": shifted, "shifted2": shifted} | pointers("k1", "k2", "shifts", "inner") | floats("weight"),
-       ("first_row", "n", "N"), {"NUMBERS": 1024})
+    *((products._inner_product_and_shift_kernel,
+       {"shifted1": shifted, "shifted2": shifted} | pointers("k1", "k2", "shifts", "shares") | floats("weight"),
+       ("first_row", "n", "N", "blocks"), {"NUMBERS": 1024})
       for shifted in (F32, BF16)),
+    *((products._drop_diagonal_kernel, {"rounded": rounded} | pointers("m", "shares"), ("start", "s", "D", "blocks"),
+       {"NUMBERS": 1024})
+      for rounded in (F32, BF16)),
     *((loss._contract_kernel,
        {"x1": x1, "x2": x2} | floats("scale")
        | pointers("gradient1", "gradient2", "statistics1", "statistics2", "slope", "shifts", "sums"),
        ("n", "D", "chunk_rows"), TILE | {"SHIFTED": shifted})
       for (x1, x2), shifted in zip(EMBEDDINGS, (True, False, True, False), strict=True)),
-    (loss._add_up_kernel, pointers("shares", "sums", "total"), ("parts", "chunks", "D"),
-     {"CHUNKS": 16, "NUMBERS": 128}),
+    (loss._add_up_kernel, pointers("shares", "sums", "total"), ("num_shares", "chunks", "D"),
+     {"SHARES": 1024, "CHUNKS": 16, "NUMBERS": 128}),
     *((loss._finish_kernel,
        {"x1": x1, "x2": x2} | pointers("gradient1", "gradient2", "statistics1", "statistics2", "sums")
        | floats("factor"), ("n", "N", "D"), TILE)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from embeddings import ALGORITHMS, embeddings
 
+from fastfgssl.benchmarks import loss as loss_suite
+from fastfgssl.benchmarks.measure import CheckFailed
 from fastfgssl.kernels.cross_correlation import torch_steps, triton_steps
 from fastfgssl.kernels.cross_correlation.op import cross_correlation
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's kernels run on the GPU here (test_gpu.py)")
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")  # Triton's interpreter
 WEIGHTS = {"on_weight": 1.0, "off_weight": 0.0051, "diagonal_in_product": True}
 CUTS = {"one chunk": 0, "two chunks": 2, "many chunks": 10**6}
 EPS = torch.finfo(torch.float32).eps
@@ -35,7 +37,7 @@ def hard_columns(N: int, D: int) -> tuple[torch.Tensor, torch.Tensor]:
         z1[:, 5], z2[:, 5] = 0.0, -1e4
         z1[:, 6] += torch.arange(N) * 10.0
         z2[:, 7] *= 1e-3
-    return z1, z2
+    return z1.to(DEVICE), z2.to(DEVICE)
 
 
 SHAPES = [(2, 1), (2, 17), (8, 16), (63, 33), (200, 1), (250, 9)]
@@ -64,13 +66,13 @@ def test_standardised_columns_and_what_follows_from_them(cut, N, D):
 def test_the_way_back(cut, N, D, shifted):
     z1, z2 = hard_columns(N, D)
     generator = torch.Generator().manual_seed(1)
-    products = [torch.randn(N, D, generator=generator) * 100 for _ in range(2)]
+    products = [torch.randn(N, D, generator=generator).to(DEVICE) * 100 for _ in range(2)]
     rows = slice(N // 2, N)
     results, rstd_D = [], []
     for steps, dtype in ((triton_steps, torch.float32), (torch_steps, torch.float64)):
         standardised = steps.standardise(z1, z2, dtype, **WEIGHTS)
         toward = tuple(product[rows].to(dtype, copy=True) for product in products)
-        norm = torch.tensor([3.0, 4.0], dtype=dtype)
+        norm = torch.tensor([3.0, 4.0], dtype=dtype, device=DEVICE)
         shared = steps.contract(norm, toward, standardised, scale=0.1, shifted=shifted, rows=rows)
         if dtype == torch.float64:  # which keeps the parts of the squared norm apart
             shared = torch.cat([shared[:2].sum(dim=0, keepdim=True), shared[2:]])
@@ -100,6 +102,42 @@ def test_chunks_change_nothing_but_the_rounding_and_do_not_vary(cut, algorithm):
             assert (a - c).norm() <= 1e-5 * c.norm()
 
 
+def test_variants_are_measured_and_undone(monkeypatch):
+    variants = {"as_it_stands": {}, "autotuned": {"PROGRAMS_PER_SM": 3}}  # Triton measures tiles on a GPU alone
+    monkeypatch.setattr(loss_suite, "_VARIANTS", variants)
+    standing = triton_steps.PROGRAMS_PER_SM
+    record = loss_suite._columns(40, 33, DEVICE)
+    assert record.details.keys() == {"seconds_as_it_stands", "seconds_autotuned", "seconds_limit"}
+    assert standing == triton_steps.PROGRAMS_PER_SM
+    monkeypatch.setitem(variants, "autotuned", {"TILE": {"ROWS": 16, "COLUMNS": 16}, "STANDARDISE_EPS": 1.0})
+    with pytest.raises(CheckFailed, match="steps over columns, 40 x 33, autotuned"):
+        loss_suite._columns(40, 33, DEVICE)
+
+
+def test_measuring_tiles_leaves_no_trace(monkeypatch):
+    """What works in place is run once for each tile, and once more."""
+    from triton.runtime.autotuner import Autotuner
+
+    z1, z2 = hard_columns(40, 24)
+    options = {"lambd": 0.0051, "form": "barlow", "with_gradients": True, "steps": triton_steps}
+    plain = cross_correlation(z1, z2, **options)
+    calls = []
+
+    def measured(call, quantiles):
+        calls.append(call())
+        return [len(calls)] * 3
+
+    monkeypatch.setattr(Autotuner, "do_bench", property(lambda tuner: measured))
+    monkeypatch.setattr(triton_steps, "AUTOTUNE", True)
+    triton_steps._tuned.cache_clear()
+    for again in (False, True):
+        tuned = cross_correlation(z1, z2, **options)
+        assert len(calls) == 4 * len(triton_steps._TILES), f"measured again: {again}"
+        for got, want in zip(tuned.gradients, plain.gradients, strict=True):
+            assert (got - want).norm() <= 1e-5 * want.norm()
+    triton_steps._tuned.cache_clear()
+
+
 def test_the_number_of_chunks_follows_the_machine():
     device = torch.device("cpu")  # counts as 132 multiprocessors
     assert triton_steps.row_chunks(200, 512, device) == (32, 7)
@@ -110,7 +148,7 @@ def test_the_number_of_chunks_follows_the_machine():
 
 
 def test_what_is_not_finite_stays_so(cut):
-    z1, z2 = (z.detach() for z in embeddings(40, 20))
+    z1, z2 = (z.detach().to(DEVICE) for z in embeddings(40, 20))
     z2[33, 3] = torch.inf
     for algorithm in ALGORITHMS:
         result = cross_correlation(

@@ -1,7 +1,11 @@
-"""Suite `loss`: forward and backward of the cross-correlation loss, against its plain direct form under autograd."""
+"""Suite `loss`: forward and backward of the cross-correlation loss, against its plain direct form under autograd.
+
+On a GPU also its steps over columns by themselves, with other ways to cut rows and columns into programs.
+"""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,6 +15,8 @@ from fastfgssl.benchmarks.measure import (
     compare,
     describe_device,
     host_seconds,
+    interleaved,
+    record_of,
     replayed,
     require_close,
     versions,
@@ -23,6 +29,15 @@ CHOICES = {  # around the N / D where gram and direct cost the same
     "cpu": ((200, 512), (512, 1024), (768, 1024), (960, 1024), (1024, 1024), (1536, 1024)),
     "cuda": ((200, 512), (1024, 2048), (1536, 2048), (2048, 2048), (4096, 2048), (2048, 8192)),
 }
+# settings of the Triton steps that are compared with the standing ones
+_VARIANTS = {
+    "as_it_stands": {},
+    "autotuned": {"AUTOTUNE": True},
+    "1_program_an_sm": {"PROGRAMS_PER_SM": 1},
+    "2_programs_an_sm": {"PROGRAMS_PER_SM": 2},
+    "8_programs_an_sm": {"PROGRAMS_PER_SM": 8},
+    "rows_not_cut": {"PROGRAMS_PER_SM": 0},
+}
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -34,6 +49,7 @@ def run(device: torch.device) -> Iterator[Record]:
             yield _against_plain(N, D, precision, device)
         if on_gpu:
             yield _memory(N, D, device)
+            yield _columns(N, D, device)
     for N, D in CHOICES[device.type]:
         yield _choice(N, D, device)
 
@@ -160,4 +176,56 @@ def _memory(N: int, D: int, device: torch.device) -> Record:
         spread=0.0,
         device=describe_device(device),
         versions=versions(),
+    )
+
+
+def _columns(N: int, D: int, device: torch.device) -> Record:
+    """What a call does to columns, without its matrix products: as it stands beside tiles that Triton has measured."""
+    from fastfgssl.kernels.cross_correlation import triton_steps
+
+    z1, z2 = (z.detach() for z in _embeddings(N, D, device))
+    toward, squared_norm = (torch.zeros_like(z1), torch.zeros_like(z2)), torch.zeros(1, device=device)
+    out = torch.empty_like(z1), torch.empty_like(z2)
+
+    def steps(settings: dict[str, object]) -> None:
+        """Gradients of products that are in `toward`, in their place."""
+        standing = {name: getattr(triton_steps, name) for name in settings}
+        for name, value in settings.items():
+            setattr(triton_steps, name, value)
+        try:
+            standardised = triton_steps.standardise(
+                z1, z2, torch.bfloat16, on_weight=1.0, off_weight=0.0051, diagonal_in_product=True
+            )
+            rows = slice(0, N)
+            shared = triton_steps.contract(squared_norm, toward, standardised, scale=0.1, shifted=True, rows=rows)
+            triton_steps.finish(toward, standardised, shared[1:], factor=1.0, rows=rows)
+        finally:
+            for name, value in standing.items():
+                setattr(triton_steps, name, value)
+
+    def copies() -> None:
+        for source, target in zip((z1, z2), out, strict=True):
+            target.copy_(source)
+
+    right = None
+    for name, settings in _VARIANTS.items():
+        for product, z in zip(toward, (z1, z2), strict=True):
+            product.copy_(z)
+        steps(settings)
+        right = right or [gradient.clone() for gradient in toward]
+        for gradient, want in zip(toward, right, strict=True):
+            require_close(f"loss, steps over columns, {N} x {D}, {name}", gradient, want, tolerance=1e-5)
+
+    cases = {name: lambda settings=settings: steps(settings) for name, settings in _VARIANTS.items()}
+    seconds = interleaved(cases | {"limit": copies}, runs=20, device=device)
+    return record_of(
+        "loss",
+        f"steps over columns, N {N}, D {D}",
+        seconds | {"ours": seconds["as_it_stands"], "baseline": seconds["autotuned"]},
+        baseline="tiles that Triton has measured",
+        limit="embeddings read and gradients written, once",
+        items=1,
+        unit="calls/s",
+        device=device,
+        details={f"seconds_{name}": statistics.median(seconds[name]) for name in seconds},
     )

@@ -94,9 +94,9 @@ def cross_correlation(
     # Triton launches on the current device
     with torch.autocast(z1.device.type, enabled=False), torch.cuda.device_of(z1):
         standardised = steps.standardise(*(received() for received in gathering), precision, **weights)
-        how = {"rows": rows, "precision": precision, "with_gradients": with_gradients}
+        how = {"rows": rows, "precision": precision, "with_gradients": with_gradients, "steps": steps}
         if algorithm == "gram":
-            products = through_grams(standardised.views, standardised.totals[2:4], **how, steps=steps)
+            products = through_grams(standardised.views, standardised.totals[2:4], **how)
         else:
             products = through_slabs(standardised.views, **how, num_ranks=ranks.size)
         if with_gradients:

@@ -68,7 +68,13 @@ def through_grams(
 
 
 def through_slabs(
-    views: list[torch.Tensor], *, rows: slice, precision: torch.dtype, with_gradients: bool, num_ranks: int
+    views: list[torch.Tensor],
+    *,
+    rows: slice,
+    precision: torch.dtype,
+    with_gradients: bool,
+    num_ranks: int,
+    steps: ModuleType,
 ) -> Products:
     """By slabs of M = N C from all rows, which every rank forms; the diagonal of C is left out of the products.
 
@@ -78,24 +84,23 @@ def through_slabs(
     views.clear()
     N, D = z1_ND.shape
     slab = min(_SLAB[z1_ND.device.type], -(-D // 2))
-    squared_norm = torch.zeros((), device=z1_ND.device, dtype=torch.promote_types(z1_ND.dtype, torch.float32))
+    sums = {"device": z1_ND.device, "dtype": torch.promote_types(z1_ND.dtype, torch.float32)}
+    squared_norm = torch.zeros(steps.NUM_SHARES, **sums)
     z1_nD, z2_nD = z1_ND[rows], z2_ND[rows]
     if with_gradients:
-        toward_1_nD = torch.empty(z1_nD.shape, dtype=squared_norm.dtype, device=z1_ND.device)
-        toward_2_nD = torch.zeros_like(toward_1_nD)
+        toward_1_nD, toward_2_nD = torch.empty(z1_nD.shape, **sums), torch.zeros(z1_nD.shape, **sums)
     for start in range(0, D, slab):
         columns = slice(start, start + slab)
         m_sD = product(z1_ND[:, columns].T, z2_ND, precision)
-        m_sD.diagonal(start).zero_()
+        m_sD = steps.drop_diagonal(m_sD, start, precision, squared_norm)
         if with_gradients:
             toward_1_nD[:, columns] = product(z2_nD, m_sD.T, precision)
             if precision == toward_2_nD.dtype:
                 toward_2_nD.addmm_(z1_nD[:, columns], m_sD)
             else:
                 toward_2_nD += product(z1_nD[:, columns], m_sD, precision)
-        squared_norm += m_sD.square_().sum()
     toward = (toward_1_nD, toward_2_nD) if with_gradients else None
-    return Products((squared_norm / (N**2 * num_ranks))[None], toward)
+    return Products(squared_norm / (N**2 * num_ranks), toward)
 
 
 def _gram_rows(z_ND: torch.Tensor, rows: slice, precision: torch.dtype) -> torch.Tensor:

@@ -15,6 +15,9 @@ import torch
 
 from fastfgssl.kernels.cross_correlation.reference import STANDARDISE_EPS
 
+NUM_SHARES = 1
+"""In how many parts the squared norm of C is added up."""
+
 
 @dataclass(kw_only=True)
 class Standardised:
@@ -79,6 +82,16 @@ def inner_product_and_shift(
         k_nN += shift / N
         k_nN.diagonal(first_row).sub_(shift)
     return inner[None], k1_nN.to(dtype), k2_nN.to(dtype)
+
+
+def drop_diagonal(m_sD: torch.Tensor, start: int, dtype: torch.dtype, squared_norm: torch.Tensor) -> torch.Tensor:
+    """A slab of N C, from row `start` on, with zeros for the diagonal of C, rounded to `dtype`.
+
+    Adds its squares to squared_norm [NUM_SHARES].
+    """
+    m_sD.diagonal(start).zero_()
+    squared_norm += m_sD.square().sum()
+    return m_sD.to(dtype)
 
 
 def contract(

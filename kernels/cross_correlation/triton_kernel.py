@@ -43,11 +43,9 @@ def _moments_kernel(x1, x2, moments, N, D, chunk_rows, ROWS: tl.constexpr, COLUM
     rows = first + tl.arange(0, ROWS)
     value1, inside = _tile(x1, rows, columns, end, D)
     value2, inside = _tile(x2, rows, columns, end, D)
-    first_count = tl.minimum(count, ROWS)
-    reference1, reference2 = tl.sum(value1, 0) / first_count, tl.sum(value2, 0) / first_count
-    sum1, sum2 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
-    squares1, squares2 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
-    cross = tl.zeros([ROWS, COLUMNS], tl.float32)
+    reference1, reference2 = tl.sum(value1, 0) / tl.minimum(count, ROWS), tl.sum(value2, 0) / tl.minimum(count, ROWS)
+    zeros = tl.zeros([ROWS, COLUMNS], tl.float32)
+    sum1, sum2, squares1, squares2, cross = zeros, zeros, zeros, zeros, zeros
     for start in range(first, end, ROWS):
         centred1 = tl.where(inside, value1 - reference1[None, :], 0.0)
         centred2 = tl.where(inside, value2 - reference2[None, :], 0.0)
@@ -163,21 +161,6 @@ def _standardise_kernel(
 
 
 @triton.jit
-def _inner_product_and_shift_kernel(
-    k1, k2, shifted1, shifted2, shifts, inner, first_row, n, N, weight, NUMBERS: tl.constexpr
-):  # fmt: skip
-    """weight <K1, K2>, a sum for each program, and both K - shift (I - 11'/N); K [n, N], rows from `first_row` on."""
-    index = tl.program_id(0).to(tl.int64) * NUMBERS + tl.arange(0, NUMBERS)
-    inside = index < tl.cast(n, tl.int64) * N  # an n of 1 is a constant, and no tensor
-    value1, value2 = tl.load(k1 + index, mask=inside, other=0), tl.load(k2 + index, mask=inside, other=0)
-    tl.store(inner + tl.program_id(0), weight * tl.sum(value1 * value2, 0))
-    identity = tl.where(index // N + first_row == index % N, 1.0, 0.0) - 1.0 / N
-    out1, out2 = value1 - tl.load(shifts) * identity, value2 - tl.load(shifts + 1) * identity
-    tl.store(shifted1 + index, out1.to(shifted1.dtype.element_ty), mask=inside)
-    tl.store(shifted2 + index, out2.to(shifted2.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def _standardised(value, statistics, columns, D):
     """(x - mean) rstd of a tile: finite, but wrong, outside."""
     live = columns < D
@@ -205,8 +188,8 @@ def _contract_kernel(
     slope_of = tl.load(slope + columns, mask=live, other=0)[None, :]
     scaled_shift1 = scale * tl.load(shifts) if SHIFTED else 0.0
     scaled_shift2 = scale * tl.load(shifts + 1) if SHIFTED else 0.0
-    sum_g1, sum_g2 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
-    sum_gz1, sum_gz2 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
+    zeros = tl.zeros([ROWS, COLUMNS], tl.float32)
+    sum_g1, sum_g2, sum_gz1, sum_gz2 = zeros, zeros, zeros, zeros
     first = chunk * chunk_rows
     end = tl.minimum(first + chunk_rows, n)
     for start in range(first, end, ROWS):
@@ -233,17 +216,16 @@ def _contract_kernel(
 
 
 @triton.jit
-def _add_up_kernel(shares, sums, total, parts, chunks, D, CHUNKS: tl.constexpr, NUMBERS: tl.constexpr):
-    """total [1 + 4 D]: the sum of shares [parts], and of sums [chunks, 4 D] over chunks."""
+def _add_up_kernel(
+    shares, sums, total, num_shares, chunks, D, SHARES: tl.constexpr, CHUNKS: tl.constexpr, NUMBERS: tl.constexpr
+):  # fmt: skip
+    """total [1 + 4 D]: the sum of shares [num_shares], and of sums [chunks, 4 D] over chunks."""
     columns = tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS)
     chunk_sums = _rows_of_chunks(sums, columns, chunks, 4 * D, CHUNKS)
     tl.store(total + 1 + columns, tl.sum(chunk_sums, 0), mask=columns < 4 * D)
     if tl.program_id(0) == 0:
-        share = tl.zeros([1024], tl.float32)
-        for start in range(0, parts, 1024):
-            index = start + tl.arange(0, 1024)
-            share += tl.load(shares + index, mask=index < parts, other=0)
-        tl.store(total, tl.sum(share, 0))
+        index = tl.arange(0, SHARES)
+        tl.store(total, tl.sum(tl.load(shares + index, mask=index < num_shares, other=0), 0))
 
 
 @triton.jit

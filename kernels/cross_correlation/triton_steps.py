@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from fastfgssl.kernels.cross_correlation import products_triton_kernel as product_kernels
 from fastfgssl.kernels.cross_correlation import triton_kernel as kernels
 from fastfgssl.kernels.cross_correlation.reference import STANDARDISE_EPS
 
@@ -23,7 +24,10 @@ PROGRAMS_PER_SM = 4
 TILE = {"ROWS": 32, "COLUMNS": 32}
 """What a program holds in registers at once: 128 bytes of float32 a row."""
 
-_TILES = [(32, 32, 4), (16, 32, 2), (64, 32, 4), (64, 32, 8), (16, 64, 4), (32, 64, 4), (32, 64, 8), (16, 128, 4)]
+NUM_SHARES = 1024
+"""In how many parts the squared norm of C is added up, at most: a power of two."""
+
+_TILES = [(32, 32, 4), (16, 32, 4), (64, 32, 8), (16, 64, 4), (32, 64, 8), (16, 128, 4)]  # and how many warps
 _MOST_CHUNKS = 64  # a program puts the moments of all of them together at once
 _NUMBERS = 1024  # of a program that goes over numbers
 _SUMS = 128  # of a program that adds up chunks
@@ -92,12 +96,22 @@ def inner_product_and_shift(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n, N = k1_nN.shape
     shifted = [k_nN if k_nN.dtype == dtype else torch.empty_like(k_nN, dtype=dtype) for k_nN in (k1_nN, k2_nN)]
-    programs = triton.cdiv(n * N, _NUMBERS)
-    inner = torch.empty(programs, device=k1_nN.device)
-    kernels._inner_product_and_shift_kernel[(programs,)](
-        k1_nN, k2_nN, *shifted, shifts, inner, first_row, n, N, 1 / N**2, NUMBERS=_NUMBERS
+    blocks = triton.cdiv(n * N, _NUMBERS)
+    shares = torch.empty(min(NUM_SHARES, blocks), device=k1_nN.device)
+    product_kernels._inner_product_and_shift_kernel[(len(shares),)](
+        k1_nN, k2_nN, *shifted, shifts, shares, first_row, n, N, blocks, 1 / N**2, NUMBERS=_NUMBERS
     )
-    return inner, *shifted
+    return shares, *shifted
+
+
+def drop_diagonal(m_sD: torch.Tensor, start: int, dtype: torch.dtype, squared_norm: torch.Tensor) -> torch.Tensor:
+    s, D = m_sD.shape
+    rounded_sD = m_sD if m_sD.dtype == dtype else torch.empty_like(m_sD, dtype=dtype)
+    blocks = triton.cdiv(s * D, _NUMBERS)
+    product_kernels._drop_diagonal_kernel[(min(NUM_SHARES, blocks),)](
+        m_sD, rounded_sD, squared_norm, start, s, D, blocks, NUMBERS=_NUMBERS
+    )
+    return rounded_sD
 
 
 def contract(
@@ -119,8 +133,8 @@ def contract(
     )  # fmt: skip
     shared = torch.empty(1 + 4 * D, device=device)
     kernels._add_up_kernel[(triton.cdiv(4 * D, _SUMS),)](
-        squared_norm, sums, shared, squared_norm.numel(), chunks.number, D,
-        CHUNKS=triton.next_power_of_2(chunks.number), NUMBERS=_SUMS,
+        squared_norm, sums, shared, len(squared_norm), chunks.number, D,
+        SHARES=NUM_SHARES, CHUNKS=triton.next_power_of_2(chunks.number), NUMBERS=_SUMS,
     )  # fmt: skip
     return shared
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from embeddings import FORMS, embeddings, loss_and_gradients
+from embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
 from test_loss_accuracy import (
     before_the_standardisation,
     hard_embeddings,
@@ -59,6 +59,24 @@ def test_the_loss_of_hard_embeddings(algorithm, case):
     plain, truth = plain_direct(z1, z2, "barlow"), in_float64(z1, z2, "barlow")
     before = before_the_standardisation(z1, z2, "barlow")
     require_as_exact_as_plain([value.cpu() for value in got], plain, truth, before)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_loss_is_the_same_each_time_and_in_a_cuda_graph(algorithm):
+    z1, z2 = (z.detach().to(GPU) for z in embeddings(200, 512))
+    first, again = (compute(z1, z2, algorithm=algorithm) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        compute(z1, z2, algorithm=algorithm)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        captured = compute(z1, z2, algorithm=algorithm)
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(first, captured, strict=True):
+        assert (a - b).norm() <= 1e-5 * a.norm()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
