@@ -59,8 +59,8 @@ STAGES = {
         Part("sanitizer", 30, ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", CORE_TESTS[-1])),
     ],
     "dali": [
-        Part("dali-tests", 120, tests("tests/gpu/test_dali.py", "tests/test_fan_out.py")),
         Part("train", 150, suite("train")),
+        Part("dali-tests", 120, tests("tests/gpu/test_dali.py", "tests/test_loader.py", "tests/test_fan_out.py")),
         Part("input", 120, suite("input", "--index-samples", "1000000")),
     ],
 }

@@ -49,9 +49,11 @@ def run(device: torch.device) -> Iterator[Record]:
             yield _against_plain(N, D, precision, device)
         if on_gpu:
             yield _memory(N, D, device)
-            yield _columns(N, D, device)
     for N, D in CHOICES[device.type]:
         yield _choice(N, D, device)
+    if on_gpu:
+        for N, D in SHAPES[device.type]:
+            yield _columns(N, D, device)
 
 
 def _embeddings(N: int, D: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
