@@ -52,15 +52,15 @@ OUT = Path(os.environ.get("GPU_OUT") or ROOT / "runs" / "gpu").absolute()
 STAGES = {
     "core": [
         Part("device", 20, ("nvidia-smi",)),
-        Part("core-tests", 90, tests(*CORE_TESTS)),
-        Part("loss", 50, suite("loss")),
-        Part("jigsaw", 40, suite("jigsaw")),
+        Part("core-tests", 55, tests(*CORE_TESTS)),
+        Part("loss", 35, suite("loss")),
+        Part("jigsaw", 20, suite("jigsaw")),
         Part("step", 100, suite("step")),
         Part("sanitizer", 30, ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", CORE_TESTS[-1])),
     ],
     "dali": [
-        Part("train", 150, suite("train")),
-        Part("dali-tests", 120, tests("tests/gpu/test_dali.py", "tests/test_loader.py", "tests/test_fan_out.py")),
+        Part("train", 65, suite("train")),
+        Part("dali-tests", 35, tests("tests/gpu/test_dali.py", "tests/test_loader.py", "tests/test_fan_out.py")),
         Part("input", 120, suite("input", "--index-samples", "1000000")),
     ],
 }

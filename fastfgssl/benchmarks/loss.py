@@ -218,8 +218,8 @@ def _columns(N: int, D: int, device: torch.device) -> Record:
         for gradient, want in zip(toward, right, strict=True):
             require_close(f"loss, steps over columns, {N} x {D}, {name}", gradient, want, tolerance=1e-5)
 
-    cases = {name: lambda settings=settings: steps(settings) for name, settings in _VARIANTS.items()}
-    seconds = interleaved(cases | {"limit": copies}, runs=20, device=device)
+    cases = {name: replayed(lambda settings=settings: steps(settings), device) for name, settings in _VARIANTS.items()}
+    seconds = interleaved(cases | {"limit": replayed(copies, device)}, runs=20, device=device)
     return record_of(
         "loss",
         f"steps over columns, N {N}, D {D}",
