@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from fastfgssl.kernels import build
-from fastfgssl.kernels.build import BuildError, build_plugin
+from fastfgssl.kernels.build import PLUGIN, TENSORS, BuildError
+
+
+def build_plugin(cache: Path | None = None) -> Path:
+    return build.build(PLUGIN, cache)
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def test_a_build_for_named_processors_serves_every_machine(fake_compiler, tmp_pa
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     assert build_plugin(tmp_path / "cache") == built
-    flags = " ".join(flag for command in build._build_commands().compile for flag in command)
+    flags = " ".join(flag for command in build._build_commands(PLUGIN).compile for flag in command)
     assert "-march=x86-64-v3" in flags
     assert "-march=native" not in flags
     assert "-ffp-contract=off" in flags
@@ -129,7 +133,7 @@ from pathlib import Path
 from fastfgssl.kernels import build
 which = shutil.which
 build.shutil.which = lambda name: None if name == "nvcc" else which(name)
-print(build.build_plugin(Path(sys.argv[1])))
+print(build.build(build.PLUGIN, Path(sys.argv[1])))
 """
 
 
@@ -142,24 +146,63 @@ def test_ranks_that_start_together_build_once(fake_compiler, tmp_path):
     assert calls(fake_compiler) == CALLS
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "no checksum"])
+def test_a_damaged_library_is_built_anew(fake_compiler, tmp_path, damage):
+    """Loaded as it is, a library that was cut short ends the process with a bus error."""
+    path = build_plugin(tmp_path / "cache")
+    whole = path.read_bytes()
+    if damage == "no checksum":
+        build._checksum_file(path).unlink()
+    else:
+        path.write_bytes({"cut": whole[:3], "empty": b"", "zeros": bytes(len(whole))}[damage])
+    assert build_plugin(tmp_path / "cache") == path
+    assert path.read_bytes() == whole
+    assert calls(fake_compiler) == 2 * CALLS
+
+
+def test_a_file_system_without_locks_is_named(fake_compiler, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(build.fcntl, "flock", refuse)
+    with pytest.raises(BuildError, match=r"cannot build in the cache .*: No locks available; set FASTFGSSL_CACHE"):
+        build_plugin(tmp_path / "cache")
+
+
+def test_a_library_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):
+    """As from a file system that allows no execution."""
+    (tmp_path / "library.so").write_text("no library")
+    monkeypatch.setattr(build, "build", lambda library: tmp_path / "library.so")
+    build.load_tensors.cache_clear()
+    with pytest.raises(BuildError, match=r"cannot load .*library.so: .*; set FASTFGSSL_CACHE") as caught:
+        build.load_tensors()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_update_of_the_compiler_behind_another_command_builds_anew(fake_compiler, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "env g++")
+    before = build_plugin(tmp_path / "cache")
+    compiler = tmp_path / "bin" / "g++"
+    compiler.write_text(compiler.read_text().replace('echo "g++ 12"', 'echo "g++ 12.1"'))
+    assert build_plugin(tmp_path / "cache") != before
+
+
 def test_a_cache_that_cannot_be_made_is_named(fake_compiler, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(BuildError, match=r"cannot make the cache folder .*file/cache: .*FASTFGSSL_CACHE"):
+    with pytest.raises(BuildError, match=r"cannot build in the cache .*file/cache: .*FASTFGSSL_CACHE"):
         build_plugin(tmp_path / "file" / "cache")
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler")
 def test_no_cuda_kernel_spills_registers(tmp_path):
-    """Compiled for every GPU that the plugin serves; read from the assembler's report."""
-    import nvidia.dali.sysconfig as dali
-
-    source = build._SOURCES / build._CUDA_SOURCE
+    """Compiled for every GPU that is supported; read from the assembler's report."""
+    source = build._SOURCES / TENSORS.cuda_sources[0]
     command = ["nvcc", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "--fatbin", "-Xptxas", "-v"]
     command += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in build._CUDA_ARCHITECTURES]
-    command += [*dali.get_compile_flags(), str(source), "-o", str(tmp_path / "views.fatbin")]
+    command += [str(source), "-o", str(tmp_path / "tensors.fatbin")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    # four kinds of input and output, 1 and 3 channels, wide and narrow stores
-    assert len(report) == 16 * len(build._CUDA_ARCHITECTURES)
+    # four kinds of input and output, each with 1 and 3 channels; and what describes samples
+    assert len(report) == (8 + 4) * len(build._CUDA_ARCHITECTURES)
     assert set(report) == {("0", "0", "0")}
     assert all(f"'sm_{sm}'" in done.stderr for sm in (80, 90, 100))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastfgssl.kernels.fan_out import op
 from fastfgssl.kernels.fan_out.op import fan_out
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
 
@@ -76,9 +75,7 @@ def require_same_bits(views, truth) -> None:
 @pytest.mark.parametrize("source", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width", "grids"), SHAPES)
-@pytest.mark.parametrize("variant", [0, 1])
-def test_fan_out_equals_reference(variant, height, width, grids, channels, source, dtype, device, monkeypatch):
-    monkeypatch.setattr(op, "VARIANT", variant)
+def test_fan_out_equals_reference(height, width, grids, channels, source, dtype, device):
     case = make_case(height, width, grids, channels=channels, source=source)
     truth = fan_out_reference(**case, dtype=np.float16 if dtype == torch.float16 else np.float32)
     require_same_bits(fan_out(**on(device, case), dtype=dtype), truth)

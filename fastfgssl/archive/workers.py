@@ -7,6 +7,7 @@ behind, and holds only so many results that wait for an earlier one.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,7 @@ def _start(function: Callable[[Any], Any]) -> _Worker:
 
 
 def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # decoders would set up a GPU in each worker, which none of them uses
     while True:
         try:
             item = pipe.recv()

@@ -11,7 +11,6 @@ import torch
 
 from fastfgssl.benchmarks.measure import Record, compare, copies, replayed, require_close
 from fastfgssl.kernels import jigsaw
-from fastfgssl.kernels.fan_out import op
 from fastfgssl.kernels.fan_out.op import fan_out
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
 from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
@@ -57,8 +56,7 @@ def _fan_out(device: torch.device) -> Iterator[Record]:
     on_device = {name: torch.from_numpy(arguments[name]).to(device) for name in ("puzzle_flags", "anchor_flags")}
     orders = [torch.from_numpy(order).to(device) for order in arguments["permutations"]]
 
-    def of_tensors(variant: int = 0) -> list[torch.Tensor]:
-        op.VARIANT = variant
+    def of_tensors() -> list[torch.Tensor]:
         views = fan_out(*sources, **on_device, permutations=orders, **constants)
         return [views.anchor, views.puzzle_view, *views.puzzles]
 
@@ -66,10 +64,6 @@ def _fan_out(device: torch.device) -> Iterator[Record]:
     expected = [torch.from_numpy(view) for view in (expected.anchor, expected.puzzle_view, *expected.puzzles)]
     versions: dict[str, Callable[[], Any]] = {"of tensors": of_tensors}
     _require_views("fan-out of tensors", of_tensors(), expected, tolerance=0)
-    if device.type == "cuda":
-        for variant, name in enumerate(("in whole lines", "48 bytes a thread", "element by element")):
-            versions[f"of tensors, {name}"] = lambda variant=variant: of_tensors(variant)
-            _require_views(name, of_tensors(variant), expected, tolerance=0)
     if _has_dali():
         from fastfgssl.benchmarks.dali_operators import fan_out_graph
 

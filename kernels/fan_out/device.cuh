@@ -12,7 +12,7 @@
 
 namespace fastfgssl::device {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarp = 32;
 
 // Division by a number that is known before the launch, exact for numbers below 2^31: a product and a shift.
 // Source: Granlund and Montgomery, Division by Invariant Integers using Multiplication, theorem 4.2.
@@ -93,7 +93,7 @@ struct Packed {
 };
 
 // blockIdx: x a run of the image, y the output, z the sample.
-template <int channels, bool staged, typename In, typename Out>
+template <int channels, typename In, typename Out>
 __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__restrict__ samples, const __grid_constant__ Format format) {
   constexpr int kPixels = 16 / sizeof(Out), kNumbers = kPixels * channels;
   constexpr int kPixelBytes = channels * sizeof(In);
@@ -104,7 +104,6 @@ __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__rest
   const uint32_t width = format.width.divisor;
   const uint32_t first = (blockIdx.x * kThreads + threadIdx.x) * kPixels;
   const int count = first < format.num_pixels ? min(kPixels, static_cast<int>(format.num_pixels - first)) : 0;
-  if (!staged && count == 0) return;
 
   // runs of pixels that lie side by side in the source; of a mirrored view in the opposite order, so the last goes first
   Packed<In, kNumbers> source = {};
@@ -162,28 +161,21 @@ __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__rest
   Out *to = sample.outputs[output];
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
   const uint4 *vectors = reinterpret_cast<const uint4 *>(values);
-  if constexpr (staged) {
-    // a warp's vectors leave in the order of memory, whole lines at a time
-    __shared__ uint4 stage[kThreads * channels];
-    uint4 *of_warp = stage + threadIdx.x / 32 * (32 * channels);
-    const int lane = threadIdx.x % 32;
-    const uint32_t first_of_warp = first - lane * kPixels;
-    const bool whole = first_of_warp + 32 * kPixels <= format.num_pixels;
-    if (aligned && whole) {
+  // a warp's vectors leave in the order of memory, whole lines at a time
+  __shared__ uint4 stage[kThreads * channels];
+  uint4 *of_warp = stage + threadIdx.x / kWarp * (kWarp * channels);
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t first_of_warp = first - lane * kPixels;
+  const bool is_whole = first_of_warp + kWarp * kPixels <= format.num_pixels;
+  if (aligned && is_whole) {
 #pragma unroll
-      for (int v = 0; v < channels; v++) of_warp[lane * channels + v] = vectors[v];
-      __syncwarp();
-      uint4 *line = reinterpret_cast<uint4 *>(to + static_cast<int64_t>(first_of_warp) * channels);
+    for (int v = 0; v < channels; v++) of_warp[lane * channels + v] = vectors[v];
+    __syncwarp();
+    uint4 *lines = reinterpret_cast<uint4 *>(to + static_cast<int64_t>(first_of_warp) * channels);
 #pragma unroll
-      for (int v = 0; v < channels; v++) __stcs(line + v * 32 + lane, of_warp[v * 32 + lane]);
-      return;
-    }
-  }
-  to += static_cast<int64_t>(first) * channels;
-  if (aligned && count == kPixels) {
-#pragma unroll
-    for (int v = 0; v < channels; v++) __stcs(reinterpret_cast<uint4 *>(to) + v, vectors[v]);
+    for (int v = 0; v < channels; v++) __stcs(lines + v * kWarp + lane, of_warp[v * kWarp + lane]);
   } else {
+    to += static_cast<int64_t>(first) * channels;
 #pragma unroll
     for (int i = 0; i < kNumbers; i++)
       if (i < count * channels) to[i] = values[i];

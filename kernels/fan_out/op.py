@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastfgssl.kernels.build import load_tensors
+from fastfgssl.kernels.build import BuildError, load_tensors
 from fastfgssl.kernels.jigsaw.op import require_permutations
 
 MAX_GRIDS = 16
@@ -137,7 +137,6 @@ class _Call(ctypes.Structure):
         ("grids", ctypes.c_int32 * MAX_GRIDS),
         ("source_bits", ctypes.c_int32),
         ("output_bits", ctypes.c_int32),
-        ("variant", ctypes.c_int32),
         ("mean", ctypes.c_float * 3),
         ("inverse_std", ctypes.c_float * 3),
     )
@@ -198,26 +197,25 @@ def _fan_out(
 
 @_fan_out.register_kernel("cuda")
 def _fan_out_cuda(puzzle, anchor, puzzle_flags, anchor_flags, permutations, grids, mean, std, dtype):
-    library = load_tensors()
     inputs = [tensor.contiguous() for tensor in (puzzle, anchor, puzzle_flags, anchor_flags, *permutations)]
     outputs = _empty_views(puzzle, grids, dtype)
     call = _make_call(inputs, outputs, grids, mean, std)
-    call.variant = VARIANT
-    library.fastfgssl_fan_out_workspace.restype = ctypes.c_int64
-    workspace = torch.empty(
-        library.fastfgssl_fan_out_workspace(ctypes.byref(call)), dtype=torch.uint8, device=puzzle.device
-    )
-    call.workspace = workspace.data_ptr()
-    launch = library.fastfgssl_fan_out_cuda
-    launch.restype = ctypes.c_char_p
-    stream = torch.cuda.current_stream(puzzle.device).cuda_stream
-    error = launch(ctypes.byref(call), puzzle.device.index, ctypes.c_void_p(stream))
-    if error is not None:
-        raise RuntimeError(f"fan_out: {error.decode()}")
+    launch(load_tensors(), call, puzzle.device, torch.cuda.current_stream(puzzle.device).cuda_stream)
     return outputs
 
 
-VARIANT = 0
+def launch(library: ctypes.CDLL, call: _Call, device: torch.device, stream: int) -> None:
+    """Begins a call on a GPU. Raises `BuildError` if `library` was built without nvcc, `RuntimeError` of CUDA's."""
+    try:
+        workspace_size, run = library.fastfgssl_fan_out_workspace, library.fastfgssl_fan_out_cuda
+    except AttributeError:
+        raise BuildError("the fan-out of tensors on a GPU needs nvcc: put it on the PATH") from None
+    workspace_size.restype, run.restype = ctypes.c_int64, ctypes.c_char_p
+    workspace = torch.empty(workspace_size(ctypes.byref(call)), dtype=torch.uint8, device=device)
+    call.workspace = workspace.data_ptr()
+    error = run(ctypes.byref(call), device.index or 0, ctypes.c_void_p(stream))
+    if error is not None:
+        raise RuntimeError(f"fan_out: {error.decode()}")
 
 
 @_fan_out.register_fake

@@ -44,8 +44,7 @@ cudaError_t Run(const FastfgsslFanOut &call, cudaStream_t stream) {
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   const std::vector<int> grids(call.grids, call.grids + call.num_grids);
   const Format format = MakeFormat(call.height, call.width, call.channels, grids, call.mean, call.inverse_std);
-  return LaunchFanOut(samples, call.batch, 2 + call.num_grids, call.channels, format, stream,
-                      static_cast<Variant>(call.variant));
+  return LaunchFanOut(samples, call.batch, 2 + call.num_grids, call.channels, format, stream);
 }
 
 }  // namespace

@@ -15,6 +15,5 @@ struct FastfgsslFanOut {
   int32_t batch, height, width, channels;
   int32_t num_grids, grids[fastfgssl::kMaxGrids];
   int32_t source_bits, output_bits;                 // 8 or 16; 16 or 32
-  int32_t variant;
   float mean[3], inverse_std[3];                    // of each channel, on the scale of the source
 };

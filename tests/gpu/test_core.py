@@ -13,6 +13,7 @@ from test_loss_accuracy import (
     plain_direct,
     require_as_exact_as_plain,
 )
+from torch.utils._pytree import tree_leaves
 
 from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
@@ -161,7 +162,9 @@ def test_the_first_losses_are_those_of_the_cpu(schedule):
     first = {}
     for device in ("cpu", "cuda"):
         with start_world(device) as world:
-            step = make_step(world, schedule=schedule, precision="float32")
+            # updates would amplify what differs: weights stand still
+            still = OptimConfig(name="sgd", lr=1e-12)
+            step = make_step(world, optim=still, schedule=schedule, precision="float32")
             values = step(make_batch(half=False, device=world.device))
             first[device] = torch.stack([values[stage][0] for stage in STAGES]).cpu()
     torch.testing.assert_close(first["cuda"], first["cpu"], rtol=0.02, atol=0)
@@ -172,17 +175,20 @@ def test_the_first_losses_are_those_of_the_cpu(schedule):
 def test_a_state_that_was_saved_goes_on(precision, optimizer, tmp_path):
     batches = [make_batch(half=precision != "float32", seed=seed) for seed in range(4)]
     with start_world("cuda") as world:
-        options = {"precision": precision, "optim": OptimConfig(name=optimizer, lr=1e-3)}
+        # small: what libraries compute in another order each time would be amplified
+        options = {"precision": precision, "optim": OptimConfig(name=optimizer, lr=1e-6)}
         step = make_step(world, **options)
         for batch in batches[:2]:
             step(batch)
         torch.save(step.state_dict(), tmp_path / "state.pt")
         resumed = make_step(world, **options)
         resumed.load_state_dict(torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True))
+        for own, other in zip(tree_leaves(resumed.state_dict()), tree_leaves(step.state_dict()), strict=True):
+            assert torch.equal(own, other) if isinstance(own, torch.Tensor) else own == other
         for batch in batches[2:]:
             expected, got = step(batch), resumed(batch)
     for head, (loss, _) in expected.items():
-        torch.testing.assert_close(got[head][0], loss, rtol=1e-3, atol=0)
+        torch.testing.assert_close(got[head][0], loss, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])
