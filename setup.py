@@ -4,23 +4,10 @@ The operators live in the top-level folder `kernels/` and are imported as `fastf
 `kernels` would clash with the one on PyPI.
 """
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-PACKAGES = [
-    "fastfgssl",
-    "fastfgssl.archive",
-    "fastfgssl.benchmarks",
-    "fastfgssl.data",
-    "fastfgssl.doctor",
-    "fastfgssl.evaluation",
-    "fastfgssl.kernels",
-    "fastfgssl.kernels.blur",
-    "fastfgssl.kernels.cross_correlation",
-    "fastfgssl.kernels.fan_out",
-    "fastfgssl.kernels.jigsaw",
-    "fastfgssl.kernels.resize",
-    "fastfgssl.models",
-]
+PACKAGES = ["fastfgssl", *(f"fastfgssl.{name}" for name in find_packages("fastfgssl"))]
+KERNELS = ["fastfgssl.kernels", *(f"fastfgssl.kernels.{name}" for name in find_packages("kernels"))]
 
 REQUIREMENTS = [
     "torch>=2.11",
@@ -47,7 +34,7 @@ setup(
     description="High-throughput fine-grained self-supervised learning on medical images",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=PACKAGES,
+    packages=[*PACKAGES, *KERNELS],
     package_dir={"fastfgssl": "fastfgssl", "fastfgssl.kernels": "kernels"},
     package_data={"fastfgssl.kernels": ["*.h", "*/*.h", "*/*.cc", "*/*.cu", "*/README.md"]},
     install_requires=REQUIREMENTS,

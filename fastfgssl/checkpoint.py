@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastfgssl.errors import UserError, file_errors
+from fastfgssl.runtime.errors import UserError, file_errors
 
 log = logging.getLogger(__name__)
 

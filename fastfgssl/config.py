@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 Stage = Literal[0, 1, 2, "all"]
 STAGES: tuple[Stage, ...] = (0, 1, 2, "all")

@@ -24,7 +24,7 @@ from typing import Any, Literal, Union
 import yaml
 
 from fastfgssl.config import Config
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 _ALTERNATIVES = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
 _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}

@@ -8,8 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastfgssl.distributed import World
 from fastfgssl.metrics import StepMetrics
+from fastfgssl.runtime.distributed import World
 
 
 class _ConsoleHandler(logging.Handler):

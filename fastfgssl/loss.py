@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch.distributed import ProcessGroup
 
-from fastfgssl.distributed import GroupRanks, group_name, ranks_named
 from fastfgssl.kernels import cross_correlation as kernels
 from fastfgssl.kernels.cross_correlation.op import ALONE
 from fastfgssl.kernels.cross_correlation.reference import standardise
+from fastfgssl.runtime.distributed import GroupRanks, group_name, ranks_named
 
 
 class LossTerms(NamedTuple):

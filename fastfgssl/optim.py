@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fastfgssl.config import OptimConfig
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 
 class LARS(Optimizer):

@@ -22,15 +22,22 @@ from fastfgssl.data.pipeline import GraphSpec
 from fastfgssl.data.presets import find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.display import Display
-from fastfgssl.distributed import SharedFlag, World, one_rank_first, require_agreement, shared_errors, start_world
-from fastfgssl.environment import cores_per_rank
-from fastfgssl.errors import UserError, file_errors, met_alone
-from fastfgssl.memory import memory_errors
 from fastfgssl.metrics import Clock, DataWaitWatch, MetricsLog, StepMetrics
 from fastfgssl.models import build_model
 from fastfgssl.optim import learning_rate_factor, set_learning_rate
 from fastfgssl.resume import changed_length, check_same_run
-from fastfgssl.signals import StopRequest
+from fastfgssl.runtime.distributed import (
+    SharedFlag,
+    World,
+    one_rank_first,
+    require_agreement,
+    shared_errors,
+    start_world,
+)
+from fastfgssl.runtime.environment import cores_per_rank
+from fastfgssl.runtime.errors import UserError, file_errors, met_alone
+from fastfgssl.runtime.memory import memory_errors
+from fastfgssl.runtime.signals import StopRequest
 from fastfgssl.training_step import HeadValues, TrainingStep
 from fastfgssl.updates import TERMS
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config import Config
 from fastfgssl.config_files import config_from_values, config_to_values
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 # the learning rate follows the length of the run: lengthening one is worth that, and a notice
 _LENGTH_KEYS = ("train.steps", "train.epochs")

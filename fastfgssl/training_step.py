@@ -9,10 +9,10 @@ from torch.profiler import record_function
 
 from fastfgssl.batch import Batch
 from fastfgssl.config import Config, Stage
-from fastfgssl.distributed import World
 from fastfgssl.models import FGSSL
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.optim import build_optimizer, load_optimizer_state
+from fastfgssl.runtime.distributed import World
 from fastfgssl.updates import accumulate_gradients, memory_format, plan_updates
 
 HeadValues = dict[Stage, tuple[torch.Tensor, torch.Tensor]]

@@ -26,9 +26,9 @@ from torch.profiler import record_function
 
 from fastfgssl.batch import Batch
 from fastfgssl.config import STAGES, Config, Stage, TrainConfig
-from fastfgssl.distributed import World, data_parallel
 from fastfgssl.loss import cross_correlation_terms, effective_rank
 from fastfgssl.models import FGSSL
+from fastfgssl.runtime.distributed import World, data_parallel
 
 _AUTOCAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TERMS = ("on_diagonal", "off_diagonal", "dead_dimensions", "effective_rank")

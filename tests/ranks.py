@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.multiprocessing
 
-from fastfgssl.distributed import start_world
+from fastfgssl.runtime.distributed import start_world
 
 
 def run_on_ranks(function: Callable, world_size: int, *arguments) -> list:

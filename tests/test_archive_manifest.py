@@ -16,7 +16,7 @@ from test_archive_shards import CLASSES, make_samples, write
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.shards import EXTENSIONS, ArchiveWriter, Sample
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 NUMBERS = ["shard", "offset", "size", "width", "height", "crc32"]
 

@@ -15,7 +15,7 @@ from test_archive_image import encode, gradient
 from test_prepare import TOOL, write_files
 
 from fastfgssl.archive.workers import AHEAD, in_order
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 
 def living(session: int) -> list[int]:

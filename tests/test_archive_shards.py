@@ -14,7 +14,7 @@ from wds2idx import IndexCreator
 from fastfgssl.archive.lock import lock_folder
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.shards import ArchiveWriter, Sample
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 CLASSES = ["a", "b", "c"]
 NUMBERS = ["shard", "offset", "size", "width", "height", "crc32"]
@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 import resource, sys
 from pathlib import Path
 from fastfgssl.archive.shards import ArchiveWriter, Sample
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 for limit in (1_000, 20_000, 60_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:

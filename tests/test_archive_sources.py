@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fastfgssl.archive.labels import Facts, read_labels
 from fastfgssl.archive.sources import find_images
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 
 def touch(folder: Path, *paths: str) -> Path:

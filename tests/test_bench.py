@@ -22,10 +22,10 @@ from fastfgssl.benchmarks.measure import CheckFailed, compare, record_of, requir
 from fastfgssl.benchmarks.trace import PARTS, peak_memory, seconds_by_part, traces, write_trace
 from fastfgssl.benchmarks.trainer import TRACED, make_config, train
 from fastfgssl.config import Config, DataConfig, ModelConfig, TrainConfig
-from fastfgssl.distributed import World
-from fastfgssl.errors import UserError
 from fastfgssl.models import build_model
 from fastfgssl.pretrain import Run
+from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

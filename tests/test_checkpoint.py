@@ -19,7 +19,7 @@ from fastfgssl.checkpoint import (
     save_checkpoint,
     tidy_checkpoints,
 )
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 
 def save(folder, step, keep=3):
@@ -131,7 +131,7 @@ def test_a_short_write_is_one_clear_error(tmp_path):
 import resource, sys, torch
 from pathlib import Path
 from fastfgssl.checkpoint import save_checkpoint
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 try:
     save_checkpoint(Path(sys.argv[1]), {"step": 2, "model": {"w": torch.zeros(100_000)}}, keep=1)

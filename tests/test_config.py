@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from fastfgssl.config_files import config_to_values, describe_keys, load_config, write_config
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 MINIMAL = {"data": {"path": "archive"}, "train": {"epochs": 10}}
 

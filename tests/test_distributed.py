@@ -7,10 +7,10 @@ import torch
 from ranks import run_on_ranks
 from torch import nn
 
-from fastfgssl.command_line import run_tool
-from fastfgssl.distributed import SharedFlag, require_agreement, shared_errors, start_world
-from fastfgssl.errors import RankError, UserError, met_alone
 from fastfgssl.models.batch_norm import synchronise_batch_norm
+from fastfgssl.runtime.console import run_tool
+from fastfgssl.runtime.distributed import SharedFlag, require_agreement, shared_errors, start_world
+from fastfgssl.runtime.errors import RankError, UserError, met_alone
 
 
 def small_network() -> nn.Module:

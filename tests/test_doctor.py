@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastfgssl.command_line import run_tool
 from fastfgssl.config_files import config_to_values, load_config, write_config
 from fastfgssl.data.reader import Reader
-from fastfgssl.distributed import start_world
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, as_overrides, best_of, judge
 from fastfgssl.doctor.diagnosis import Diagnosis
 from fastfgssl.doctor.machine import busy_cores, examine
 from fastfgssl.doctor.rates import Rate, rate_of
-from fastfgssl.errors import UserError
 from fastfgssl.metrics import DataWaitWatch
 from fastfgssl.pretrain import pretrain
+from fastfgssl.runtime.console import run_tool
+from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.errors import UserError
 
 TOOL = Path(__file__).parent.parent / "tools" / "doctor.py"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from fastfgssl.config_files import load_config
-from fastfgssl.distributed import start_world
 from fastfgssl.doctor.diagnosis import untrained_step
 from fastfgssl.doctor.overrides import apply_overrides
 from fastfgssl.doctor.plan import Device, Exchange, exchanges, make_plan, parse_request
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.errors import UserError
 
 COMMENTED = """\
 # mine

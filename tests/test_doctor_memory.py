@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.distributed import start_world
 from fastfgssl.doctor.advice import judge
 from fastfgssl.doctor.diagnosis import Diagnosis, _try_step_settings, examine_rates
 from fastfgssl.doctor.memory import available_memory
-from fastfgssl.memory import OutOfMemory, memory_errors
+from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.memory import OutOfMemory, memory_errors
 from fastfgssl.training_step import TrainingStep
 
 NO_LIMIT = 2**63 - 4096

@@ -11,11 +11,11 @@ import pytest
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.pipeline import build_decoder, build_graph, build_views
 from fastfgssl.data.reader import Reader
-from fastfgssl.distributed import start_world
 from fastfgssl.doctor.diagnosis import _try_short_side, untrained_step
 from fastfgssl.doctor.disk import measure_reading, measure_writing
 from fastfgssl.doctor.rates import BLOCKS, UNREPEATED, Bench
 from fastfgssl.pretrain import rank_slots
+from fastfgssl.runtime.distributed import start_world
 
 
 def bench_of(config, world) -> Bench:

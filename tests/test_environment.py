@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from fastfgssl.command_line import run_tool
-from fastfgssl.environment import RankEnvironment, available_cores, cores_per_rank, rank_environment
-from fastfgssl.environment import rendezvous_variables as meet
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.console import run_tool
+from fastfgssl.runtime.environment import RankEnvironment, available_cores, cores_per_rank, rank_environment
+from fastfgssl.runtime.environment import rendezvous_variables as meet
+from fastfgssl.runtime.errors import UserError
 
 ALONE = RankEnvironment(rank=0, size=1, local_rank=0, local_size=1)
 TORCHRUN = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}

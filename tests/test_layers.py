@@ -65,7 +65,7 @@ def test_imports_run_one_way(path):
 
 
 DOORS = {
-    r"torch\.distributed": ["fastfgssl/distributed.py"],
+    r"torch\.distributed": ["fastfgssl/runtime/distributed.py"],
     r"nvidia\.dali": ["fastfgssl/data/", "fastfgssl/archive/", "fastfgssl/benchmarks/", "kernels/"],
     r"triton": ["triton_kernel.py", "triton_steps.py"],
 }

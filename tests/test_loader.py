@@ -20,9 +20,9 @@ from fastfgssl.data.presets import PLAIN, PRESETS
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
-from fastfgssl.errors import UserError
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
+from fastfgssl.runtime.errors import UserError
 
 SEED, BATCH = 5, 12
 

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, get_model_weights
 
 from fastfgssl.config import STAGES, ModelConfig
-from fastfgssl.errors import UserError
 from fastfgssl.models import build_model
+from fastfgssl.runtime.errors import UserError
 
 
 def model(**changes):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from fastfgssl.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from fastfgssl.errors import UserError
 from fastfgssl.models import build_model
 from fastfgssl.optim import LARS, build_optimizer, learning_rate_factor, set_learning_rate
+from fastfgssl.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from fastfgssl.archive import phantom
 from fastfgssl.archive.phantom import TEXTURES, phantom_image, write_phantoms
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 TOOL = Path(__file__).parents[1] / "tools" / "phantom.py"
 COUNT = 210 * len(TEXTURES)

@@ -20,7 +20,7 @@ from fastfgssl.archive.labels import read_labels
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.archive.sources import find_images
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 TOOL = Path(__file__).parents[1] / "tools" / "prepare.py"
 

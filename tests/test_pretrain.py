@@ -20,9 +20,9 @@ from fastfgssl.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.config import STAGES
 from fastfgssl.config_files import load_config
 from fastfgssl.display import Display
-from fastfgssl.errors import UserError
 from fastfgssl.metrics import read_metrics
 from fastfgssl.pretrain import pretrain
+from fastfgssl.runtime.errors import UserError
 from fastfgssl.updates import TERMS
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastfgssl.data.quarantine import Quarantine
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 WHOLE = "sample,id,reason\n17,a/b.png,truncated\n"
 

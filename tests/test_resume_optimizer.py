@@ -10,8 +10,8 @@ import torch
 
 from fastfgssl.batch import Batch
 from fastfgssl.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from fastfgssl.distributed import World
 from fastfgssl.models import build_model
+from fastfgssl.runtime.distributed import World
 from fastfgssl.training_step import TrainingStep
 
 MODEL = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)

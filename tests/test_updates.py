@@ -12,8 +12,8 @@ from torch import nn
 
 from fastfgssl.batch import Batch
 from fastfgssl.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
-from fastfgssl.distributed import World
 from fastfgssl.models import build_model
+from fastfgssl.runtime.distributed import World
 from fastfgssl.updates import accumulate_gradients, plan_updates
 
 ALONE = World.alone(torch.device("cpu"))

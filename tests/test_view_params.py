@@ -8,7 +8,7 @@ import pytest
 from fastfgssl.data.order import Slots
 from fastfgssl.data.presets import PRESETS, Affine, Crop, Preset, View, find_preset
 from fastfgssl.data.view_params import ViewDraws, draw_view_params
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 COUNT = 20_000
 SLOTS = Slots(np.arange(COUNT), np.arange(COUNT) // 500)

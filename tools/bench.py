@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastfgssl.command_line import Parser, run_tool
-from fastfgssl.environment import rank_environment
-from fastfgssl.errors import UserError, check_writable, file_errors
+from fastfgssl.runtime.console import Parser, run_tool
+from fastfgssl.runtime.environment import rank_environment
+from fastfgssl.runtime.errors import UserError, check_writable, file_errors
 
 SUITES = ("loss", "jigsaw", "input", "step", "train", "scaling")
 
@@ -44,7 +44,7 @@ def main() -> int:
     from fastfgssl.archive.manifest import Archive
     from fastfgssl.benchmarks.measure import CheckFailed, as_json
     from fastfgssl.benchmarks.trace import traces
-    from fastfgssl.distributed import start_world
+    from fastfgssl.runtime.distributed import start_world
 
     if rank_environment().size > 1:
         raise UserError("the benchmark runs alone: start it without torchrun; `scaling` starts its ranks itself")

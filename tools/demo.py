@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastfgssl.command_line import Parser, run_tool
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.console import Parser, run_tool
+from fastfgssl.runtime.errors import UserError
 
 TOOLS = Path(__file__).parent
 CONFIG = TOOLS.parent / "configs" / "demo.yaml"

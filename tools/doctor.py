@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastfgssl.command_line import Parser, run_tool
 from fastfgssl.config import Config
-from fastfgssl.environment import rank_environment
-from fastfgssl.errors import UserError, check_writable
+from fastfgssl.runtime.console import Parser, run_tool
+from fastfgssl.runtime.environment import rank_environment
+from fastfgssl.runtime.errors import UserError, check_writable
 
 PAPER = Path(__file__).parent.parent / "configs" / "paper.yaml"
 PLAN_IMAGES = 64
@@ -110,13 +110,13 @@ def _generate(folder: Path) -> None:
 def run(arguments: argparse.Namespace, config, overrides: list[str], request) -> dict[str, Any]:
     """Measures and prints; returns everything as an object."""
     from fastfgssl.archive.manifest import Archive
-    from fastfgssl.distributed import start_world
     from fastfgssl.doctor import report
     from fastfgssl.doctor.diagnosis import diagnose, examine_rates, planned_world
     from fastfgssl.doctor.disk import measure_writing
     from fastfgssl.doctor.machine import examine
     from fastfgssl.doctor.overrides import apply_overrides
     from fastfgssl.doctor.plan import Device, exchanges, make_plan
+    from fastfgssl.runtime.distributed import start_world
 
     console = Console(highlight=False)
     if not console.is_terminal:

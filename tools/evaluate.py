@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastfgssl.command_line import Parser, run_tool
-from fastfgssl.errors import check_writable
+from fastfgssl.runtime.console import Parser, run_tool
+from fastfgssl.runtime.errors import check_writable
 
 
 def main() -> None:
@@ -51,9 +51,9 @@ def main() -> None:
     args = parser.parse_args()
 
     from fastfgssl.archive.manifest import Archive
-    from fastfgssl.distributed import start_world
     from fastfgssl.evaluation.features import FeatureExtractor, build_untrained, load_pretrained
     from fastfgssl.evaluation.protocols import evaluate
+    from fastfgssl.runtime.distributed import start_world
 
     if args.json:
         check_writable(args.json)  # before minutes go into scores that could not be kept

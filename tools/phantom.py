@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastfgssl.archive.phantom import TEXTURES, write_phantoms
-from fastfgssl.command_line import Parser, run_tool
+from fastfgssl.runtime.console import Parser, run_tool
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from fastfgssl.archive.manifest import QUARANTINE, Archive
 from fastfgssl.archive.prepare import MIB, Options, Step, Summary, prepare
-from fastfgssl.command_line import Parser, run_tool
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.console import Parser, run_tool
+from fastfgssl.runtime.errors import UserError
 
 DETAILS = """
 Every image is decoded completely, by Pillow and by the decoder that training uses. What is not usable is listed with

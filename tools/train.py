@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastfgssl.command_line import Parser, run_tool
+from fastfgssl.runtime.console import Parser, run_tool
 
 
 def main() -> int:

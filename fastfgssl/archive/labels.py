@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastfgssl.archive.sources import Found
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 GROUP_COLUMNS = ("group", "patient_id", "patient", "lesion_id")
 

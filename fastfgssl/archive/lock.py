@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 LOCK = ".lock"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 FORMAT = "fastfgssl-archive"
 VERSION = 1

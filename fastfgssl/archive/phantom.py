@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastfgssl.environment import available_cores
-from fastfgssl.errors import UserError, file_errors
+from fastfgssl.runtime.environment import available_cores
+from fastfgssl.runtime.errors import UserError, file_errors
 
 MIN_SIDE = 32  # below it a wave is hardly three pixels long
 CANVAS_SIDE = 96  # smaller images are drawn at a multiple of their size and averaged

@@ -17,8 +17,8 @@ from fastfgssl.archive.labels import Facts, read_labels
 from fastfgssl.archive.shards import SHARD_BYTES, ArchiveWriter, Sample, check_output
 from fastfgssl.archive.sources import Entry, find_images
 from fastfgssl.archive.workers import in_order
-from fastfgssl.environment import available_cores
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.environment import available_cores
+from fastfgssl.runtime.errors import UserError
 
 MIB = 1 << 20
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from fastfgssl.archive.lock import LOCK, lock_folder
 from fastfgssl.archive.manifest import FORMAT, MANIFEST, QUARANTINE, SHARDS, TABLE, VERSION, read_manifest
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 SHARD_BYTES = 256 << 20
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "tiff": "tif", "bmp": "bmp", "webp": "webp"}

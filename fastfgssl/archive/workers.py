@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 AHEAD = 4  # items for each worker that may be in work or wait for an earlier one: what bounds the memory
 

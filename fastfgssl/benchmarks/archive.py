@@ -17,7 +17,7 @@ from fastfgssl.archive.manifest import FORMAT, MANIFEST, SHARDS, TABLE, VERSION
 from fastfgssl.archive.phantom import phantom_image
 from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.archive.shards import COLUMNS
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 WIDTH, HEIGHT, QUALITY = 600, 450, 90
 ROW = 48  # bytes of a sample in a generated table, rounded up

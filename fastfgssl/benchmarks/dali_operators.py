@@ -10,10 +10,10 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from fastfgssl.benchmarks.measure import CheckFailed, Record, compare, copies
-from fastfgssl.environment import available_cores
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.build import load_plugin
 from fastfgssl.kernels.resize.reference import resize_reference
+from fastfgssl.runtime.environment import available_cores
 
 SIDE = 224
 RUNS = 7

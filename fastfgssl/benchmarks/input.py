@@ -24,10 +24,10 @@ from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph, view_
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params
-from fastfgssl.errors import UserError
 from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
+from fastfgssl.runtime.errors import UserError
 
 BATCH, SIDE, GRIDS, BATCHES, THREADS = 64, 224, (16, 8, 4), 16, 2
 SHORT_SIDE = 256

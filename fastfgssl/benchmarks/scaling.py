@@ -22,11 +22,11 @@ from fastfgssl.benchmarks.trace import seconds_by_part, trace_file
 from fastfgssl.benchmarks.trainer import TRACED, make_config, traced_config
 from fastfgssl.config import Config
 from fastfgssl.config_files import write_config
-from fastfgssl.distributed import World
-from fastfgssl.environment import cores_per_rank
 from fastfgssl.loss import bytes_to_send
 from fastfgssl.metrics import read_metrics
 from fastfgssl.models import build_model
+from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.environment import cores_per_rank
 from fastfgssl.updates import plan_updates
 
 TURNS = 2  # of a run of one rank and a run of several

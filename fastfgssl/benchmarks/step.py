@@ -15,10 +15,10 @@ from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.measure import Record, compare, require_close
 from fastfgssl.config import STAGES, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from fastfgssl.distributed import World
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.models import FGSSL, build_model
 from fastfgssl.optim import build_optimizer
+from fastfgssl.runtime.distributed import World
 from fastfgssl.training_step import TrainingStep
 
 WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))

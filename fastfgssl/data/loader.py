@@ -23,7 +23,7 @@ from fastfgssl.data.pipeline import GraphInput, GraphSpec, build_decoder, build_
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
-from fastfgssl.memory import is_out_of_memory
+from fastfgssl.runtime.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from nvidia.dali.types import BatchInfo
 from fastfgssl.data.order import Slots
 from fastfgssl.data.presets import JITTER_PARTS, Preset, View
 from fastfgssl.data.view_params import ViewDraws, ViewParams, draw_view_params
-from fastfgssl.errors import UserError
 from fastfgssl.kernels.build import BuildError, load_plugin
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE
+from fastfgssl.runtime.errors import UserError
 
 # DALI reads it at its first allocation. Host buffers above 32 MB come from its pool by default; smaller ones, which are
 # most of a batch's outputs, would be mapped and zeroed anew for every batch: a sixth of the CPU path's time.

@@ -9,7 +9,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

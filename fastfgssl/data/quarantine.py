@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastfgssl.errors import UserError, file_errors
+from fastfgssl.runtime.errors import UserError, file_errors
 
 _HEADER = ("sample", "id", "reason")
 

@@ -14,15 +14,15 @@ import numpy as np
 from fastfgssl.archive.image import TrainingDecoder, Unusable, prepare_image
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config import Config
-from fastfgssl.distributed import World
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
 from fastfgssl.doctor.memory import available_memory
 from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, in_turns, rate_of
-from fastfgssl.environment import cores_per_rank
 from fastfgssl.evaluation.features import build_untrained
-from fastfgssl.memory import OutOfMemory, memory_errors
 from fastfgssl.pretrain import rank_slots
+from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.environment import cores_per_rank
+from fastfgssl.runtime.memory import OutOfMemory, memory_errors
 from fastfgssl.training_step import TrainingStep
 
 Say = Callable[[str], None]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.errors import file_errors
+from fastfgssl.runtime.errors import file_errors
 
 _CHUNK = 4 << 20
 _MOST_WRITTEN = 256 << 20

@@ -11,7 +11,7 @@ import yaml
 
 from fastfgssl.config_files import load_config
 from fastfgssl.doctor.advice import plain
-from fastfgssl.errors import UserError, check_writable, file_errors
+from fastfgssl.runtime.errors import UserError, check_writable, file_errors
 
 
 def check_applicable(file: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 
 from fastfgssl.config import Config
 from fastfgssl.doctor.advice import figures
-from fastfgssl.errors import UserError
 from fastfgssl.loss import bytes_to_send
+from fastfgssl.runtime.errors import UserError
 from fastfgssl.updates import Update
 
 LINK = 50e9

@@ -26,9 +26,9 @@ from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph, build
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
-from fastfgssl.distributed import World
 from fastfgssl.metrics import Clock
 from fastfgssl.pretrain import graph_spec
+from fastfgssl.runtime.distributed import World
 from fastfgssl.training_step import TrainingStep
 
 BLOCKS = 3

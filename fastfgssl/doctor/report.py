@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from fastfgssl.config import Config
-from fastfgssl.distributed import World
 from fastfgssl.doctor.advice import as_overrides, describe, figures, sentence
 from fastfgssl.doctor.diagnosis import Diagnosis, Examination
 from fastfgssl.doctor.machine import Finding
 from fastfgssl.doctor.rates import Rate
+from fastfgssl.runtime.distributed import World
 
 Row = tuple[str, ...]
 

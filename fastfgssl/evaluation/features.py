@@ -20,10 +20,10 @@ from fastfgssl.data.philox import permutations, random_words
 from fastfgssl.data.pipeline import GraphSpec
 from fastfgssl.data.presets import PLAIN, Preset, find_preset
 from fastfgssl.data.quarantine import Quarantine
-from fastfgssl.environment import available_cores
-from fastfgssl.errors import UserError
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.models import FGSSL, build_model
+from fastfgssl.runtime.environment import available_cores
+from fastfgssl.runtime.errors import UserError
 
 _RECALIBRATION_IMAGES = 4096  # that batch statistics are recomputed from, at most
 _RECALIBRATION_BATCH = 64

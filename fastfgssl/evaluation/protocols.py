@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.errors import UserError
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.linear_probe import linear_probe
 from fastfgssl.evaluation.matching import matching_accuracy
 from fastfgssl.evaluation.scores import Scores, score_labels
 from fastfgssl.evaluation.split import ScoringSplit, groups_of, labelled_split, split_samples
+from fastfgssl.runtime.errors import UserError
 
 Protocol = Literal["matching", "knn", "linear"]
 BatchStatistics = Literal["stored", "recomputed"]

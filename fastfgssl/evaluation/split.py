@@ -9,7 +9,7 @@ import numpy as np
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.philox import random_words, uniform
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 ScoringSplit = Literal["val", "test"]
 NAMES = {

@@ -11,7 +11,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.resnet import ResNet
 
 from fastfgssl.config import ModelConfig
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 NUM_TAPS = 3
 """Outputs of layer2, layer3 and layer4: where heads 0, 1 and 2 look."""

@@ -19,8 +19,8 @@ from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.trace import PARTS
 from fastfgssl.config import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from fastfgssl.distributed import start_world
 from fastfgssl.models import build_model
+from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training_step import TrainingStep
 
 pytestmark = pytest.mark.gpu

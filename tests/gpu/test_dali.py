@@ -13,10 +13,10 @@ from test_pretrain import losses
 
 from fastfgssl.checkpoint import list_checkpoints
 from fastfgssl.data.presets import PRESETS
-from fastfgssl.distributed import start_world
 from fastfgssl.evaluation.features import FeatureExtractor, load_pretrained
 from fastfgssl.models import build_model
 from fastfgssl.pretrain import pretrain
+from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training_step import TrainingStep
 
 pytestmark = pytest.mark.gpu

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 _FAILED_ALLOCATION = re.compile(r"can't allocate|(not enough|out of) memory|alloc(ation)?[_ ]failed|bad_alloc", re.I)
 

@@ -20,8 +20,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from fastfgssl.environment import rank_environment, rendezvous_variables
-from fastfgssl.errors import RankError, UserError
+from fastfgssl.runtime.environment import rank_environment, rendezvous_variables
+from fastfgssl.runtime.errors import RankError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)

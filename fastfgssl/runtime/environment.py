@@ -10,7 +10,7 @@ import os
 import re
 from typing import NamedTuple
 
-from fastfgssl.errors import UserError
+from fastfgssl.runtime.errors import UserError
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Slurm numbers the steps that nobody started with srun (batch script, interactive shell) from the top

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from fastfgssl.environment import rank_environment
-from fastfgssl.errors import RankError, UserError
+from fastfgssl.runtime.environment import rank_environment
+from fastfgssl.runtime.errors import RankError, UserError
 
 
 class Parser(argparse.ArgumentParser):
