@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
-from fastfgssl.config import Stage
+from fastfgssl.config.schema import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

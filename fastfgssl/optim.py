@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fastfgssl.config import OptimConfig
+from fastfgssl.config.schema import OptimConfig
 from fastfgssl.runtime.errors import UserError
 
 

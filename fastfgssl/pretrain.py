@@ -13,8 +13,8 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.batch import Batch
 from fastfgssl.checkpoint import load_newest_checkpoint, save_checkpoint, tidy_checkpoints
-from fastfgssl.config import STAGES, Config
-from fastfgssl.config_files import config_to_values, write_config
+from fastfgssl.config.files import config_to_values, write_config
+from fastfgssl.config.schema import STAGES, Config
 from fastfgssl.data.loader import Loader, training_slots
 from fastfgssl.data.order import Slots
 from fastfgssl.data.picture import save_views_picture

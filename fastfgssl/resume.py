@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.config import Config
-from fastfgssl.config_files import config_from_values, config_to_values
+from fastfgssl.config.files import config_from_values, config_to_values
+from fastfgssl.config.schema import Config
 from fastfgssl.runtime.errors import UserError
 
 # the learning rate follows the length of the run: lengthening one is worth that, and a notice

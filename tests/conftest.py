@@ -13,8 +13,8 @@ if not torch.cuda.is_available():
 
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import Options, prepare
-from fastfgssl.config import Config
-from fastfgssl.config_files import config_from_values
+from fastfgssl.config.files import config_from_values
+from fastfgssl.config.schema import Config
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from fastfgssl.benchmarks.archive import open_archive, write_index
 from fastfgssl.benchmarks.measure import CheckFailed, compare, record_of, require_close
 from fastfgssl.benchmarks.trace import PARTS, peak_memory, seconds_by_part, traces, write_trace
 from fastfgssl.benchmarks.trainer import TRACED, make_config, train
-from fastfgssl.config import Config, DataConfig, ModelConfig, TrainConfig
+from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.pretrain import Run
 from fastfgssl.runtime.distributed import World

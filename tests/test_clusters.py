@@ -21,7 +21,7 @@ import yaml
 from test_pretrain import losses
 from test_train_tool import TOOL, trained_change, wait_for_steps
 
-from fastfgssl.config_files import load_config, write_config
+from fastfgssl.config.files import load_config, write_config
 from fastfgssl.metrics import read_metrics
 from fastfgssl.pretrain import pretrain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from fastfgssl.config_files import config_to_values, describe_keys, load_config, write_config
+from fastfgssl.config.files import config_to_values, describe_keys, load_config, write_config
 from fastfgssl.runtime.errors import UserError
 
 MINIMAL = {"data": {"path": "archive"}, "train": {"epochs": 10}}
@@ -60,7 +60,7 @@ def test_every_key_has_a_description():
 
 
 def load_config_of_defaults():
-    from fastfgssl.config import Config, DataConfig, TrainConfig
+    from fastfgssl.config.schema import Config, DataConfig, TrainConfig
 
     return Config(data=DataConfig(path="archive"), train=TrainConfig(steps=1))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastfgssl.config_files import config_to_values, load_config, write_config
+from fastfgssl.config.files import config_to_values, load_config, write_config
 from fastfgssl.data.reader import Reader
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, as_overrides, best_of, judge
 from fastfgssl.doctor.diagnosis import Diagnosis

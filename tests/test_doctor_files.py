@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastfgssl.config_files import load_config
+from fastfgssl.config.files import load_config
 from fastfgssl.doctor.diagnosis import untrained_step
 from fastfgssl.doctor.overrides import apply_overrides
 from fastfgssl.doctor.plan import Device, Exchange, exchanges, make_plan, parse_request

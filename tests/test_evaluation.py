@@ -178,7 +178,7 @@ def test_an_archive_that_cannot_be_scored_says_why(phantom_folder, tmp_path, row
 @pytest.fixture(scope="module")
 def checkpoints(archive_path, tmp_path_factory) -> list[Path]:
     """Of a run of a few steps: the first and the last."""
-    from fastfgssl.config_files import config_from_values
+    from fastfgssl.config.files import config_from_values
 
     output = tmp_path_factory.mktemp("evaluated") / "run"
     values = {

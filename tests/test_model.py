@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, get_model_weights
 
-from fastfgssl.config import STAGES, ModelConfig
+from fastfgssl.config.schema import STAGES, ModelConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastfgssl.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.optim import LARS, build_optimizer, learning_rate_factor, set_learning_rate
 from fastfgssl.runtime.errors import UserError

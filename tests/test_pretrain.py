@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.checkpoint import list_checkpoints, load_checkpoint
-from fastfgssl.config import STAGES
-from fastfgssl.config_files import load_config
+from fastfgssl.config.files import load_config
+from fastfgssl.config.schema import STAGES
 from fastfgssl.display import Display
 from fastfgssl.metrics import read_metrics
 from fastfgssl.pretrain import pretrain

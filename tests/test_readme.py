@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastfgssl.config_files import load_config
+from fastfgssl.config.files import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "kernels").glob("*/README.md"))]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastfgssl.batch import Batch
-from fastfgssl.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training_step import TrainingStep

@@ -16,7 +16,7 @@ import torch
 from test_pretrain import losses
 
 from fastfgssl.checkpoint import list_checkpoints, load_checkpoint
-from fastfgssl.config_files import write_config
+from fastfgssl.config.files import write_config
 from fastfgssl.metrics import read_metrics
 from fastfgssl.pretrain import pretrain
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastfgssl.batch import Batch
-from fastfgssl.config import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training_step import TrainingStep

@@ -11,7 +11,7 @@ from ranks import run_on_ranks
 from torch import nn
 
 from fastfgssl.batch import Batch
-from fastfgssl.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from fastfgssl.config.schema import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.updates import accumulate_gradients, plan_updates

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastfgssl.config import Config
+from fastfgssl.config.schema import Config
 from fastfgssl.runtime.console import Parser, run_tool
 from fastfgssl.runtime.environment import rank_environment
 from fastfgssl.runtime.errors import UserError, check_writable
@@ -33,7 +33,7 @@ PLAN_IMAGES = 64
 
 def main() -> None:
     arguments = parse_arguments()
-    from fastfgssl.config_files import load_config
+    from fastfgssl.config.files import load_config
     from fastfgssl.doctor.overrides import check_applicable
     from fastfgssl.doctor.plan import parse_request  # imports torch
 

@@ -12,7 +12,7 @@ from fastfgssl.runtime.console import Parser, run_tool
 
 
 def main() -> int:
-    from fastfgssl.config_files import describe_keys, load_config
+    from fastfgssl.config.files import describe_keys, load_config
 
     parser = Parser(
         description=__doc__,

@@ -20,8 +20,8 @@ from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.measure import CheckFailed, Record, record_of
 from fastfgssl.benchmarks.trace import seconds_by_part, trace_file
 from fastfgssl.benchmarks.trainer import TRACED, make_config, traced_config
-from fastfgssl.config import Config
-from fastfgssl.config_files import write_config
+from fastfgssl.config.files import write_config
+from fastfgssl.config.schema import Config
 from fastfgssl.loss import bytes_to_send
 from fastfgssl.metrics import read_metrics
 from fastfgssl.models import build_model

@@ -14,8 +14,8 @@ import torch
 
 from fastfgssl.benchmarks.measure import CheckFailed
 from fastfgssl.benchmarks.trace import nvtx_ranges, profiler, trace_file
-from fastfgssl.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from fastfgssl.config_files import load_config
+from fastfgssl.config.files import load_config
+from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.metrics import StepMetrics
 from fastfgssl.pretrain import Run
 from fastfgssl.runtime.distributed import World, start_world

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastfgssl.archive.image import TrainingDecoder, Unusable, prepare_image
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.config import Config
+from fastfgssl.config.schema import Config
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
 from fastfgssl.doctor.memory import available_memory

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fastfgssl.config_files import load_config
+from fastfgssl.config.files import load_config
 from fastfgssl.doctor.advice import plain
 from fastfgssl.runtime.errors import UserError, check_writable, file_errors
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastfgssl.config import Config
+from fastfgssl.config.schema import Config
 from fastfgssl.doctor.advice import figures
 from fastfgssl.loss import bytes_to_send
 from fastfgssl.runtime.errors import UserError

@@ -19,7 +19,7 @@ import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.batch import Batch
-from fastfgssl.config import Config
+from fastfgssl.config.schema import Config
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
 from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph, build_views

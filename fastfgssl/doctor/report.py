@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastfgssl.config import Config
+from fastfgssl.config.schema import Config
 from fastfgssl.doctor.advice import as_overrides, describe, figures, sentence
 from fastfgssl.doctor.diagnosis import Diagnosis, Examination
 from fastfgssl.doctor.machine import Finding

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from fastfgssl.config import STAGES
+from fastfgssl.config.schema import STAGES
 from fastfgssl.models import FGSSL
 
 

@@ -12,8 +12,8 @@ import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.checkpoint import load_checkpoint
-from fastfgssl.config import Config, require
-from fastfgssl.config_files import config_from_values
+from fastfgssl.config.files import config_from_values
+from fastfgssl.config.schema import Config, require
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
 from fastfgssl.data.philox import permutations, random_words

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.resnet import ResNet
 
-from fastfgssl.config import ModelConfig
+from fastfgssl.config.schema import ModelConfig
 from fastfgssl.runtime.errors import UserError
 
 NUM_TAPS = 3

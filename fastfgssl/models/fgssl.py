@@ -8,7 +8,7 @@ from typing import overload
 import torch
 from torch import nn
 
-from fastfgssl.config import STAGES, ModelConfig, Stage
+from fastfgssl.config.schema import STAGES, ModelConfig, Stage
 from fastfgssl.models.backbone import NUM_TAPS, Backbone, build_backbone
 from fastfgssl.models.heads import EmbeddingHead, HierarchicalBlock
 

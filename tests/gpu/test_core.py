@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.trace import PARTS
-from fastfgssl.config import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training_step import TrainingStep

@@ -23,7 +23,7 @@ from typing import Any, Literal, Union
 
 import yaml
 
-from fastfgssl.config import Config
+from fastfgssl.config.schema import Config
 from fastfgssl.runtime.errors import UserError
 
 _ALTERNATIVES = {"train.steps": "train.epochs", "train.epochs": "train.steps"}

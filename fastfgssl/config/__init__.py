@@ -1,0 +1,1 @@
+"""What a run is: the configuration, its files and its help."""
