@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.batch import Batch
 from fastfgssl.checkpoint import load_newest_checkpoint, save_checkpoint, tidy_checkpoints
 from fastfgssl.config.files import config_to_values, write_config
 from fastfgssl.config.schema import STAGES, Config
+from fastfgssl.data.batch import Batch
+from fastfgssl.data.graph import GraphSpec
 from fastfgssl.data.loader import Loader, training_slots
 from fastfgssl.data.order import Slots
 from fastfgssl.data.picture import save_views_picture
-from fastfgssl.data.pipeline import GraphSpec
 from fastfgssl.data.presets import find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.display import Display

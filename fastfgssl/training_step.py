@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from fastfgssl.batch import Batch
 from fastfgssl.config.schema import Config, Stage
+from fastfgssl.data.batch import Batch
 from fastfgssl.models import FGSSL
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.optim import build_optimizer, load_optimizer_state

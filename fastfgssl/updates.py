@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-from fastfgssl.batch import Batch
 from fastfgssl.config.schema import STAGES, Config, Stage, TrainConfig
+from fastfgssl.data.batch import Batch
 from fastfgssl.loss import cross_correlation_terms, effective_rank
 from fastfgssl.models import FGSSL
 from fastfgssl.runtime.distributed import World, data_parallel

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.data.pipeline import build_decoder, build_graph, build_views
+from fastfgssl.data.graph import build_decoder, build_graph, build_views
 from fastfgssl.data.reader import Reader
 from fastfgssl.doctor.diagnosis import _try_short_side, untrained_step
 from fastfgssl.doctor.disk import measure_reading, measure_writing

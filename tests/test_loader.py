@@ -13,9 +13,9 @@ from torchvision.transforms.v2 import functional
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.data.graph import GraphSpec
 from fastfgssl.data.loader import Loader, training_slots
 from fastfgssl.data.order import Slots
-from fastfgssl.data.pipeline import GraphSpec
 from fastfgssl.data.presets import PLAIN, PRESETS
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastfgssl.batch import Batch
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.data.batch import Batch
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training_step import TrainingStep

@@ -10,8 +10,8 @@ import torch
 from ranks import run_on_ranks
 from torch import nn
 
-from fastfgssl.batch import Batch
 from fastfgssl.config.schema import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from fastfgssl.data.batch import Batch
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.updates import accumulate_gradients, plan_updates

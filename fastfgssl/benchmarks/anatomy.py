@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.trace import peak_memory, seconds_by_part, write_trace
+from fastfgssl.data.batch import Batch
 from fastfgssl.training_step import TrainingStep
 
 

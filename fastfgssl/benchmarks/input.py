@@ -19,8 +19,8 @@ from fastfgssl.benchmarks import reading
 from fastfgssl.benchmarks.archive import write_photographs
 from fastfgssl.benchmarks.jigsaw import published_loop
 from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
+from fastfgssl.data.graph import GraphSpec, build_decoder, build_graph, view_flags
 from fastfgssl.data.order import Slots
-from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph, view_flags
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.measure import Record, compare, require_close
 from fastfgssl.config.schema import STAGES, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.data.batch import Batch
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.models import FGSSL, build_model
 from fastfgssl.optim import build_optimizer

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.measure import Record, record_of
 from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, train
+from fastfgssl.data.batch import Batch
 from fastfgssl.pretrain import Run
 from fastfgssl.runtime.distributed import World
 

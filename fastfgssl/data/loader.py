@@ -17,9 +17,9 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.batch import Batch
+from fastfgssl.data.batch import Batch
+from fastfgssl.data.graph import GraphInput, GraphSpec, build_decoder, build_graph
 from fastfgssl.data.order import Order, Slots
-from fastfgssl.data.pipeline import GraphInput, GraphSpec, build_decoder, build_graph
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params

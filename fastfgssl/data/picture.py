@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fastfgssl.batch import Batch
+from fastfgssl.data.batch import Batch
 
 _ROWS = 6
 _GAP = 4

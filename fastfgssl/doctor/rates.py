@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.batch import Batch
 from fastfgssl.config.schema import Config
+from fastfgssl.data.batch import Batch
+from fastfgssl.data.graph import GraphSpec, build_decoder, build_graph, build_views
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
-from fastfgssl.data.pipeline import GraphSpec, build_decoder, build_graph, build_views
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params

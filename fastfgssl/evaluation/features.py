@@ -14,10 +14,10 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.checkpoint import load_checkpoint
 from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config, require
+from fastfgssl.data.graph import GraphSpec
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
 from fastfgssl.data.philox import permutations, random_words
-from fastfgssl.data.pipeline import GraphSpec
 from fastfgssl.data.presets import PLAIN, Preset, find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics

@@ -15,10 +15,10 @@ from test_loss_accuracy import (
 )
 from torch.utils._pytree import tree_leaves
 
-from fastfgssl.batch import Batch
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.trace import PARTS
 from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.data.batch import Batch
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training_step import TrainingStep
