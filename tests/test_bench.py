@@ -23,9 +23,9 @@ from fastfgssl.benchmarks.trace import PARTS, peak_memory, seconds_by_part, trac
 from fastfgssl.benchmarks.trainer import TRACED, make_config, train
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
-from fastfgssl.pretrain import Run
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.trainer import Run
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastfgssl.checkpoint import (
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import (
     DamagedCheckpoint,
     checkpoint_path,
     list_checkpoints,
@@ -19,7 +20,6 @@ from fastfgssl.checkpoint import (
     save_checkpoint,
     tidy_checkpoints,
 )
-from fastfgssl.runtime.errors import UserError
 
 
 def save(folder, step, keep=3):
@@ -130,7 +130,7 @@ def test_a_short_write_is_one_clear_error(tmp_path):
     program = """
 import resource, sys, torch
 from pathlib import Path
-from fastfgssl.checkpoint import save_checkpoint
+from fastfgssl.training.checkpoint import save_checkpoint
 from fastfgssl.runtime.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 try:

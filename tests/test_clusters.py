@@ -22,8 +22,8 @@ from test_pretrain import losses
 from test_train_tool import TOOL, trained_change, wait_for_steps
 
 from fastfgssl.config.files import load_config, write_config
-from fastfgssl.metrics import read_metrics
-from fastfgssl.pretrain import pretrain
+from fastfgssl.training.metrics import read_metrics
+from fastfgssl.training.trainer import pretrain
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "docs" / "clusters"

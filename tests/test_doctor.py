@@ -20,11 +20,11 @@ from fastfgssl.doctor.advice import Measured, ShortSide, Trial, as_overrides, be
 from fastfgssl.doctor.diagnosis import Diagnosis
 from fastfgssl.doctor.machine import busy_cores, examine
 from fastfgssl.doctor.rates import Rate, rate_of
-from fastfgssl.metrics import DataWaitWatch
-from fastfgssl.pretrain import pretrain
 from fastfgssl.runtime.console import run_tool
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.metrics import DataWaitWatch
+from fastfgssl.training.trainer import pretrain
 
 TOOL = Path(__file__).parent.parent / "tools" / "doctor.py"
 

@@ -14,7 +14,7 @@ from fastfgssl.doctor.diagnosis import Diagnosis, _try_step_settings, examine_ra
 from fastfgssl.doctor.memory import available_memory
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.memory import OutOfMemory, memory_errors
-from fastfgssl.training_step import TrainingStep
+from fastfgssl.training.step import TrainingStep
 
 NO_LIMIT = 2**63 - 4096
 

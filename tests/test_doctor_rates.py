@@ -14,8 +14,8 @@ from fastfgssl.data.reader import Reader
 from fastfgssl.doctor.diagnosis import _try_short_side, untrained_step
 from fastfgssl.doctor.disk import measure_reading, measure_writing
 from fastfgssl.doctor.rates import BLOCKS, UNREPEATED, Bench
-from fastfgssl.pretrain import rank_slots
 from fastfgssl.runtime.distributed import start_world
+from fastfgssl.training.trainer import rank_slots
 
 
 def bench_of(config, world) -> Bench:

@@ -15,7 +15,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
-from fastfgssl.checkpoint import list_checkpoints
 from fastfgssl.evaluation.features import FeatureExtractor, build_untrained, load_pretrained
 from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.linear_probe import linear_probe
@@ -23,8 +22,9 @@ from fastfgssl.evaluation.matching import matching_accuracy
 from fastfgssl.evaluation.protocols import evaluate
 from fastfgssl.evaluation.scores import score_labels
 from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
-from fastfgssl.pretrain import pretrain
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import list_checkpoints
+from fastfgssl.training.trainer import pretrain
 
 TOOL = Path(__file__).parent.parent / "tools" / "evaluate.py"
 CPU = torch.device("cpu")

@@ -16,14 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
-from fastfgssl.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.config.files import load_config
 from fastfgssl.config.schema import STAGES
-from fastfgssl.display import Display
-from fastfgssl.metrics import read_metrics
-from fastfgssl.pretrain import pretrain
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.updates import TERMS
+from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.display import Display
+from fastfgssl.training.metrics import read_metrics
+from fastfgssl.training.trainer import pretrain
+from fastfgssl.training.updates import TERMS
 
 
 def losses(output) -> list[dict]:
@@ -224,7 +224,7 @@ def test_a_network_that_has_diverged_is_not_saved(make_config):
 
 
 def test_memory_that_does_not_suffice_is_one_clear_error(make_config, monkeypatch):
-    monkeypatch.setattr("fastfgssl.pretrain.TrainingStep.__call__", lambda *_, **__: torch.empty(2**60))
+    monkeypatch.setattr("fastfgssl.training.trainer.TrainingStep.__call__", lambda *_, **__: torch.empty(2**60))
     config = make_config()
     with pytest.raises(UserError, match=r"^out of memory while making step 1: lower train.batch_size"):
         pretrain(config)
@@ -235,7 +235,7 @@ def test_steps_that_made_no_update_are_noticed(make_config, monkeypatch):
     def make_nothing(step, batch, with_rank):
         return {stage: (torch.zeros(()), torch.zeros(len(TERMS))) for stage in STAGES}
 
-    monkeypatch.setattr("fastfgssl.pretrain.TrainingStep.__call__", make_nothing)
+    monkeypatch.setattr("fastfgssl.training.trainer.TrainingStep.__call__", make_nothing)
     with pytest.raises(AssertionError, match="made 0 updates in 4 steps"):
         pretrain(make_config())
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from test_pretrain import losses
 
-from fastfgssl.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.config.files import write_config
-from fastfgssl.metrics import read_metrics
-from fastfgssl.pretrain import pretrain
+from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.metrics import read_metrics
+from fastfgssl.training.trainer import pretrain
 
 TOOL = Path(__file__).parent.parent / "tools" / "train.py"
 
@@ -127,4 +127,4 @@ def test_what_the_first_rank_cannot_write_is_one_line(make_config, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert errors.count("error: cannot write the checkpoint /proc/run/") == 1
-    assert "fastfgssl/pretrain.py" not in errors  # a traceback of ours; torchrun ends with one of its own
+    assert "fastfgssl/training/trainer.py" not in errors  # a traceback of ours; torchrun ends with one of its own

@@ -14,7 +14,7 @@ from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, Mode
 from fastfgssl.data.batch import Batch
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
-from fastfgssl.training_step import TrainingStep
+from fastfgssl.training.step import TrainingStep
 
 MODEL = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
 aten = torch.ops.aten

@@ -14,7 +14,7 @@ from fastfgssl.config.schema import Config, DataConfig, LossConfig, ModelConfig,
 from fastfgssl.data.batch import Batch
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
-from fastfgssl.updates import accumulate_gradients, plan_updates
+from fastfgssl.training.updates import accumulate_gradients, plan_updates
 
 ALONE = World.alone(torch.device("cpu"))
 MODEL = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)

@@ -24,7 +24,7 @@ def main() -> int:
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
 
-    from fastfgssl.pretrain import pretrain  # imports torch and DALI: after the arguments have been found good
+    from fastfgssl.training.trainer import pretrain  # imports torch and DALI: after the arguments have been found good
 
     outcome = pretrain(config)
     return 128 + outcome.stopped_by if outcome.stopped_by else 0

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastfgssl.benchmarks.trace import peak_memory, seconds_by_part, write_trace
 from fastfgssl.data.batch import Batch
-from fastfgssl.training_step import TrainingStep
+from fastfgssl.training.step import TrainingStep
 
 
 def anatomy(step: TrainingStep, batch: Batch, precision: str, device: torch.device) -> dict[str, float]:

@@ -23,11 +23,11 @@ from fastfgssl.benchmarks.trainer import TRACED, make_config, traced_config
 from fastfgssl.config.files import write_config
 from fastfgssl.config.schema import Config
 from fastfgssl.loss import bytes_to_send
-from fastfgssl.metrics import read_metrics
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
-from fastfgssl.updates import plan_updates
+from fastfgssl.training.metrics import read_metrics
+from fastfgssl.training.updates import plan_updates
 
 TURNS = 2  # of a run of one rank and a run of several
 SHORT, LONG, LAP = 8, 24, 4  # steps of a short and of a long run, and those that are timed together

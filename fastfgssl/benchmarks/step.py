@@ -17,9 +17,9 @@ from fastfgssl.config.schema import STAGES, Config, DataConfig, ModelConfig, Opt
 from fastfgssl.data.batch import Batch
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.models import FGSSL, build_model
-from fastfgssl.optim import build_optimizer
 from fastfgssl.runtime.distributed import World
-from fastfgssl.training_step import TrainingStep
+from fastfgssl.training.optim import build_optimizer
+from fastfgssl.training.step import TrainingStep
 
 WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))
 

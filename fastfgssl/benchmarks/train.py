@@ -18,8 +18,8 @@ from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.measure import Record, record_of
 from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, train
 from fastfgssl.data.batch import Batch
-from fastfgssl.pretrain import Run
 from fastfgssl.runtime.distributed import World
+from fastfgssl.training.trainer import Run
 
 TURNS, STEPS, LAP = {"cpu": 3, "cuda": 1}, {"cpu": 100, "cuda": 40}, {"cpu": 20, "cuda": 5}
 """Trainings of each kind, their steps, and the steps that are timed together."""

@@ -16,10 +16,10 @@ from fastfgssl.benchmarks.measure import CheckFailed
 from fastfgssl.benchmarks.trace import nvtx_ranges, profiler, trace_file
 from fastfgssl.config.files import load_config
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from fastfgssl.metrics import StepMetrics
-from fastfgssl.pretrain import Run
 from fastfgssl.runtime.distributed import World, start_world
 from fastfgssl.runtime.signals import StopRequest
+from fastfgssl.training.metrics import StepMetrics
+from fastfgssl.training.trainer import Run
 
 TRACED = 3
 """Steps of a training that its trace shows, the last."""

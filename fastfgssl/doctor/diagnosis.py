@@ -19,11 +19,11 @@ from fastfgssl.doctor.disk import ReadRate, measure_reading
 from fastfgssl.doctor.memory import available_memory
 from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, in_turns, rate_of
 from fastfgssl.evaluation.features import build_untrained
-from fastfgssl.pretrain import rank_slots
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
 from fastfgssl.runtime.memory import OutOfMemory, memory_errors
-from fastfgssl.training_step import TrainingStep
+from fastfgssl.training.step import TrainingStep
+from fastfgssl.training.trainer import rank_slots
 
 Say = Callable[[str], None]
 

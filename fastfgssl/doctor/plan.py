@@ -17,7 +17,7 @@ from fastfgssl.config.schema import Config
 from fastfgssl.doctor.advice import figures
 from fastfgssl.loss import bytes_to_send
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.updates import Update
+from fastfgssl.training.updates import Update
 
 LINK = 50e9
 """Bytes a second that a GPU sends, if the user does not say: one 400 Gbit/s port for each, as in an NDR cluster."""

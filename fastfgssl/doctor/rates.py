@@ -26,10 +26,10 @@ from fastfgssl.data.order import Slots
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
-from fastfgssl.metrics import Clock
-from fastfgssl.pretrain import graph_spec
 from fastfgssl.runtime.distributed import World
-from fastfgssl.training_step import TrainingStep
+from fastfgssl.training.metrics import Clock
+from fastfgssl.training.step import TrainingStep
+from fastfgssl.training.trainer import graph_spec
 
 BLOCKS = 3
 UNREPEATED = 0.25  # taken for the noise of what was timed once

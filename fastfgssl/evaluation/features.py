@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.checkpoint import load_checkpoint
 from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config, require
 from fastfgssl.data.graph import GraphSpec
@@ -24,6 +23,7 @@ from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.models import FGSSL, build_model
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import load_checkpoint
 
 _RECALIBRATION_IMAGES = 4096  # that batch statistics are recomputed from, at most
 _RECALIBRATION_BATCH = 64

@@ -21,7 +21,7 @@ from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, Mode
 from fastfgssl.data.batch import Batch
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import start_world
-from fastfgssl.training_step import TrainingStep
+from fastfgssl.training.step import TrainingStep
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

@@ -11,13 +11,13 @@ import torch
 from test_loader import BATCH, loader, tensors
 from test_pretrain import losses
 
-from fastfgssl.checkpoint import list_checkpoints
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.evaluation.features import FeatureExtractor, load_pretrained
 from fastfgssl.models import build_model
-from fastfgssl.pretrain import pretrain
 from fastfgssl.runtime.distributed import start_world
-from fastfgssl.training_step import TrainingStep
+from fastfgssl.training.checkpoint import list_checkpoints
+from fastfgssl.training.step import TrainingStep
+from fastfgssl.training.trainer import pretrain
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.checkpoint import load_newest_checkpoint, save_checkpoint, tidy_checkpoints
 from fastfgssl.config.files import config_to_values, write_config
 from fastfgssl.config.schema import STAGES, Config
 from fastfgssl.data.batch import Batch
@@ -21,11 +20,7 @@ from fastfgssl.data.order import Slots
 from fastfgssl.data.picture import save_views_picture
 from fastfgssl.data.presets import find_preset
 from fastfgssl.data.quarantine import Quarantine
-from fastfgssl.display import Display
-from fastfgssl.metrics import Clock, DataWaitWatch, MetricsLog, StepMetrics
 from fastfgssl.models import build_model
-from fastfgssl.optim import learning_rate_factor, set_learning_rate
-from fastfgssl.resume import changed_length, check_same_run
 from fastfgssl.runtime.distributed import (
     SharedFlag,
     World,
@@ -38,8 +33,13 @@ from fastfgssl.runtime.environment import cores_per_rank
 from fastfgssl.runtime.errors import UserError, file_errors, met_alone
 from fastfgssl.runtime.memory import memory_errors
 from fastfgssl.runtime.signals import StopRequest
-from fastfgssl.training_step import HeadValues, TrainingStep
-from fastfgssl.updates import TERMS
+from fastfgssl.training.checkpoint import load_newest_checkpoint, save_checkpoint, tidy_checkpoints
+from fastfgssl.training.display import Display
+from fastfgssl.training.metrics import Clock, DataWaitWatch, MetricsLog, StepMetrics
+from fastfgssl.training.optim import learning_rate_factor, set_learning_rate
+from fastfgssl.training.resume import changed_length, check_same_run
+from fastfgssl.training.step import HeadValues, TrainingStep
+from fastfgssl.training.updates import TERMS
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastfgssl.metrics import StepMetrics
 from fastfgssl.runtime.distributed import World
+from fastfgssl.training.metrics import StepMetrics
 
 
 class _ConsoleHandler(logging.Handler):

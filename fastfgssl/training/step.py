@@ -11,9 +11,9 @@ from fastfgssl.config.schema import Config, Stage
 from fastfgssl.data.batch import Batch
 from fastfgssl.models import FGSSL
 from fastfgssl.models.batch_norm import synchronise_batch_norm
-from fastfgssl.optim import build_optimizer, load_optimizer_state
 from fastfgssl.runtime.distributed import World
-from fastfgssl.updates import accumulate_gradients, memory_format, plan_updates
+from fastfgssl.training.optim import build_optimizer, load_optimizer_state
+from fastfgssl.training.updates import accumulate_gradients, memory_format, plan_updates
 
 HeadValues = dict[Stage, tuple[torch.Tensor, torch.Tensor]]
 """Each head's loss [] and terms [4] (`updates.TERMS`), on the device."""

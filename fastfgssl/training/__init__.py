@@ -1,0 +1,1 @@
+"""The loop: steps, updates, optimiser, checkpoints, metrics."""
