@@ -30,8 +30,8 @@ format: $(READY)
 bench: $(READY)  ## every benchmark suite on this machine
 	$(BIN)/python tools/bench.py all --json runs/bench.json
 
-gpu:  ## on a machine with a CUDA GPU: its tests and every suite, log and JSON in $$GPU_OUT
-	PYTHON="$(PYTHON)" GPU_OUT="$(GPU_OUT)" sh tools/gpu.sh
+gpu:  ## on a machine with a CUDA GPU: its tests and every suite within $$GPU_SECONDS; logs and records in $$GPU_OUT
+	GPU_OUT="$(GPU_OUT)" $(PYTHON) tests/gpu/run.py
 
 clean:
 	rm -rf demo runs build *.egg-info .pytest_cache .ruff_cache

@@ -4,8 +4,12 @@ The operators live in the top-level folder `kernels/` and are imported as `fastf
 `kernels` would clash with the one on PyPI.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
+VERSION = re.search(r'__version__ = "(.+)"', Path("fastfgssl/__init__.py").read_text())[1]
 PACKAGES = ["fastfgssl", *(f"fastfgssl.{name}" for name in find_packages("fastfgssl"))]
 KERNELS = ["fastfgssl.kernels", *(f"fastfgssl.kernels.{name}" for name in find_packages("kernels"))]
 
@@ -30,13 +34,18 @@ EXTRAS = {
 
 setup(
     name="fastfgssl",
-    version="0.1.0",
+    version=VERSION,
     description="High-throughput fine-grained self-supervised learning on medical images",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*PACKAGES, *KERNELS],
-    package_dir={"fastfgssl": "fastfgssl", "fastfgssl.kernels": "kernels"},
-    package_data={"fastfgssl.kernels": ["*.h", "*/*.h", "*/*.cc", "*/*.cu", "*/README.md"]},
+    packages=[*PACKAGES, *KERNELS, "fastfgssl.configs"],
+    package_dir={"fastfgssl": "fastfgssl", "fastfgssl.kernels": "kernels", "fastfgssl.configs": "configs"},
+    package_data={
+        "fastfgssl": ["py.typed"],
+        "fastfgssl.kernels": ["*.h", "*/*.h", "*/*.cuh", "*/*.cc", "*/*.cu", "*/README.md"],
+        "fastfgssl.configs": ["*.yaml"],
+    },
+    entry_points={"console_scripts": ["fastfgssl = fastfgssl.commands:run"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from fastfgssl.benchmarks.archive import open_archive, write_index
 from fastfgssl.benchmarks.measure import CheckFailed, compare, record_of, require_close
 from fastfgssl.benchmarks.trace import PARTS, peak_memory, seconds_by_part, traces, write_trace
 from fastfgssl.benchmarks.trainer import TRACED, make_config, train
+from fastfgssl.commands import bench as bench_command
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
@@ -34,15 +34,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def bench(monkeypatch):
     """tools/bench.py with the given arguments, in this process: its exit code."""
-    spec = importlib.util.spec_from_file_location("bench", ROOT / "tools" / "bench.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setattr(loss_suite, "SHAPES", {"cpu": ((20, 50),)})
     monkeypatch.setattr(loss_suite, "CHOICES", {"cpu": ((20, 24),)})
 
     def run(*arguments) -> int:
         monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments)])
-        return module.main()
+        return bench_command.main()
 
     return run
 

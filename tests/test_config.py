@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from fastfgssl.config.files import config_to_values, describe_keys, load_config, write_config
+from fastfgssl.config.files import config_to_values, load_config, write_config
+from fastfgssl.config.help import describe_keys
 from fastfgssl.runtime.errors import UserError
 
 MINIMAL = {"data": {"path": "archive"}, "train": {"epochs": 10}}

@@ -39,7 +39,7 @@ are a tenth apart after five steps. At this one, on phantoms, training changes t
 by a few hundredths of that.
 """
 ALLOWED = 0.2  # difference between two curves, as a share of what training changes; W-fold gradients make about W - 1
-_TOOL = (str(Path(__file__).parents[2] / "tools" / "train.py"), "--config")
+_TOOL = ("-m", "fastfgssl", "train", "--config")
 _PROFILED = ("-m", "fastfgssl.benchmarks.trainer")
 _LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 

@@ -1,15 +1,19 @@
 """What a run is: frozen dataclasses, one docstring a key, each checked as it is made.
 
-`config_files.py` reads and writes them; nothing changes them afterwards. Checks that need the machine (world size,
+`files.py` reads and writes them; nothing changes them afterwards. Checks that need the machine (world size,
 known view presets, known backbones) are made by the part that knows, before any work starts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import typing
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cache
+from typing import Any, ClassVar, Literal
 
+from fastfgssl.config.convert import convert
 from fastfgssl.runtime.errors import UserError
 
 Stage = Literal[0, 1, 2, "all"]
@@ -25,14 +29,40 @@ def require(condition: bool, key: str, value: object, must: str) -> None:
         raise UserError(f"{key} = {value!r}: must be {must}")
 
 
-def _require_positive(section: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value > 0, f"{section}.{name}", value, "greater than 0")
+@cache
+def field_types(cls: type) -> dict[str, Any]:
+    """The fields of a section, in their order, with their types resolved."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+class _Section:
+    """A dataclass of the configuration: what it is made of has the types of its fields, whoever makes it."""
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, type in field_types(self.__class__).items():
+            if not dataclasses.is_dataclass(type):
+                object.__setattr__(self, name, convert(self._key(name), getattr(self, name), type))
+        self._check()
+
+    def _check(self) -> None:
+        """Raises `UserError` for values that do not go together."""
+
+    def _key(self, name: str) -> str:
+        return f"{self.section}.{name}" if self.section else name
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            require(value > 0, self._key(name), value, "greater than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(_Section):
+    section = "data"
+
     path: str
     """Folder of a prepared archive (tools/prepare.py)."""
     image_size: int = 224
@@ -52,9 +82,9 @@ class DataConfig:
     std: tuple[float, ...] = IMAGENET_STD
     """Standard deviation of each channel that normalisation divides by, on a scale where white is 1."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(bool(self.path), "data.path", self.path, "the folder of a prepared archive")
-        _require_positive("data", self, "image_size", "window", "prefetch")
+        self._require_positive("image_size", "window", "prefetch")
         require(self.threads >= 0, "data.threads", self.threads, "0 or more")
         require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "in [0, 1]")
         require(len(self.mean) == 3, "data.mean", self.mean, "three numbers, one a channel")
@@ -63,7 +93,9 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(_Section):
+    section = "model"
+
     backbone: str = "resnet50"
     """A torchvision ResNet: resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ..."""
     weights: str = "imagenet"
@@ -81,7 +113,7 @@ class ModelConfig:
     block_dim: int = 1024
     """Channels that a hierarchical block ends with, and so the length of its pooled vector."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(len(self.grids) == 3, "model.grids", self.grids, "three grids, one a tapped stage")
         require(
             all(fine > coarse for fine, coarse in itertools.pairwise(self.grids)),
@@ -91,7 +123,7 @@ class ModelConfig:
         )
         require(min(self.grids) >= 1, "model.grids", self.grids, "at least 1 each")
         require(max(self.grids) <= 64, "model.grids", self.grids, "at most 64 each")
-        _require_positive("model", self, "width", "embedding_dim", "block_dim")
+        self._require_positive("width", "embedding_dim", "block_dim")
         require(
             self.weights != "imagenet" or (self.width == 1.0 and self.stem == "imagenet"),
             "model.weights",
@@ -101,7 +133,9 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(_Section):
+    section = "loss"
+
     form: Literal["barlow", "official"] = "barlow"
     """barlow: on-diagonal + lambd * off-diagonal terms; official: lambd^2 * squared distance to the identity."""
     lambd: float = 0.0051
@@ -113,14 +147,16 @@ class LossConfig:
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 2.0)
     """Weight of the loss of heads 0, 1, 2 and all."""
 
-    def __post_init__(self) -> None:
-        _require_positive("loss", self, "lambd")
+    def _check(self) -> None:
+        self._require_positive("lambd")
         require(len(self.weights) == 4, "loss.weights", self.weights, "four numbers: heads 0, 1, 2 and all")
         require(min(self.weights) > 0, "loss.weights", self.weights, "greater than 0 each")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(_Section):
+    section = "train"
+
     schedule: Literal["progressive", "joint"] = "progressive"
     """progressive: an optimiser update for each head, finest first; joint: one update on the sum of their losses."""
     heads: tuple[Stage, ...] = STAGES
@@ -152,10 +188,8 @@ class TrainConfig:
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept beside the first."""
 
-    def __post_init__(self) -> None:
-        _require_positive(
-            "train", self, "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"
-        )
+    def _check(self) -> None:
+        self._require_positive("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints")
         require(bool(self.heads), "train.heads", list(self.heads), "at least one of 0, 1, 2, all")
         require(
             list(self.heads) == [stage for stage in STAGES if stage in self.heads],
@@ -166,7 +200,7 @@ class TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise UserError("train.steps, train.epochs: give one of the two, as in train.epochs=100")
         length = "steps" if self.epochs is None else "epochs"
-        _require_positive("train", self, length)
+        self._require_positive(length)
 
     def check_world_size(self, world_size: int) -> None:
         """Raises `UserError` unless every micro-batch splits evenly over the ranks, two images or more each."""
@@ -181,7 +215,9 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(_Section):
+    section = "optim"
+
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     """Optimiser; lars is Barlow Twins' choice for training from scratch."""
     backend: Literal["torch", "apex"] = "torch"
@@ -203,8 +239,8 @@ class OptimConfig:
     final_lr: float = 0.0
     """Where the cosine ends, as a fraction of the peak."""
 
-    def __post_init__(self) -> None:
-        _require_positive("optim", self, "lr")
+    def _check(self) -> None:
+        self._require_positive("lr")
         for name in ("backbone_lr", "bias_lr"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"optim.{name}", value, "0 or more, or null")
@@ -216,7 +252,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(_Section):
     seed: int = 0
     """Everything random follows from it: initial weights, order, view parameters."""
     output: str = "runs/default"
@@ -227,7 +263,7 @@ class Config:
     train: TrainConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
         require(bool(self.output), "output", self.output, "a folder")
         # apex counts the steps of a group; an update of `progressive` is a step of some of its parameters

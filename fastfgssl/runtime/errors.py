@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,3 +41,9 @@ def check_writable(path: Path) -> None:
         path.open("a").close()
         if not existed:
             path.unlink()
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """`; did you mean ...?` for the known word nearest to `word`; empty if none is near."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {match[0]!r}?" if match else ""

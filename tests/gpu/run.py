@@ -1,6 +1,6 @@
 """Proves the GPU side on a machine with a CUDA GPU: its tests and every suite, within a budget of seconds.
 
-GPU_SECONDS=420 GPU_STAGES="core dali" GPU_OUT=runs/gpu python tools/gpu.py
+GPU_SECONDS=420 GPU_STAGES="core dali" GPU_OUT=runs/gpu python tests/gpu/run.py
 
 Parts run in the order of their worth, each in a process of its own with a limit of its own: what fails or hangs costs
 itself alone. `core` needs torch and no DALI, `dali` the rest. Logs and records are written as they come, in few files.
@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REHEARSE = os.environ.get("REHEARSE") == "1"
 DEVICE = "cpu" if REHEARSE else "cuda"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", "--tb=short", "-m", "gpu")

@@ -1,0 +1,46 @@
+"""The commands: arguments in, a call of the library, words out.
+
+`fastfgssl NAME`, `python -m fastfgssl NAME` and, in a checkout, `python tools/NAME.py` are the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+
+from fastfgssl import __version__
+from fastfgssl.runtime.console import run_tool
+from fastfgssl.runtime.errors import UserError, nearest
+
+COMMANDS = {
+    "prepare": "makes an archive of images, or checks one",
+    "train": "pretrains a network on an archive",
+    "evaluate": "scores what a network has learned",
+    "doctor": "says what holds training back, or plans a large run",
+    "bench": "measures speed beside baselines and limits",
+    "demo": "the whole way on generated images",
+    "phantom": "generates images to try everything on",
+}
+
+
+def run() -> None:
+    """What `fastfgssl` and `python -m fastfgssl` call."""
+    run_tool(_dispatch)
+
+
+def _dispatch() -> int | None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("Fine-grained self-supervised learning on medical images: fastfgssl COMMAND ...\n")
+        print("\n".join(f"  {command:<10} {does}" for command, does in COMMANDS.items()))
+        print("\nfastfgssl COMMAND --help tells more of each.")
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is not a command{nearest(name, COMMANDS)}; see fastfgssl --help")
+    sys.argv = [f"fastfgssl {name}", *sys.argv[2:]]
+    main: Callable[[], int | None] = importlib.import_module(f"fastfgssl.commands.{name}").main
+    return main()
