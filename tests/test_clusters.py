@@ -22,7 +22,7 @@ from test_pretrain import losses
 from test_train_tool import TOOL, trained_change, wait_for_steps
 
 from fastfgssl.config.files import load_config, write_config
-from fastfgssl.training.metrics import read_metrics
+from fastfgssl.training.sinks import read_metrics
 from fastfgssl.training.trainer import pretrain
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,9 @@ from ranks import run_on_ranks
 from torch import nn
 
 from fastfgssl.models.batch_norm import synchronise_batch_norm
+from fastfgssl.runtime.agreement import SharedFlag, require_agreement, shared_errors
 from fastfgssl.runtime.console import run_tool
-from fastfgssl.runtime.distributed import SharedFlag, require_agreement, shared_errors, start_world
+from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import RankError, UserError, met_alone
 
 

@@ -15,10 +15,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
-from fastfgssl.evaluation.features import FeatureExtractor, build_untrained, load_pretrained
+from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.linear_probe import linear_probe
 from fastfgssl.evaluation.matching import matching_accuracy
+from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import evaluate
 from fastfgssl.evaluation.scores import score_labels
 from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples

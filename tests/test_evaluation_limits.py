@@ -10,7 +10,8 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.config.files import config_to_values
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
-from fastfgssl.evaluation.features import FeatureExtractor, build_untrained, load_pretrained
+from fastfgssl.evaluation.features import FeatureExtractor
+from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import evaluate
 from fastfgssl.runtime.errors import UserError, check_writable
 from fastfgssl.training.checkpoint import load_checkpoint, save_checkpoint

@@ -13,7 +13,8 @@ from torch import nn
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.optim import LARS, build_optimizer, learning_rate_factor, set_learning_rate
+from fastfgssl.training.optim import LARS, build_optimizer
+from fastfgssl.training.schedule import learning_rate_factor, set_learning_rate
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from fastfgssl.config.schema import STAGES
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.display import Display
-from fastfgssl.training.metrics import read_metrics
+from fastfgssl.training.sinks import read_metrics
 from fastfgssl.training.trainer import pretrain
 from fastfgssl.training.updates import TERMS
 

@@ -17,7 +17,7 @@ from test_pretrain import losses
 
 from fastfgssl.config.files import write_config
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
-from fastfgssl.training.metrics import read_metrics
+from fastfgssl.training.sinks import read_metrics
 from fastfgssl.training.trainer import pretrain
 
 TOOL = Path(__file__).parent.parent / "tools" / "train.py"

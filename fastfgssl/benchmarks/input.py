@@ -19,7 +19,8 @@ from fastfgssl.benchmarks import reading
 from fastfgssl.benchmarks.archive import write_photographs
 from fastfgssl.benchmarks.jigsaw import published_loop
 from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
-from fastfgssl.data.graph import GraphSpec, build_decoder, build_graph, view_flags
+from fastfgssl.data.batch import Needs
+from fastfgssl.data.graph import GraphInput, GraphSpec, build_decoder, build_graph, view_flags
 from fastfgssl.data.order import Slots
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.reader import Reader
@@ -149,7 +150,7 @@ def _pipelines(files: list[np.ndarray], sizes: np.ndarray, device: torch.device)
         batch_size=BATCH,
         image_size=SIDE,
         preset=PRESETS["paper"],
-        grids=GRIDS,
+        needs=Needs(grids=GRIDS),
         mean=MEAN,
         std=STD,
         half=on_gpu,
@@ -161,7 +162,9 @@ def _pipelines(files: list[np.ndarray], sizes: np.ndarray, device: torch.device)
 
     def source(iteration: int):
         slots = Slots(ids + iteration * BATCH, np.zeros_like(ids))
-        return batch, draw_view_params(spec.preset, slots, seed=0, sizes=sizes, image_size=SIDE, grids=GRIDS)
+        return GraphInput(
+            batch, draw_view_params(spec.preset, slots, seed=0, sizes=sizes, image_size=SIDE, grids=GRIDS)
+        )
 
     graph = build_graph(source, spec)
     decoder = build_decoder(lambda: batch, spec)
@@ -186,7 +189,7 @@ def _check(outputs, files: list[np.ndarray], params: ViewParams) -> None:
         puzzle_flags=view_flags(params.puzzle),
         anchor_flags=view_flags(params.anchor),
         permutations=params.permutations,
-        grids=GRIDS,
+        needs=Needs(grids=GRIDS),
         mean=MEAN,
         std=STD,
     )

@@ -23,11 +23,10 @@ from fastfgssl.benchmarks.trainer import TRACED, make_config, traced_config
 from fastfgssl.config.files import write_config
 from fastfgssl.config.schema import Config
 from fastfgssl.loss import bytes_to_send
-from fastfgssl.models import build_model
+from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
-from fastfgssl.training.metrics import read_metrics
-from fastfgssl.training.updates import plan_updates
+from fastfgssl.training.sinks import read_metrics
 
 TURNS = 2  # of a run of one rank and a run of several
 SHORT, LONG, LAP = 8, 24, 4  # steps of a short and of a long run, and those that are timed together
@@ -202,9 +201,9 @@ def bytes_a_step(config: Config, ranks: int) -> float:
     """
     if ranks == 1:
         return 0.0
-    updates = plan_updates(build_model(config.model), config, World.alone(torch.device("cpu")))
+    updates = build_objective(config, World.alone(torch.device("cpu")), fresh=False).updates
     sent_as = getattr(torch, config.train.gradient_dtype).itemsize
-    gradients = sent_as * sum(weight.numel() for update in updates for weight in update.heads.parameters())
+    gradients = sent_as * sum(weight.numel() for update in updates for weight in update.parameters())
     dim, heads = config.model.embedding_dim, len(config.train.heads)
     sums, element = 4 * (1 + 4 * dim), 4 if config.train.precision == "float32" else 2
     gathered = ranks * (bytes_to_send(config.train.batch_size, dim, ranks, element) - sums)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-PARTS = ("forward", "loss", "backward", "optimizer")  # the ranges that `updates.py` and the step name
+PARTS = ("forward", "loss", "backward", "optimizer")  # the ranges that updates and the step name
 _WORK = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of what a GPU does
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 

@@ -5,7 +5,6 @@ The ratio is what the input path costs: 1 where training waits for nothing and s
 
 from __future__ import annotations
 
-import gc
 import itertools
 import statistics
 import tempfile
@@ -17,19 +16,10 @@ import torch
 from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.measure import Record, record_of
 from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, train
-from fastfgssl.data.batch import Batch
 from fastfgssl.runtime.distributed import World
-from fastfgssl.training.trainer import Run
 
 TURNS, STEPS, LAP = {"cpu": 3, "cuda": 1}, {"cpu": 100, "cuda": 40}, {"cpu": 20, "cuda": 5}
 """Trainings of each kind, their steps, and the steps that are timed together."""
-
-
-class _ResidentRun(Run):
-    """The same run on its first batch, over and over."""
-
-    def make_loader(self) -> Iterator[Batch]:
-        return itertools.repeat(next(super().make_loader()))
 
 
 def run(device: torch.device, archive: Path | None = None) -> Iterator[Record]:
@@ -45,15 +35,14 @@ def _measure(device: torch.device, archive: Path, schedule: str, folder: Path) -
     seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
     waits = []
     turns, steps, lap = (numbers[device.type] for numbers in (TURNS, STEPS, LAP))
-    for turn, (name, kind) in itertools.product(range(turns), (("ours", Run), ("baseline", _ResidentRun))):
+    for turn, name in itertools.product(range(turns), ("ours", "baseline")):
         output = folder / f"{schedule}-{name}-{turn}"
         config = make_config(output, archive, device.type, steps=steps, log_every=lap, schedule=schedule)
         # the first lap has the start of the decoders in it
-        _, *later = train(kind, config, world)
-        gc.collect()  # a loader refers to itself; its graph would go on holding threads and memory
-        seconds[name] += [1 / metrics.images_per_second for metrics in later]
+        _, *later = train(config, world, resident=name == "baseline")
+        seconds[name] += [1 / report["images_per_second"] for report in later]
         if name == "ours":
-            waits += [metrics.data_wait for metrics in later]
+            waits += [report["data_wait"] for report in later]
     trace_training(f"train: {case}", config, world)
     return record_of(
         "train",

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +18,13 @@ from fastfgssl.benchmarks.measure import CheckFailed
 from fastfgssl.benchmarks.trace import nvtx_ranges, profiler, trace_file
 from fastfgssl.config.files import load_config
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.data.batch import Batch
+from fastfgssl.data.stream import ArchiveStream
+from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World, start_world
-from fastfgssl.runtime.signals import StopRequest
-from fastfgssl.training.metrics import StepMetrics
-from fastfgssl.training.trainer import Run
+from fastfgssl.training.hooks import Hook, Moment
+from fastfgssl.training.sinks import make_sinks
+from fastfgssl.training.trainer import fit
 
 TRACED = 3
 """Steps of a training that its trace shows, the last."""
@@ -52,24 +57,47 @@ def make_config(output: Path, archive: Path, kind: str, *, steps: int, log_every
     )
 
 
-class _Watcher:
-    """In the place of the trainer's display: keeps what is logged, shows nothing."""
+class _Recorder(Hook):
+    """In the place of a display: keeps what is reported, shows nothing."""
 
     def __init__(self, after_step: Callable[[], object]) -> None:
-        self.logged: list[StepMetrics] = []
-        self.step_done, self.show = after_step, self.logged.append
+        self.reports: list[dict[str, float]] = []
+        self._after_step = after_step
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.step:
+            self._after_step()
+        if moment.logs:
+            self.reports.append(moment.logs)
+
+
+class _Resident(ArchiveStream):
+    """The first batch of an archive, over and over."""
+
+    @contextmanager
+    def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
+        with super().batches(start, stop) as loader:
+            batch = next(loader)
+        yield itertools.repeat(batch)
 
 
 def train(
-    kind: type[Run], config: Config, world: World, *, after_step: Callable[[], object] = lambda: None
-) -> list[StepMetrics]:
-    """Trains and returns what was logged. Raises `CheckFailed` if the losses stand still."""
-    watcher = _Watcher(after_step)
-    kind(config, world).train(watcher, StopRequest())  # a request that is not entered leaves Ctrl-C as it is
-    losses = [metrics.loss for metrics in watcher.logged]
+    config: Config, world: World, *, resident: bool = False, after_step: Callable[[], object] = lambda: None
+) -> list[dict[str, float]]:
+    """Trains as `pretrain` does and returns what was reported. Raises `CheckFailed` if the losses stand still.
+
+    resident: on the first batch over and over, so that nothing is read or decoded.
+    """
+    data = (_Resident if resident else ArchiveStream)(config, world)
+    torch.manual_seed(config.seed)
+    objective = build_objective(config, world)
+    data.needs = objective.needs
+    recorder = _Recorder(after_step)
+    fit(config, world, objective, data, [recorder, *make_sinks(config.train.sinks)])
+    losses = [report["loss"] for report in recorder.reports]
     if len(set(losses)) == 1:
-        raise CheckFailed(f"{kind.__name__}: losses {losses}")
-    return watcher.logged
+        raise CheckFailed(f"{'resident' if resident else 'trained'}: losses {losses}")
+    return recorder.reports
 
 
 def trace_training(name: str, config: Config, world: World) -> None:
@@ -78,7 +106,7 @@ def trace_training(name: str, config: Config, world: World) -> None:
         return
     if world.device.type == "cuda":
         with nvtx_ranges(name):
-            train(Run, traced_config(config, "nvtx"), world)
+            train(traced_config(config, "nvtx"), world)
     profile_training(traced_config(config, "traced"), world, file)
 
 
@@ -90,8 +118,8 @@ def traced_config(config: Config, purpose: str) -> Config:
 
 def profile_training(config: Config, world: World, file: Path) -> None:
     """Trains, and on the first rank writes the trace of the last `TRACED` steps."""
-    if not world.is_first:
-        train(Run, config, world)
+    if not world.is_main:
+        train(config, world)
         return
     schedule = torch.profiler.schedule(wait=config.train.steps - TRACED - 1, warmup=1, active=TRACED, repeat=1)
 
@@ -99,7 +127,7 @@ def profile_training(config: Config, world: World, file: Path) -> None:
         profile.export_chrome_trace(str(file))
 
     with profiler(world.device, schedule=schedule, on_trace_ready=write) as started:
-        train(Run, config, world, after_step=started.step)
+        train(config, world, after_step=started.step)
 
 
 def main() -> None:

@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace, config, overrides: list[str], request) ->
                 bytes_per_image=found.reading.bytes_per_sample,
                 shares_cores=found.measured.shares_cores,
             )
-            lines = make_plan(request, device, exchanges(found.step.updates, config), config)
+            lines = make_plan(request, device, exchanges(found.step.objective.updates, config), config)
             title = f"plan: {request.gpus} GPUs, {request.images:,.0f} images, {request.epochs:g} epochs"
             _table(console, title, [(line.name, line.text, line.formula) for line in lines])
             if world.device.type == "cpu":

@@ -1,14 +1,14 @@
 """Pretrains a network on a prepared archive. Running the same command again goes on where it stopped.
 
-python tools/train.py --config configs/paper.yaml data.path=ARCHIVE output=runs/first
-torchrun --standalone --nproc-per-node=8 tools/train.py --config configs/paper.yaml data.path=ARCHIVE
+fastfgssl train --config paper data.path=ARCHIVE output=runs/first
+torchrun --standalone --nproc-per-node=8 -m fastfgssl train --config paper data.path=ARCHIVE output=runs/first
 """
 
 from __future__ import annotations
 
 import argparse
 
-from fastfgssl.runtime.console import Parser
+from fastfgssl.runtime.console import Parser, log_to, make_console
 
 
 def main() -> int:
@@ -20,12 +20,18 @@ def main() -> int:
         epilog=f"keys, set in the file or as KEY=VALUE:\n{describe_keys()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, such as configs/paper.yaml")
+    parser.add_argument("--config", required=True, metavar="FILE|NAME", help="YAML file, or a name such as paper")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replaces a value of the file")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
 
-    from fastfgssl.training.trainer import pretrain  # imports torch and DALI: after the arguments have been found good
+    # torch and DALI, after the arguments have been found good
+    from fastfgssl.pretraining import pretrain
+    from fastfgssl.runtime.signals import StopRequest
+    from fastfgssl.training.display import Terminal
 
-    outcome = pretrain(config)
+    console = make_console()
+    log_to(console)
+    with StopRequest() as request:
+        outcome = pretrain(config, hooks=[Terminal(console)], stop_signal=lambda: request.signal_number)
     return 128 + outcome.stopped_by if outcome.stopped_by else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import typing
 from dataclasses import dataclass, field
 from functools import cache
@@ -169,8 +170,9 @@ class TrainConfig(_Section):
     """Length of the run in passes over the archive; give this or steps."""
     accumulate: int = 1
     """Micro-batches of an update; batch norm sees one at a time, and so does the loss unless loss.cache is true."""
-    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Type of the forward and backward pass under autocast; float16 scales the loss. The loss itself is float32."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "bfloat16"
+    """Type of the forward and backward pass: float32, float32 with TF32 products on a GPU, or that of autocast;
+    float16 scales the loss. The loss itself is float32."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
     batch_norm: Literal["local", "sync"] = "local"
@@ -187,9 +189,15 @@ class TrainConfig(_Section):
     """Steps between two checkpoints; one is always written at the start, at the end and on a signal."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept beside the first."""
+    sinks: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where reports go beside metrics.jsonl; wandb and mlflow need the extra of their name."""
+    timeout: float = 600.0
+    """Seconds that ranks wait for each other, once the first step is done, before they end with an error."""
 
     def _check(self) -> None:
-        self._require_positive("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints")
+        self._require_positive(
+            "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "timeout"
+        )
         require(bool(self.heads), "train.heads", list(self.heads), "at least one of 0, 1, 2, all")
         require(
             list(self.heads) == [stage for stage in STAGES if stage in self.heads],
@@ -201,6 +209,12 @@ class TrainConfig(_Section):
             raise UserError("train.steps, train.epochs: give one of the two, as in train.epochs=100")
         length = "steps" if self.epochs is None else "epochs"
         self._require_positive(length)
+
+    def num_steps(self, num_samples: int) -> int:
+        """Steps of the run; an epoch that the batch size does not divide is rounded up to a whole step."""
+        if self.steps is not None:
+            return self.steps
+        return math.ceil(self.epochs * num_samples / self.batch_size)
 
     def check_world_size(self, world_size: int) -> None:
         """Raises `UserError` unless every micro-batch splits evenly over the ranks, two images or more each."""
@@ -252,7 +266,23 @@ class OptimConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(_Section):
+    section = "evaluate"
+
+    every: int = 0
+    """Steps between two scores of the network in training, on the images that score; 0 for none."""
+    images: int = 1000
+    """Most images that such a score takes: view matching, and kNN where there are labels."""
+
+    def _check(self) -> None:
+        require(self.every >= 0, "evaluate.every", self.every, "0 or more")
+        require(self.images >= 2, "evaluate.images", self.images, "2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(_Section):
+    objective: str = "fgssl"
+    """What is learned (fastfgssl/objectives)."""
     seed: int = 0
     """Everything random follows from it: initial weights, order, view parameters."""
     output: str = "runs/default"
@@ -262,6 +292,7 @@ class Config(_Section):
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def _check(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")

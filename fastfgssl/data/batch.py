@@ -1,4 +1,4 @@
-"""What one step is given: the views of a batch of images, as tensors on the training device."""
+"""What one step is given: the views of a batch of images, as tensors on the training device, and their labels."""
 
 from __future__ import annotations
 
@@ -6,20 +6,59 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+
+class Needs(NamedTuple):
+    """What a batch has to hold; the graph makes that and no more."""
+
+    anchor: bool = True
+    view: bool = True
+    """The puzzle view as a whole."""
+    grids: tuple[int, ...] = ()
+    """Tiles a side of each puzzle; 0 for a puzzle that is not needed, so that the others keep their random numbers."""
+    labels: bool = False
 
 
 class Batch(NamedTuple):
     """Views of B images: normalised float16 or float32 [B, 3, S, S], channels-last in memory.
 
-    Row i of every tensor is a view of the same image, `ids[i]`.
+    Row i of every tensor is of the same image, `ids[i]`. What nobody needs is None.
     """
 
-    anchor: torch.Tensor
-    puzzle_view: torch.Tensor
-    puzzles: tuple[torch.Tensor, ...]  # the puzzle view cut and shuffled, one for each grid, finest first
-    ids: np.ndarray  # int64 [B], sample numbers; of a sample that cannot be decoded, the number of its substitute
+    anchor: Tensor | None
+    puzzle_view: Tensor | None
+    puzzles: tuple[Tensor | None, ...]
+    """The puzzle view cut and shuffled, one for each grid, finest first."""
+    ids: np.ndarray
+    """int64 [B], sample numbers; of a sample that cannot be decoded, the number of its substitute."""
+    labels: Tensor | None = None
+    """int64 [B], classes; -1 for an image without one."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all views together."""
-        return sum(view.nbytes for view in (self.anchor, self.puzzle_view, *self.puzzles))
+        return sum(view.nbytes for view in (self.anchor, self.puzzle_view, *self.puzzles) if view is not None)
+
+    def chunk(self, parts: int) -> list[Batch]:
+        """`parts` batches of as many images, in their order."""
+        if parts == 1:
+            return [self]
+        size = len(self.ids) // parts
+        parts_of = (slice(start, start + size) for start in range(0, len(self.ids), size))
+        return [self.rows(part, part) for part in parts_of]
+
+    def in_layout(self, layout: torch.memory_format) -> Batch:
+        """The same views with this memory format."""
+        return self._each(lambda view: view.contiguous(memory_format=layout))
+
+    def rows(self, rows, of_ids) -> Batch:
+        """Some rows: an index of tensors, and the same one of `ids`."""
+        part = self._each(lambda view: view[rows])
+        return part._replace(ids=self.ids[of_ids], labels=None if self.labels is None else self.labels[rows])
+
+    def _each(self, change) -> Batch:
+        anchor, view, *puzzles = (
+            None if view is None else change(view) for view in (self.anchor, self.puzzle_view, *self.puzzles)
+        )
+        return self._replace(anchor=anchor, puzzle_view=view, puzzles=tuple(puzzles))

@@ -12,18 +12,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.types import BatchInfo
 
-from fastfgssl.data.order import Slots
-from fastfgssl.data.presets import JITTER_PARTS, Preset, View
-from fastfgssl.data.view_params import ViewDraws, ViewParams, draw_view_params
+from fastfgssl.config.schema import Config
+from fastfgssl.data.batch import Needs
+from fastfgssl.data.presets import JITTER_PARTS, Preset, ViewSpec, find_preset
+from fastfgssl.data.view_params import ViewDraws, ViewParams
 from fastfgssl.kernels.build import BuildError, load_plugin
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE
+from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.environment import cores_per_rank
 from fastfgssl.runtime.errors import UserError
 
 # DALI reads it at its first allocation. Host buffers above 32 MB come from its pool by default; smaller ones, which are
@@ -42,7 +45,7 @@ class GraphSpec:
     image_size: int
     """Side of the views in pixels."""
     preset: Preset
-    grids: tuple[int, ...]
+    needs: Needs
     mean: tuple[float, ...]
     std: tuple[float, ...]
     half: bool
@@ -56,27 +59,67 @@ class GraphSpec:
     hw_decoder_load: float = 0.9
     """Share of the JPEG files that a GPU's decoding engines take, where it has them."""
 
+    def __post_init__(self) -> None:
+        jitters = [view.jitter for view in (self.preset.puzzle, self.preset.anchor)]
+        if self.sixteen_bit and any(jitter and jitter.colour for jitter in jitters):
+            raise UserError(
+                "data.views: this preset changes hue and saturation, which 16-bit images do not allow; use grayscale"
+            )
 
-GraphInput = tuple[list[np.ndarray], ViewParams]
-"""Encoded images, uint8 arrays, and the parameters of their views."""
+    @classmethod
+    def of(
+        cls, config: Config, needs: Needs, world: World, *, sixteen_bit: bool, preset: Preset | None = None
+    ) -> GraphSpec:
+        """The graph of each rank in training; preset: in the place of that of `config`."""
+        data, on_gpu = config.data, world.device.type == "cuda"
+        return cls(
+            batch_size=config.train.batch_size // world.size,
+            image_size=data.image_size,
+            preset=preset or find_preset(data.views),
+            needs=needs,
+            mean=data.mean,
+            std=data.std,
+            half=on_gpu and config.train.precision in ("bfloat16", "float16"),
+            sixteen_bit=sixteen_bit,
+            device_id=world.device.index if on_gpu else None,
+            threads=data.threads or cores_per_rank(world.local_size),
+            prefetch=data.prefetch,
+            hw_decoder_load=data.hw_decoder_load,
+        )
+
+
+class GraphInput(NamedTuple):
+    """The encoded images of a batch, uint8 arrays, and the parameters of their views."""
+
+    encoded: list[np.ndarray]
+    params: ViewParams
+
+
+class _Input(NamedTuple):
+    """One input of the graph beside the images."""
+
+    name: str
+    values: Callable[[ViewParams], np.ndarray]
+    """Of a batch: a row an image."""
 
 
 def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipeline:
     """Builds a pipeline whose i-th run makes the views of `source(i)`; `source` ends it by raising StopIteration.
 
-    Outputs, each a batch of [S, S, 3]: anchor, puzzle view, and a puzzle for each grid.
+    Outputs, each a batch of [S, S, 3] and made if `spec.needs` it: anchor, puzzle view, and a puzzle for each grid.
     """
-    names = _load_operators(spec)
+    load_operators()
+    inputs = _declare_inputs(spec)
 
     def batch(info: BatchInfo) -> list:
         encoded, params = source(info.iteration)
-        return [encoded, *_arguments(params, spec.preset).values()]
+        return [encoded, *_values(inputs, params)]
 
     # only images that are blurred pay for a stock blur
     @pipeline_def(**_options(spec), enable_conditionals=True)
     def graph():
-        encoded, *values = fn.external_source(source=batch, num_outputs=1 + len(names), batch=True, batch_info=True)
-        return _views(decode(encoded, spec), names, values, spec)
+        encoded, *values = fn.external_source(source=batch, num_outputs=1 + len(inputs), batch=True, batch_info=True)
+        return _views(decode(encoded, spec), _named(inputs, values), spec)
 
     return graph()
 
@@ -86,14 +129,16 @@ def build_views(images, params: ViewParams, spec: GraphSpec) -> Pipeline:
 
     Nothing is copied: the images stay where the decoder left them, on a GPU in its memory.
     """
-    names, values = _load_operators(spec), list(_arguments(params, spec.preset).values())
+    load_operators()
+    inputs = _declare_inputs(spec)
+    values = _values(inputs, params)
 
     @pipeline_def(**_options(spec), enable_conditionals=True)
     def graph():
         device = "cpu" if spec.device_id is None else "gpu"
         image = fn.external_source(source=lambda: images, batch=True, device=device, layout="HWC", no_copy=True)
-        inputs = fn.external_source(source=lambda: values, num_outputs=len(names), batch=True)
-        return _views(image, names, inputs, spec)
+        fed = fn.external_source(source=lambda: values, num_outputs=len(inputs), batch=True)
+        return _views(image, _named(inputs, fed), spec)
 
     return graph()
 
@@ -108,60 +153,12 @@ def build_decoder(source: Callable[[], list[np.ndarray]], spec: GraphSpec) -> Pi
     return graph()
 
 
-def _options(spec: GraphSpec) -> dict[str, Any]:
-    """Of a pipeline."""
-    return {
-        "batch_size": spec.batch_size,
-        "num_threads": spec.threads,
-        "device_id": spec.device_id,
-        "prefetch_queue_depth": spec.prefetch,
-        "exec_dynamic": True,  # outputs then own their memory, so that tensors can share it
-    }
-
-
-def _load_operators(spec: GraphSpec) -> list[str]:
-    """Loads the operators of a graph, and names its inputs beside the images. Raises `UserError` if it cannot be."""
-    if spec.sixteen_bit and any(
-        view.jitter and view.jitter.colour for view in (spec.preset.puzzle, spec.preset.anchor)
-    ):
-        raise UserError(
-            "data.views: this preset changes hue and saturation, which 16-bit images do not allow; use grayscale"
-        )
+def load_operators() -> None:
+    """Makes our operators known to DALI. Raises `UserError` if they cannot be built."""
     try:
         load_plugin()
     except BuildError as error:
         raise UserError(str(error)) from None
-    # a preset always needs the same arguments: those of any one sample name them
-    sample = draw_view_params(
-        spec.preset,
-        Slots(np.zeros(1, np.int64), np.zeros(1, np.int64)),
-        seed=0,
-        sizes=np.ones((1, 2), np.int64),
-        image_size=spec.image_size,
-        grids=spec.grids,
-    )
-    return list(_arguments(sample, spec.preset))
-
-
-def _views(image, names: list[str], inputs, spec: GraphSpec) -> tuple:
-    """The graph's outputs, of images that are decoded and the inputs that `names` are of."""
-    arguments = {name: inputs[place] for place, name in enumerate(names)}  # DALI takes no zip(strict=True) here
-    whole = None if spec.preset.puzzle.crop and spec.preset.anchor.crop else _resize(image, spec)
-    puzzle, anchor = (
-        _distort(_crop(image, name, arguments, spec) if view.crop else whole, name, view, arguments, spec)
-        for name, view in (("puzzle", spec.preset.puzzle), ("anchor", spec.preset.anchor))
-    )
-    return tuple(
-        fn.fastfgssl_views(
-            puzzle,
-            anchor,
-            grids=list(spec.grids),
-            mean=list(spec.mean),
-            std=list(spec.std),
-            dtype=types.FLOAT16 if spec.half else types.FLOAT,
-            **{name: arguments[name] for name in _fan_out_arguments(spec) if name in arguments},
-        )
-    )
 
 
 def decode(encoded, spec: GraphSpec):
@@ -175,39 +172,89 @@ def decode(encoded, spec: GraphSpec):
     )
 
 
-def _arguments(params: ViewParams, preset: Preset) -> dict[str, np.ndarray]:
-    """The graph's inputs beside the images, by name."""
-    arguments = {"puzzle_flags": view_flags(params.puzzle), "anchor_flags": view_flags(params.anchor)}
-    if params.permutations:
-        arguments["permutations"] = np.concatenate(params.permutations, axis=1)
-    for name, view in (("puzzle", params.puzzle), ("anchor", params.anchor)):
-        if view.sigma is not None:
-            arguments[f"{name}_sigma"] = view.sigma
-        if view.crop is not None:
-            # DALI orders coordinates as the axes of an image: y, x
-            arguments[f"{name}_crop_start"] = view.crop[:, [1, 0]]
-            arguments[f"{name}_crop_end"] = view.crop[:, [3, 2]]
-        if view.jitter is not None:
-            for column, part in enumerate(_jitter_parts(getattr(preset, name))):
-                arguments[f"{name}_{part}"] = view.jitter[:, column]
-        if view.affine is not None:
-            arguments[f"{name}_affine"] = view.affine
-    # DALI refuses strided arrays
-    return {name: np.ascontiguousarray(values) for name, values in arguments.items()}
-
-
-def _fan_out_arguments(spec: GraphSpec) -> tuple[str, ...]:
-    on_cpu = ("puzzle_sigma", "anchor_sigma") if spec.device_id is None else ()
-    return ("puzzle_flags", "anchor_flags", "permutations", *on_cpu)
-
-
-def _jitter_parts(view: View) -> tuple[str, ...]:
-    return JITTER_PARTS if view.jitter.colour else JITTER_PARTS[:2]
-
-
 def view_flags(view: ViewDraws) -> np.ndarray:
     """int32 [B], the operator's flags of a view."""
     return (FLIP * view.flip + GRAYSCALE * view.grayscale + SOLARISE * view.solarise).astype(np.int32)
+
+
+def _options(spec: GraphSpec) -> dict[str, Any]:
+    """Of a pipeline."""
+    return {
+        "batch_size": spec.batch_size,
+        "num_threads": spec.threads,
+        "device_id": spec.device_id,
+        "prefetch_queue_depth": spec.prefetch,
+        "exec_dynamic": True,  # outputs then own their memory, so that tensors can share it
+    }
+
+
+def _declare_inputs(spec: GraphSpec) -> list[_Input]:
+    """What the views of a preset have to be told of each image."""
+    inputs = []
+    if any(spec.needs.grids):
+        inputs.append(_Input("permutations", lambda params: np.concatenate(params.permutations, axis=1)))
+    for name, view in _made(spec):
+        # DALI orders coordinates as the axes of an image: y, x
+        columns = {
+            "flags": (True, view_flags),
+            "sigma": (view.blur, lambda draws: draws.sigma),
+            "crop_start": (view.crop, lambda draws: draws.crop[:, [1, 0]]),
+            "crop_end": (view.crop, lambda draws: draws.crop[:, [3, 2]]),
+            "affine": (view.affine, lambda draws: draws.affine),
+        }
+        for column, part in enumerate(_jitter_parts(view)):
+            columns[part] = (True, lambda draws, column=column: draws.jitter[:, column])
+        for part, (is_needed, of_view) in columns.items():
+            if is_needed:
+                values = lambda params, name=name, of_view=of_view: of_view(getattr(params, name))  # noqa: E731
+                inputs.append(_Input(f"{name}_{part}", values))
+    return inputs
+
+
+def _made(spec: GraphSpec) -> list[tuple[str, ViewSpec]]:
+    """The views that are made, by name."""
+    puzzle = spec.needs.view or any(spec.needs.grids)
+    return [("puzzle", spec.preset.puzzle)] * puzzle + [("anchor", spec.preset.anchor)] * spec.needs.anchor
+
+
+def _values(inputs: list[_Input], params: ViewParams) -> list[np.ndarray]:
+    # DALI refuses strided arrays
+    return [np.ascontiguousarray(given.values(params)) for given in inputs]
+
+
+def _named(inputs: list[_Input], nodes) -> dict[str, Any]:
+    return {given.name: nodes[place] for place, given in enumerate(inputs)}  # DALI takes no zip(strict=True) here
+
+
+def _views(image, inputs: dict[str, Any], spec: GraphSpec) -> tuple:
+    """The graph's outputs, of images that are decoded."""
+    views = _made(spec)
+    whole = None if all(view.crop for _, view in views) else _resize(image, spec)
+    sources = []
+    for name, view in views:
+        source = _crop(image, name, inputs, spec) if view.crop else whole
+        sources.append(_distort(source, name, view, inputs, spec))
+    if len(sources) == 1 and spec.needs.anchor:  # the operator's first input is the source of puzzles
+        sources *= 2
+    on_cpu = ("puzzle_sigma", "anchor_sigma") if spec.device_id is None else ()
+    of_operator = ("puzzle_flags", "anchor_flags", "permutations", *on_cpu)
+    outputs = fn.fastfgssl_views(
+        *sources,
+        anchor=spec.needs.anchor,
+        view=spec.needs.view,
+        grids=[grid for grid in spec.needs.grids if grid],
+        mean=list(spec.mean),
+        std=list(spec.std),
+        dtype=types.FLOAT16 if spec.half else types.FLOAT,
+        **{name: inputs[name] for name in of_operator if name in inputs},
+    )
+    return tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
+
+
+def _jitter_parts(view: ViewSpec) -> tuple[str, ...]:
+    if view.jitter is None:
+        return ()
+    return JITTER_PARTS if view.jitter.colour else JITTER_PARTS[:2]
 
 
 def _resize(image, spec: GraphSpec, **region):
@@ -224,21 +271,21 @@ def _resize(image, spec: GraphSpec, **region):
     )
 
 
-def _crop(image, name: str, arguments: dict, spec: GraphSpec):
-    return _resize(image, spec, roi_start=arguments[f"{name}_crop_start"], roi_end=arguments[f"{name}_crop_end"])
+def _crop(image, name: str, inputs: dict[str, Any], spec: GraphSpec):
+    return _resize(image, spec, roi_start=inputs[f"{name}_crop_start"], roi_end=inputs[f"{name}_crop_end"])
 
 
-def _distort(image, name: str, view: View, arguments: dict, spec: GraphSpec):
-    """What is done to one view before the views operator, in the order of the fields of `View`."""
+def _distort(image, name: str, view: ViewSpec, inputs: dict[str, Any], spec: GraphSpec):
+    """What is done to one view before the views operator, in the order of the fields of `ViewSpec`."""
     # stock operators for geometry and intensity do not take uint16; a cast back rounds and saturates
     as_float = spec.sixteen_bit and (view.affine or view.jitter)
     if as_float:
         image = fn.cast(image, dtype=types.FLOAT)
     if view.affine:
         # without a fill value, coordinates outside the image are clamped to its edge
-        image = fn.warp_affine(image, matrix=arguments[f"{name}_affine"], interp_type=types.INTERP_LINEAR)
+        image = fn.warp_affine(image, matrix=inputs[f"{name}_affine"], interp_type=types.INTERP_LINEAR)
     if view.jitter:
-        parts = {part: arguments[f"{name}_{part}"] for part in _jitter_parts(view)}
+        parts = {part: inputs[f"{name}_{part}"] for part in _jitter_parts(view)}
         if view.jitter.colour:
             image = fn.color_twist(image, **parts)
         else:
@@ -246,7 +293,7 @@ def _distort(image, name: str, view: View, arguments: dict, spec: GraphSpec):
     if as_float:
         image = fn.cast(image, dtype=types.UINT16)
     if view.blur and spec.device_id is not None:
-        image = _blur(image, arguments[f"{name}_sigma"])
+        image = _blur(image, inputs[f"{name}_sigma"])
     return image
 
 

@@ -19,7 +19,7 @@ from nvidia.dali.pipeline import Pipeline
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Batch
 from fastfgssl.data.graph import GraphInput, GraphSpec, build_decoder, build_graph
-from fastfgssl.data.order import Order, Slots
+from fastfgssl.data.order import Slots
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
@@ -71,8 +71,24 @@ class Loader(Iterator[Batch]):
                 self._graph = self._build_graph()
         ids = self._quarantine.substitute(self._slots(self._step).ids)
         self._step += 1
-        anchor, puzzle_view, *puzzles = (self._as_tensor(output) for output in outputs)
-        return Batch(anchor, puzzle_view, tuple(puzzles), ids)
+        needs, views = self._spec.needs, map(self._as_tensor, outputs)
+        return Batch(
+            anchor=next(views) if needs.anchor else None,
+            puzzle_view=next(views) if needs.view else None,
+            puzzles=tuple(next(views) if grid else None for grid in needs.grids),
+            ids=ids,
+            labels=self._labels(ids) if needs.labels else None,
+        )
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the graph and its threads."""
+        self._graph = None
 
     def _build_graph(self) -> Pipeline:
         first = self._step
@@ -96,9 +112,15 @@ class Loader(Iterator[Batch]):
             seed=self._seed,
             sizes=self._reader.picture_sizes(ids),
             image_size=self._spec.image_size,
-            grids=self._spec.grids,
+            grids=self._spec.needs.grids,
         )
-        return self._reader.read(ids), params
+        return GraphInput(self._reader.read(ids), params)
+
+    def _labels(self, ids: np.ndarray) -> torch.Tensor:
+        labels = torch.from_numpy(self._reader.labels(ids))
+        if self._spec.device_id is None:
+            return labels
+        return labels.pin_memory().to(f"cuda:{self._spec.device_id}", non_blocking=True)
 
     def _as_tensor(self, output) -> torch.Tensor:
         """[B, 3, S, S], channels-last, of one output of the graph."""
@@ -151,21 +173,6 @@ class Loader(Iterator[Batch]):
                 refused[sample] = _decoder_message(error)
                 decoder = None  # a pipeline is of no use after an error
         return refused
-
-
-def training_slots(archive: Archive, *, seed: int, window: int, batch_size: int, rank: int, world_size: int):
-    """The samples that rank `rank` of `world_size` takes at each step: its part of the global batch.
-
-    Returns a function of the step.
-    """
-    order = Order(archive.shard_sizes, seed=seed, window=window)
-    part = batch_size // world_size
-
-    def slots(step: int) -> Slots:
-        start = step * batch_size + rank * part
-        return order.slots(start, start + part)
-
-    return slots
 
 
 def _decoder_message(error: RuntimeError) -> str:

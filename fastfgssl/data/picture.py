@@ -19,11 +19,12 @@ _SMALLEST = 96  # pixels a view is at least shown at
 def save_views_picture(
     batch: Batch, file: Path, *, grids: Sequence[int], mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """Writes a PNG of a batch's anchors, puzzle views and puzzles, with the normalisation undone."""
-    columns = [("anchor", batch.anchor), ("puzzle view", batch.puzzle_view)]
-    columns += [(f"puzzle {grid} x {grid}", puzzle) for grid, puzzle in zip(grids, batch.puzzles, strict=True)]
-    rows = min(_ROWS, len(batch.anchor))
-    side = batch.anchor.shape[-1]
+    """Writes a PNG of the views that a batch has, with the normalisation undone; grids: of its puzzles."""
+    views = [("anchor", batch.anchor), ("puzzle view", batch.puzzle_view)]
+    views += [(f"puzzle {grid} x {grid}", puzzle) for grid, puzzle in zip(grids, batch.puzzles, strict=False)]
+    columns = [(title, view) for title, view in views if view is not None]
+    rows = min(_ROWS, len(batch.ids))
+    side = columns[0][1].shape[-1]
     shown = side * -(-_SMALLEST // side)
     sheet = Image.new("RGB", (len(columns) * (shown + _GAP) + _GAP, _HEADER + rows * (shown + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)

@@ -50,7 +50,7 @@ class Affine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class ViewSpec:
     """One view's operations in the order in which they are applied; numbers are probabilities."""
 
     crop: Crop | None = None
@@ -66,9 +66,9 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    puzzle: View
+    puzzle: ViewSpec
     """The view that is shuffled into the puzzles, and the last step's input unshuffled."""
-    anchor: View
+    anchor: ViewSpec
     """The view that every puzzle is compared with."""
     interpolation: Literal["linear", "cubic"] = "linear"
     """Resampling to the image size, antialiased."""
@@ -77,19 +77,19 @@ class Preset:
 PRESETS = {
     # the method's own list: the whole image, no crop (the authors' published code)
     "paper": Preset(
-        puzzle=View(blur=1.0, flip=0.5, grayscale=0.2),
-        anchor=View(blur=0.1, grayscale=0.2, solarise=0.2),
+        puzzle=ViewSpec(blur=1.0, flip=0.5, grayscale=0.2),
+        anchor=ViewSpec(blur=0.1, grayscale=0.2, solarise=0.2),
     ),
     # Barlow Twins (arXiv 2103.03230), section 2.2
     "barlow": Preset(
-        puzzle=View(
+        puzzle=ViewSpec(
             crop=Crop(),
             jitter=Jitter(p=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
             blur=1.0,
             flip=0.5,
             grayscale=0.2,
         ),
-        anchor=View(
+        anchor=ViewSpec(
             crop=Crop(),
             jitter=Jitter(p=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
             blur=0.1,
@@ -101,13 +101,13 @@ PRESETS = {
     ),
     # radiographs, CT, MR: intensity carries the meaning, so it is neither inverted nor recoloured
     "grayscale": Preset(
-        puzzle=View(
+        puzzle=ViewSpec(
             affine=Affine(degrees=10.0, scale=(0.9, 1.1)),
             jitter=Jitter(p=0.8, brightness=0.2, contrast=0.2),
             blur=1.0,
             flip=0.5,
         ),
-        anchor=View(
+        anchor=ViewSpec(
             affine=Affine(degrees=10.0, scale=(0.9, 1.1)),
             jitter=Jitter(p=0.8, brightness=0.2, contrast=0.2),
             blur=0.1,
@@ -115,7 +115,7 @@ PRESETS = {
     ),
 }
 
-PLAIN = Preset(puzzle=View(), anchor=View())
+PLAIN = Preset(puzzle=ViewSpec(), anchor=ViewSpec())
 """The whole image, resized and normalised, nothing else: what evaluation sees."""
 
 

@@ -30,6 +30,12 @@ class Reader:
         rows = self._archive.columns(ids, ("width", "height"))
         return np.stack((rows["width"], rows["height"]), axis=1).astype(np.int64)
 
+    def labels(self, ids: np.ndarray) -> np.ndarray:
+        """Classes of the samples: int64 [B], -1 for one without a label."""
+        if not self._archive.has_column("label"):
+            return np.full(len(ids), -1)
+        return self._archive.columns(ids, ("label",))["label"].astype(np.int64)
+
     def _map_shard(self, shard: int) -> np.ndarray:
         # a plain array over the map: slicing np.memmap itself costs several microseconds a slice
         return np.asarray(np.memmap(self._archive.shard_path(shard), dtype=np.uint8, mode="r"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastfgssl.data.order import Slots
 from fastfgssl.data.philox import permutations, random_words, uniform
-from fastfgssl.data.presets import Affine, Crop, Jitter, Preset, View
+from fastfgssl.data.presets import Affine, Crop, Jitter, Preset, ViewSpec
 
 # B images of a batch
 
@@ -33,7 +33,7 @@ class ViewDraws(NamedTuple):
 class ViewParams(NamedTuple):
     puzzle: ViewDraws
     anchor: ViewDraws
-    permutations: tuple[np.ndarray, ...]  # for each grid g: int32 [B, g * g], tile t shows input tile [t]
+    permutations: tuple[np.ndarray, ...]  # for each grid g > 0: int32 [B, g * g], tile t shows input tile [t]
 
 
 class _What(IntEnum):
@@ -72,13 +72,14 @@ def draw_view_params(
     """Draws the parameters of all views of a batch.
 
     slots: sample ids and epochs; sizes: [B, 2], width and height of the decoded images in pixels; image_size: side of
-    the views in pixels; grids: tiles a side of each puzzle.
+    the views in pixels; grids: tiles a side of each puzzle, 0 for one that
+    is not made.
     """
 
     def words(what: int, count: int) -> np.ndarray:
         return random_words(seed, slots.epochs, slots.ids, what, count)
 
-    def view(view: View, numbers: _What, crop_numbers: _What) -> ViewDraws:
+    def view(view: ViewSpec, numbers: _What, crop_numbers: _What) -> ViewDraws:
         u = uniform(words(numbers, len(_Column)))
         return ViewDraws(
             flip=u[:, _Column.FLIP] < view.flip,
@@ -96,6 +97,7 @@ def draw_view_params(
         permutations=tuple(
             permutations(words(_What.PERMUTATION + index, grid * grid)).astype(np.int32)
             for index, grid in enumerate(grids)
+            if grid
         ),
     )
 
@@ -104,7 +106,7 @@ def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:
     return low + (high - low) * u
 
 
-def _sigma(view: View, u: np.ndarray) -> np.ndarray:
+def _sigma(view: ViewSpec, u: np.ndarray) -> np.ndarray:
     sigma = _between(u[:, _Column.SIGMA], *view.sigma)
     return np.where(u[:, _Column.BLUR] < view.blur, sigma, 0).astype(np.float32)
 

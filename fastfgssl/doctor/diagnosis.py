@@ -10,20 +10,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from fastfgssl.archive.image import TrainingDecoder, Unusable, prepare_image
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
+from fastfgssl.data.stream import rank_slots
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
 from fastfgssl.doctor.memory import available_memory
 from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, in_turns, rate_of
-from fastfgssl.evaluation.features import build_untrained
+from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
 from fastfgssl.runtime.memory import OutOfMemory, memory_errors
 from fastfgssl.training.step import TrainingStep
-from fastfgssl.training.trainer import rank_slots
 
 Say = Callable[[str], None]
 
@@ -71,10 +72,11 @@ def examine_rates(config: Config, archive: Archive, world: World, seconds: float
     Raises `OutOfMemory` where the batch does not fit.
     """
     say("reading from the disk")
-    slots = rank_slots(config, world, archive)
+    slots = rank_slots(archive, config, world)
     reading = measure_reading(archive, (slots(step).ids for step in itertools.count()), seconds)
     with _announced("timing the reader, the decoder, the views and all of these together", say):
-        bench = Bench(config, archive, world, slots, seconds)
+        step = untrained_step(config, world)
+        bench = Bench(config, archive, world, step.objective.needs, slots, seconds)
         rates = in_turns(
             {
                 "reader": bench.reader_block,
@@ -84,7 +86,6 @@ def examine_rates(config: Config, archive: Archive, world: World, seconds: float
             }
         )
     with _announced("timing the training step", say):
-        step = untrained_step(config, world)
         rates["step"], rows = bench.time_step(step)
     size = sum(archive.shard_path(shard).stat().st_size for shard in range(len(archive.shard_sizes)))
     measured = Measured(
@@ -250,7 +251,8 @@ def _try_short_side(bench: Bench) -> ShortSide | None:
 
 def untrained_step(config: Config, world: World) -> TrainingStep:
     """A step on random weights: speed does not depend on them, and nothing is downloaded."""
-    return TrainingStep(build_untrained(config, config.seed), config, world)
+    torch.manual_seed(config.seed)
+    return TrainingStep(build_objective(config, world, fresh=False), config, world)
 
 
 def planned_world(world: World, ranks: int) -> World:

@@ -16,8 +16,8 @@ import torch
 from fastfgssl.config.schema import Config
 from fastfgssl.doctor.advice import figures
 from fastfgssl.loss import bytes_to_send
+from fastfgssl.objectives.fgssl import HeadsUpdate
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.updates import Update
 
 LINK = 50e9
 """Bytes a second that a GPU sends, if the user does not say: one 400 Gbit/s port for each, as in an NDR cluster."""
@@ -99,12 +99,12 @@ def parse_request(words: Sequence[str]) -> Request:
 EXAMPLE = "--plan gpus=64 images=50e6 epochs=100"
 
 
-def exchanges(updates: Sequence[Update], config: Config) -> list[Exchange]:
+def exchanges(updates: Sequence[HeadsUpdate], config: Config) -> list[Exchange]:
     """What each update sends, from the parameters that it trains and the type that their gradients are sent in."""
     element = getattr(torch, config.train.gradient_dtype).itemsize
     return [
         Exchange(
-            gradients=element * sum(weight.numel() for weight in update.heads.parameters()),
+            gradients=element * sum(weight.numel() for weight in update.parameters()),
             heads=len(update.stages),
         )
         for update in updates

@@ -19,8 +19,8 @@ import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
-from fastfgssl.data.batch import Batch
-from fastfgssl.data.graph import GraphSpec, build_decoder, build_graph, build_views
+from fastfgssl.data.batch import Batch, Needs
+from fastfgssl.data.graph import GraphInput, GraphSpec, build_decoder, build_graph, build_views
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
 from fastfgssl.data.quarantine import Quarantine
@@ -29,7 +29,6 @@ from fastfgssl.data.view_params import draw_view_params
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training.metrics import Clock
 from fastfgssl.training.step import TrainingStep
-from fastfgssl.training.trainer import graph_spec
 
 BLOCKS = 3
 UNREPEATED = 0.25  # taken for the noise of what was timed once
@@ -81,10 +80,16 @@ class Bench:
     """
 
     def __init__(
-        self, config: Config, archive: Archive, world: World, slots: Callable[[int], Slots], seconds: float
+        self,
+        config: Config,
+        archive: Archive,
+        world: World,
+        needs: Needs,
+        slots: Callable[[int], Slots],
+        seconds: float,
     ) -> None:
         self.config, self.archive, self.world = config, archive, world
-        self.spec = graph_spec(config, world, archive)
+        self.spec = GraphSpec.of(config, needs, world, sixteen_bit=archive.is_sixteen_bit)
         self.seconds, self._block = seconds, seconds / BLOCKS
         self._slots = slots
         self._quarantine = Quarantine(archive.num_samples)
@@ -143,7 +148,7 @@ class Bench:
         """The whole graph on one batch of encoded images with pictures of `sizes` (int64 [B, 2])."""
         spec = replace(self.spec, batch_size=len(encoded))
         slots = Slots(np.arange(len(encoded)), np.zeros(len(encoded), np.int64))
-        graph = build_graph(lambda iteration: (encoded, self._params(slots, sizes, spec.preset)), spec)
+        graph = build_graph(lambda _: GraphInput(encoded, self._params(slots, sizes, spec.preset)), spec)
         graph.build()
         return self._timed(graph.run, spec)
 
@@ -204,11 +209,8 @@ class Bench:
         """A batch of `rows` images on the device; those that there are, repeated."""
         chosen = np.arange(rows) % self.rows
         index = torch.from_numpy(chosen).to(self.world.device)
-        anchor, view, *puzzles = (
-            images[index].contiguous(memory_format=torch.channels_last)  # as the loader gives them
-            for images in (self._batch.anchor, self._batch.puzzle_view, *self._batch.puzzles)
-        )
-        return Batch(anchor, view, tuple(puzzles), self._batch.ids[chosen])
+        # in the layout that the loader gives them
+        return self._batch.rows(index, chosen).in_layout(torch.channels_last)
 
     def _kept(self, step: int, rows: int) -> Slots:
         slots = self._slots(step % _KEPT)
@@ -221,7 +223,7 @@ class Bench:
             seed=self.config.seed,
             sizes=sizes,
             image_size=self.spec.image_size,
-            grids=self.spec.grids,
+            grids=self.spec.needs.grids,
         )
 
     def _loader(self, spec: GraphSpec) -> Loader:

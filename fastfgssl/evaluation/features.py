@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config, require
+from fastfgssl.data.batch import Needs
 from fastfgssl.data.graph import GraphSpec
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
@@ -20,51 +19,21 @@ from fastfgssl.data.philox import permutations, random_words
 from fastfgssl.data.presets import PLAIN, Preset, find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
-from fastfgssl.models import FGSSL, build_model
-from fastfgssl.runtime.environment import available_cores
+from fastfgssl.models import FGSSL
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.checkpoint import load_checkpoint
 
 _RECALIBRATION_IMAGES = 4096  # that batch statistics are recomputed from, at most
 _RECALIBRATION_BATCH = 64
 _RECALIBRATION_NUMBERS = 65  # a use of random numbers that training does not have
 
 
-class Pretrained(NamedTuple):
-    model: FGSSL
-    config: Config
-    step: int  # training steps that the weights have seen
-
-
-class Views(NamedTuple):
+class ViewFeatures(NamedTuple):
     """Features of two views of N images, by name: float32 [N, D] each; row i of both shows sample `ids[i]`."""
 
     ids: np.ndarray
     anchor: dict[str, torch.Tensor]
     puzzle: dict[str, torch.Tensor]
-
-
-def load_pretrained(checkpoint: str | Path) -> Pretrained:
-    """The network of a checkpoint, with the configuration that it was trained with. `UserError` if it is not one."""
-    state = load_checkpoint(Path(checkpoint))
-    try:
-        config = config_from_values(state["config"])
-        model = build_untrained(config, config.seed)
-    except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from None
-    try:
-        model.load_state_dict(state["model"])
-    except (RuntimeError, TypeError, AttributeError):  # torch lists every tensor
-        raise UserError(
-            f"{checkpoint}: its weights are not those of the network that its configuration names"
-        ) from None
-    return Pretrained(model, config, state["step"])
-
-
-def build_untrained(config: Config, seed: int) -> FGSSL:
-    """The network of `config` with random weights of its own seed: what a trained one is compared with."""
-    torch.manual_seed(seed)
-    return build_model(replace(config.model, weights="none"))
 
 
 class FeatureExtractor:
@@ -75,8 +44,9 @@ class FeatureExtractor:
     """
 
     def __init__(self, model: FGSSL, config: Config, archive: Archive, device: torch.device, batch_size: int) -> None:
+        """model: on `device`; it is put into evaluation mode."""
         require(batch_size > 0, "batch size", batch_size, "greater than 0")
-        self._model = model.to(device, memory_format=torch.channels_last).eval()
+        self._model = model.eval()
         self._config, self._archive, self._device = config, archive, device
         self._batch_size = batch_size
 
@@ -91,14 +61,14 @@ class FeatureExtractor:
             parts.append(self._features(images.anchor) | {"colour": _colour_statistics(images.anchor)})
         return np.concatenate(kept), _concatenated(parts)
 
-    def views(self, ids: np.ndarray, *, seed: int) -> Views:
+    def views(self, ids: np.ndarray, *, seed: int) -> ViewFeatures:
         """Features of an anchor and of a puzzle view of each sample, distorted as in training under `seed`."""
         kept, anchors, puzzles = [], [], []
         for shown, images in self._batches(self._parts(ids), find_preset(self._config.data.views), seed=seed):
             kept.append(shown)
             anchors.append(self._features(images.anchor))
             puzzles.append(self._features(images.puzzle_view))
-        return Views(np.concatenate(kept), _concatenated(anchors), _concatenated(puzzles))
+        return ViewFeatures(np.concatenate(kept), _concatenated(anchors), _concatenated(puzzles))
 
     def recompute_batch_statistics(self, ids: np.ndarray, *, seed: int) -> None:
         """Replaces the running statistics of every batch norm by those of (at most 4,096 of) the samples `ids`.
@@ -134,26 +104,18 @@ class FeatureExtractor:
         def slots(step: int) -> Slots:
             return Slots(parts[step], np.zeros(len(parts[step]), np.int64))
 
-        data = self._config.data
-        spec = GraphSpec(
-            batch_size=max(map(len, parts)),
-            image_size=data.image_size,
-            preset=preset,
-            grids=(),
-            mean=data.mean,
-            std=data.std,
-            half=False,
-            sixteen_bit=self._archive.is_sixteen_bit,
-            device_id=self._device.index if self._device.type == "cuda" else None,
-            threads=data.threads or available_cores(),
-            prefetch=data.prefetch,
+        needs = Needs(anchor=True, view=preset is not PLAIN)
+        spec = GraphSpec.of(
+            self._config, needs, World.alone(self._device), sixteen_bit=self._archive.is_sixteen_bit, preset=preset
         )
+        spec = replace(spec, batch_size=max(map(len, parts)), half=False)
         quarantine = Quarantine(self._archive.num_samples)
-        loader = Loader(self._archive, spec, slots, seed=seed, quarantine=quarantine, start=0, stop=len(parts))
-        for step, batch in enumerate(loader):
-            decoded = batch.ids == slots(step).ids
-            rows = torch.from_numpy(np.flatnonzero(decoded))
-            yield batch.ids[decoded], batch._replace(anchor=batch.anchor[rows], puzzle_view=batch.puzzle_view[rows])
+        with Loader(self._archive, spec, slots, seed=seed, quarantine=quarantine, start=0, stop=len(parts)) as loader:
+            for step, batch in enumerate(loader):
+                decoded = batch.ids == slots(step).ids
+                rows = torch.from_numpy(np.flatnonzero(decoded))
+                views = [None if view is None else view[rows] for view in (batch.anchor, batch.puzzle_view)]
+                yield batch.ids[decoded], batch._replace(anchor=views[0], puzzle_view=views[1])
 
     @torch.inference_mode()
     def _features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -28,11 +28,16 @@ def score_labels(truth: np.ndarray, predictions: np.ndarray, groups: np.ndarray,
     present = np.unique(truth)
     return Scores(
         accuracy=float(accuracy_score(truth, predictions)),
-        balanced_accuracy=float(balanced_accuracy_score(truth, predictions)),
+        balanced_accuracy=balanced_accuracy(truth, predictions),
         balanced_accuracy_se=_standard_error(truth, predictions, groups),
         macro_f1=float(f1_score(truth, predictions, labels=present, average="macro", zero_division=0)),
         confusion=confusion_matrix(truth, predictions, labels=classes).tolist(),
     )
+
+
+def balanced_accuracy(truth: np.ndarray, predictions: np.ndarray) -> float:
+    """The mean over classes of the share that is found; classes that `truth` lacks count not."""
+    return float(balanced_accuracy_score(truth, predictions))
 
 
 def _standard_error(truth: np.ndarray, predictions: np.ndarray, groups: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from fastfgssl.kernels import cross_correlation as kernels
 from fastfgssl.kernels.cross_correlation.op import ALONE
 from fastfgssl.kernels.cross_correlation.reference import standardise
-from fastfgssl.runtime.distributed import GroupRanks, group_name, ranks_named
+from fastfgssl.runtime.collectives import GroupRanks, group_name, ranks_named
 
 
 class LossTerms(NamedTuple):

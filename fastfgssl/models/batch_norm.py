@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastfgssl.runtime.distributed import World, sum_over_ranks
+from fastfgssl.runtime.collectives import sum_over_ranks
+from fastfgssl.runtime.distributed import World
 
 
 def synchronise_batch_norm(model: nn.Module, world: World) -> nn.Module:

@@ -17,15 +17,6 @@ class RankError(UserError):
 
 
 @contextmanager
-def met_alone() -> Iterator[None]:
-    """Turns a `UserError` of the body into a `RankError`."""
-    try:
-        yield
-    except UserError as error:
-        raise RankError(str(error)) from None
-
-
-@contextmanager
 def file_errors(action: str, path: Path) -> Iterator[None]:
     """Turns what the system refuses in the body into a `UserError`: cannot `action` (read, write) `path`, and why."""
     try:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.files import write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-_ENTRIES = {"step": int, "model": dict, "optimizer": dict, "scaler": dict, "config": dict, "archive": str}
+FORMAT_VERSION = 2
+_ENTRIES = {
+    "step": int,
+    "model": dict,
+    "objective": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "config": dict,
+    "archive": str,
+}
 _NAME = re.compile(r"step_(\d{9})\.pt")
 
 
@@ -43,7 +50,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
     try:
         with file_errors("write the checkpoint", path):
             folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, {"format_version": FORMAT_VERSION, **state})
+            write_whole(path, lambda file: _write(file, {"format_version": FORMAT_VERSION, **state}))
             for old in list_checkpoints(folder)[1:-keep]:
                 if old != path:
                     old.unlink()
@@ -52,29 +59,12 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
     return path
 
 
-def _write_whole(path: Path, state: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
+def _write(file: BinaryIO, state: dict[str, Any]) -> None:
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            partial.unlink()
+        torch.save(state, file)
+    except RuntimeError as error:
         # a short write makes torch's zip writer fail in its turn, and hides why
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-    with suppress(OSError):  # the name, too; not every file system can
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -100,6 +90,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path}: not a checkpoint of fastfgssl")
     if version > FORMAT_VERSION:
         raise UserError(f"{path}: made by a newer fastfgssl (format {version}); update to read it")
+    if version == 1:  # objectives had no state of their own
+        state["objective"] = {}
     for name, type in _ENTRIES.items():
         if not isinstance(state.get(name), type):
             raise DamagedCheckpoint(f"{path}: not a whole checkpoint of fastfgssl: it lacks {name!r}")
@@ -131,5 +123,5 @@ def tidy_checkpoints(folder: Path, damaged: list[Path]) -> None:
     with file_errors("tidy up", folder):
         for path in damaged:
             path.replace(path.with_suffix(".damaged"))
-        for partial in folder.glob("step_*.partial"):
+        for partial in folder.glob(".step_*.partial"):
             partial.unlink()

@@ -1,8 +1,7 @@
-"""Optimisers, their parameter groups, and the learning rate as a pure function of the step."""
+"""Optimisers and their parameter groups."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -148,20 +147,3 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter).copy_(value)
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup_steps: int, final: float) -> float:
-    """Share of the peak learning rate at a step: linear over `warmup_steps`, then half a cosine down to `final`.
-
-    Step 0 has 1 / warmup_steps of the peak; step `steps` would have `final`.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
-    """Gives every group `factor` times its peak learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = factor * group["peak_lr"]

@@ -1,13 +1,19 @@
-"""Whether a checkpoint may be gone on with: only by the run that made it."""
+"""Going on with a run: which checkpoint, and whether it is of this run at all."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.files import config_from_values, config_to_values
 from fastfgssl.config.schema import Config
+from fastfgssl.runtime.agreement import require_agreement, shared_errors
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import load_newest_checkpoint, tidy_checkpoints
+from fastfgssl.training.trainer import Data, checkpoints_of
+
+log = logging.getLogger(__name__)
 
 # the learning rate follows the length of the run: lengthening one is worth that, and a notice
 _LENGTH_KEYS = ("train.steps", "train.epochs")
@@ -15,13 +21,32 @@ _LENGTH_KEYS = ("train.steps", "train.epochs")
 _FREE_KEYS = {
     "output",
     *(f"data.{name}" for name in ("path", "threads", "prefetch", "hw_decoder_load")),
-    *(f"train.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints")),
+    *(f"train.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "sinks", "timeout")),
     *(f"train.{name}" for name in ("device", "compile", "channels_last")),
+    *(f"evaluate.{name}" for name in ("every", "images")),
 }
 
 
-def check_same_run(state: dict[str, Any], config: Config, archive: Archive) -> None:
-    """Raises `UserError` if the checkpoint `state` is of another run than `config` on `archive` describes."""
+def find_state(config: Config, data: Data, world: World) -> dict[str, Any] | None:
+    """The newest whole checkpoint of the run that `config` describes, the same on every rank; None for a new run.
+
+    Raises `UserError` on every rank if the folder holds another run, or no checkpoint of several is whole.
+    """
+    folder = checkpoints_of(config)
+    with shared_errors(world):
+        state, damaged = load_newest_checkpoint(folder)
+    require_agreement(state["step"] if state else 0, world, f"checkpoints of {config.output}")
+    if state is not None:
+        _require_same_run(state, config, data)
+    with shared_errors(world):
+        if world.is_main:
+            tidy_checkpoints(folder, damaged)
+    if state is not None and world.is_main and (change := _changed_length(state, config)):
+        log.warning("%s", change)
+    return state
+
+
+def _require_same_run(state: dict[str, Any], config: Config, data: Data) -> None:
     # a key that the run did not know yet had what is its default now
     then, now = config_to_values(config_from_values(state["config"])), config_to_values(config)
     for key in now:
@@ -30,11 +55,13 @@ def check_same_run(state: dict[str, Any], config: Config, archive: Archive) -> N
                 f"{config.output} holds a run with {key} = {then[key]!r}, this one has {now[key]!r}:"
                 f" set it back, or choose another folder with output=..."
             )
-    if state["archive"] != archive.fingerprint:
-        raise UserError(f"{config.output} holds a run on another archive than {archive.path}; choose another output")
+    if state["archive"] != data.fingerprint:
+        raise UserError(
+            f"{config.output} holds a run on another archive than {config.data.path}; choose another output"
+        )
 
 
-def changed_length(state: dict[str, Any], config: Config) -> str | None:
+def _changed_length(state: dict[str, Any], config: Config) -> str | None:
     """What to tell of a run that is to become longer or shorter than it was; None if it is not."""
     then, now = state["config"], config_to_values(config)
     changes = [f"{key} from {then.get(key)} to {now[key]}" for key in _LENGTH_KEYS if then.get(key) != now[key]]

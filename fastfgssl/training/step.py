@@ -1,63 +1,72 @@
-"""A step of training without the loop around it: what the trainer repeats, and what doctor and benchmarks time."""
+"""One optimisation step: what the trainer repeats, and what doctor and benchmarks time."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import record_function
 
-from fastfgssl.config.schema import Config, Stage
+from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch
-from fastfgssl.models import FGSSL
-from fastfgssl.models.batch_norm import synchronise_batch_norm
-from fastfgssl.runtime.distributed import World
+from fastfgssl.objectives.base import Objective, memory_format
+from fastfgssl.runtime.distributed import World, data_parallel
+from fastfgssl.runtime.precision import Precision
+from fastfgssl.training.accumulation import Way, accumulate_cached, accumulate_mean
 from fastfgssl.training.optim import build_optimizer, load_optimizer_state
-from fastfgssl.training.updates import accumulate_gradients, memory_format, plan_updates
-
-HeadValues = dict[Stage, tuple[torch.Tensor, torch.Tensor]]
-"""Each head's loss [] and terms [4] (`updates.TERMS`), on the device."""
 
 
 class TrainingStep:
-    """A network, its optimiser, and the updates that are made of each batch.
+    """An objective, its optimiser, and the updates that are made of each batch.
 
-    model: is moved to the device of `world`, and trained there. Its weights are the same on every rank.
+    The weights of `objective.model` are the same on every rank.
     """
 
-    def __init__(self, model: FGSSL, config: Config, world: World) -> None:
-        if config.train.batch_norm == "sync":
-            model = synchronise_batch_norm(model, world)
-        self.model = model.to(world.device, memory_format=memory_format(config.train)).train()
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.updates = plan_updates(self.model, config, world)
-        self.updates_made = 0
-        self._config = config
-        self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16")
+    def __init__(self, objective: Objective, config: Config, world: World) -> None:
+        train = config.train
+        self.objective = objective
+        self.optimizer = build_optimizer(objective.model, config.optim)
+        self._shared = [
+            data_parallel(update, world, gradient_dtype=train.gradient_dtype) for update in objective.updates
+        ]
+        self._accumulate = accumulate_cached if config.loss.cache and train.accumulate > 1 else accumulate_mean
+        self._parts, self._layout = train.accumulate, memory_format(train)
+        precision = Precision(train.precision, world.device)
+        self._way = Way(precision, torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss))
 
-    def __call__(self, batch: Batch, *, with_rank: bool = False) -> HeadValues:
-        """Makes every update of `batch`; the device may be at work still. with_rank: see `HeadsLoss.losses`."""
-        values: HeadValues = {}
-        for update in self.updates:
+    def __call__(self, batch: Batch, *, progress: float = 0.0, log: bool = False) -> dict[str, Tensor]:
+        """Makes every update of `batch`; returns their logs, on the device, which may be at work still.
+
+        progress: the share of the run that is done with this step; log: with what is worth its time only where it is
+        reported.
+        """
+        parts = batch.in_layout(self._layout).chunk(self._parts)
+        logs: dict[str, Tensor] = {}
+        for update, shared in zip(self.objective.updates, self._shared, strict=True):
             self.optimizer.zero_grad()
-            losses, terms = accumulate_gradients(update, batch, self._config, self._scaler, with_rank=with_rank)
+            # forward, loss, backward; ranks exchange gradients
+            with self._way.precision.arithmetic():
+                logs |= self._accumulate(update, shared, parts, self._way, log=log)
+            # the weights that this update trains
             with record_function("optimizer"):
-                self._scaler.step(self.optimizer)
-                self._scaler.update()
-            self.updates_made += 1
-            values.update(zip(update.stages, zip(losses, terms, strict=True), strict=True))
-        return values
+                self._way.scaler.step(self.optimizer)
+                self._way.scaler.update()
+        self.objective.after_step(progress)
+        return logs
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of a step: `model`, `optimizer` and `scaler`."""
+        """What a checkpoint keeps of a step: `model`, `objective`, `optimizer` and `scaler`."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.objective.model.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self._scaler.state_dict(),
+            "scaler": self._way.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a `state_dict`; further keys are ignored. Every rank loads the same."""
-        self.model.load_state_dict(state["model"])
+        self.objective.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        self._way.scaler.load_state_dict(state["scaler"])

@@ -1,45 +1,28 @@
-"""Pretraining: batches from the archive, the losses of the heads, optimiser updates, metrics and checkpoints."""
+"""The loop: batches in, steps made, reported and saved. One for every objective; it names none."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import torch
+from torch import Tensor
 
-from fastfgssl.archive.manifest import Archive
-from fastfgssl.config.files import config_to_values, write_config
-from fastfgssl.config.schema import STAGES, Config
+from fastfgssl.config.files import config_to_values
+from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch
-from fastfgssl.data.graph import GraphSpec
-from fastfgssl.data.loader import Loader, training_slots
-from fastfgssl.data.order import Slots
-from fastfgssl.data.picture import save_views_picture
-from fastfgssl.data.presets import find_preset
-from fastfgssl.data.quarantine import Quarantine
-from fastfgssl.models import build_model
-from fastfgssl.runtime.distributed import (
-    SharedFlag,
-    World,
-    one_rank_first,
-    require_agreement,
-    shared_errors,
-    start_world,
-)
-from fastfgssl.runtime.environment import cores_per_rank
-from fastfgssl.runtime.errors import UserError, file_errors, met_alone
-from fastfgssl.runtime.memory import memory_errors
-from fastfgssl.runtime.signals import StopRequest
-from fastfgssl.training.checkpoint import load_newest_checkpoint, save_checkpoint, tidy_checkpoints
-from fastfgssl.training.display import Display
-from fastfgssl.training.metrics import Clock, DataWaitWatch, MetricsLog, StepMetrics
-from fastfgssl.training.optim import learning_rate_factor, set_learning_rate
-from fastfgssl.training.resume import changed_length, check_same_run
-from fastfgssl.training.step import HeadValues, TrainingStep
-from fastfgssl.training.updates import TERMS
+from fastfgssl.objectives.base import Objective
+from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, on_this_rank, shared_errors
+from fastfgssl.runtime.distributed import World, set_timeout
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import save_checkpoint
+from fastfgssl.training.hooks import Hook, Moment, Run
+from fastfgssl.training.metrics import Clock, read_logs
+from fastfgssl.training.schedule import learning_rate_factor, set_learning_rate
+from fastfgssl.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
@@ -49,219 +32,161 @@ class Outcome(NamedTuple):
     stopped_by: int | None  # the signal, to any rank, that ended the run early; None if it is complete
 
 
-def pretrain(config: Config) -> Outcome:
-    """Runs, or goes on with, the pretraining that `config` describes; returns early on SIGINT, SIGTERM or SIGUSR1.
+class Data(Protocol):
+    """What a run is trained on."""
 
-    Raises `UserError` for a configuration that this machine or archive cannot satisfy.
+    num_samples: int
+    fingerprint: str
+    """The same for the same samples in the same order."""
+
+    def batches(self, start: int, stop: int) -> AbstractContextManager[Iterator[Batch]]:
+        """This rank's batches of steps `start` to `stop` - 1."""
+
+
+def fit(
+    config: Config,
+    world: World,
+    objective: Objective,
+    data: Data,
+    hooks: Sequence[Hook] = (),
+    *,
+    state: dict[str, Any] | None = None,
+    stop_signal: Callable[[], int | None] = lambda: None,
+) -> Outcome:
+    """Trains `objective` on `data` until the run that `config` describes is complete.
+
+    state: the checkpoint to go on from. stop_signal: asked before each step, on every rank; a number, such as a
+    signal's, ends the run after that step with a checkpoint. Raises `UserError` for what cannot be trained.
     """
-    with start_world(config.train.device) as world, StopRequest() as stop_request:
-        run = Run(config, world)
-        with Display(world, start=run.step, steps=run.steps) as display:
-            return run.train(display, stop_request)
+    start, steps = state["step"] if state else 0, config.train.num_steps(data.num_samples)
+    run = Run(config=config, world=world, objective=objective, num_samples=data.num_samples, start=start, steps=steps)
+    make_step = TrainingStep(objective, config, world)
+    if state:
+        make_step.load_state_dict(state)
+    else:
+        _save(run, data, make_step, 0)
+    if start >= steps:
+        log.info("%s is complete: %d of %d steps are done", run.output, start, steps)
+        return Outcome(start, None)
 
-
-class Run:
-    """A run's state: everything that a step reads or changes."""
-
-    def __init__(self, config: Config, world: World) -> None:
-        config.train.check_world_size(world.size)
-        self.config, self.world = config, world
-        with shared_errors(world):
-            self.archive = Archive.open(config.data.path)
-            self.spec = graph_spec(config, world, self.archive)
-        self.steps = _planned_steps(config, self.archive)
-        self.output = Path(config.output)
-        self.checkpoints = self.output / "checkpoints"
-
-        torch.manual_seed(config.seed)
-        with shared_errors(world), one_rank_first(world):
-            model = build_model(config.model)
-        self.make_step = TrainingStep(model, config, world)
-        self.step = self._resume()
-
-    def train(self, display: Display, stop_request: StopRequest) -> Outcome:
-        """Makes the steps that are left."""
-        config, world = self.config, self.world
-        start, stopped = self.step, 0
-        if start >= self.steps:
-            log.info("%s is complete: %d of %d steps are done", self.output, start, self.steps)
-            return Outcome(start, None)
-        with shared_errors(world):
-            metrics_log = self._open_output()
-        stop_flag = SharedFlag(world)
-        with shared_errors(world), one_rank_first(world):  # the first builds the plugin, the others find it built
-            loader = self.make_loader()
-        clock, watch = Clock(self.step), DataWaitWatch(self.output / "config.yaml")
-        while self.step < self.steps and not stopped:
-            stop_flag.ask(stop_request.signal_number or 0)
-            # take the next batch
-            with clock.waiting(), met_alone(), memory_errors("making a batch"):
+    step, stopped, flag, clock = start, 0, SharedFlag(world), Clock(start)
+    with ExitStack() as opened, lost_ranks("reporting or saving"):
+        reporter = _Reporter(run, hooks, opened)
+        loader = opened.enter_context(data.batches(start, steps))
+        while step < steps and not stopped:
+            # does any rank want to stop? answered when the step is made
+            flag.ask(stop_signal() or 0)
+            # the next batch
+            with on_this_rank(f"making batch {step + 1}"), clock.waiting():
                 batch = next(loader)
-            if self.step == 0:
-                self._save_picture(batch)
-            # train every head on it
-            set_learning_rate(self.make_step.optimizer, self._learning_rate_factor())
-            to_report = (self.step + 1) % config.train.log_every == 0 or self.step + 1 == self.steps
-            with met_alone(), memory_errors(f"making step {self.step + 1}"):
-                heads = self.make_step(batch, with_rank=to_report)
-            self.step += 1
-            display.step_done()
-            stopped = stop_flag.answer()
-            # report and save
-            is_last = stopped or self.step == self.steps
-            if is_last or to_report:
-                metrics = self._metrics(heads, clock)
-                display.show(metrics)
-                warning = watch.look(metrics.data_wait)
-                if warning and world.local_rank == 0:  # disks and cores are what a machine's ranks share
-                    log.warning("%s", warning)
-                with shared_errors(world), file_errors("write", self.output / "metrics.jsonl"):
-                    if metrics_log:
-                        metrics_log.write(metrics)
-                self._require_finite(
-                    [f"the loss of head {head}" for head, loss in metrics.losses.items() if not math.isfinite(loss)]
-                )
-            if is_last or self.step % config.train.checkpoint_every == 0:
-                self._save()
-        if metrics_log:
-            metrics_log.close()
-        if stopped:
-            log.info("stopped after step %d of %d; run the same command to go on", self.step, self.steps)
-            return Outcome(self.step, stopped)  # the same on every rank, also where no signal arrived
-        if self.make_step.updates_made != (self.steps - start) * len(self.make_step.updates):
-            raise AssertionError(f"made {self.make_step.updates_made} updates in {self.steps - start} steps")
-        log.info("done: %d steps; results in %s", self.steps, self.output)
-        return Outcome(self.step, None)
-
-    def _resume(self) -> int:
-        """Loads the newest checkpoint, or saves the first one; returns the steps that are done."""
-        with shared_errors(self.world):
-            state, damaged = load_newest_checkpoint(self.checkpoints)
-        require_agreement(state["step"] if state else 0, self.world, f"checkpoints of {self.output}")
-        if state is not None:
-            check_same_run(state, self.config, self.archive)
-        with shared_errors(self.world):
-            if self.world.is_first:
-                tidy_checkpoints(self.checkpoints, damaged)
-        if state is None:
-            self.step = 0
-            self._save()
-            return 0
-        change = changed_length(state, self.config)
-        if change and self.world.is_first:
-            log.warning("%s", change)
-        self.make_step.load_state_dict(state)
-        return state["step"]
-
-    def _save(self) -> None:
-        """Writes a checkpoint, on the first rank, unless the network has diverged."""
-        with shared_errors(self.world):
-            if not self.world.is_first:
-                return
-            state = {
-                "step": self.step,
-                **self.make_step.state_dict(),
-                "config": config_to_values(self.config),
-                "archive": self.archive.fingerprint,
-            }
-            self._require_finite([name for name, value in state["model"].items() if not value.isfinite().all()])
-            save_checkpoint(self.checkpoints, state, keep=self.config.train.keep_checkpoints)
-
-    def _save_picture(self, batch: Batch) -> None:
-        """Writes what the network is shown, on the first rank."""
-        file, data = self.output / "views.png", self.config.data
-        with shared_errors(self.world), file_errors("write", file):
-            if self.world.is_first:
-                save_views_picture(batch, file, grids=self.config.model.grids, mean=data.mean, std=data.std)
-
-    def _open_output(self) -> MetricsLog | None:
-        """Writes the configuration and opens the metrics, on the first rank."""
-        if not self.world.is_first:
-            return None
-        with file_errors("write", self.output / "config.yaml"):
-            write_config(self.config, self.output / "config.yaml")
-        with file_errors("write", self.output / "metrics.jsonl"):
-            return MetricsLog(self.output, self.step)
-
-    def make_loader(self) -> Iterator[Batch]:
-        """The batches of the steps that are left."""
-        config, world = self.config, self.world
-        slots = rank_slots(config, world, self.archive)
-        quarantine = Quarantine(self.archive.num_samples, self.output / "quarantine.csv")
-        return Loader(
-            self.archive, self.spec, slots, seed=config.seed, quarantine=quarantine, start=self.step, stop=self.steps
-        )
-
-    def _learning_rate_factor(self) -> float:
-        config = self.config
-        steps_an_epoch = self.archive.num_samples / config.train.batch_size
-        return learning_rate_factor(
-            self.step,
-            steps=self.steps,
-            warmup_steps=round(config.optim.warmup_epochs * steps_an_epoch),
-            final=config.optim.final_lr,
-        )
-
-    def _metrics(self, heads: HeadValues, clock: Clock) -> StepMetrics:
-        values = {stage: loss.item() for stage, (loss, _) in heads.items()}  # waits for the device
-        weights = dict(zip(STAGES, self.config.loss.weights, strict=True))
-        lr = {group["name"]: group["lr"] for group in self.make_step.optimizer.param_groups}
-        steps, seconds, waited = clock.lap(self.step)
-        batch_size = self.config.train.batch_size
-        return StepMetrics(
-            step=self.step,
-            epoch=self.step * batch_size / self.archive.num_samples,
-            loss=sum(weights[stage] * value for stage, value in values.items()),
-            losses=values,
-            terms={stage: dict(zip(TERMS, terms.tolist(), strict=True)) for stage, (_, terms) in heads.items()},
-            lr=lr["heads_weights"],
-            backbone_lr=lr["backbone_weights"],
-            images_per_second=steps * batch_size / seconds,
-            data_wait=waited / seconds,
-        )
-
-    def _require_finite(self, broken: list[str]) -> None:
-        """Ends a run that has diverged; `broken` names what is not finite."""
-        if broken:
-            raise UserError(
-                f"{broken[0]} is not finite at step {self.step}; the checkpoints before it are intact in"
-                f" {self.checkpoints}: lower optim.lr, lengthen optim.warmup_epochs, or try another train.precision"
-            )
+            if step == 0:
+                reporter.call(Moment(0, {}, batch))
+            # its updates
+            set_learning_rate(make_step.optimizer, _learning_rate_factor(run, step))
+            is_report = reporter.is_report(step + 1)
+            with on_this_rank(f"making step {step + 1}"):
+                logs = make_step(batch, progress=(step + 1) / steps, log=is_report)
+            step += 1
+            stopped = flag.answer()
+            if step == start + 1:
+                set_timeout(world, config.train.timeout)
+            # reports, and what hooks do
+            if stopped or is_report:
+                report = _report(run, step, logs, make_step, clock)
+                reporter.call(Moment(step, report, batch), last=bool(stopped))
+                _require_finite(run, step, [name for name in objective.weights if not math.isfinite(report[name])])
+                clock.lap(step)  # what hooks took is no time of training
+            else:
+                reporter.call(Moment(step, {}, batch))
+            # a checkpoint
+            if stopped or step == steps or step % config.train.checkpoint_every == 0:
+                _save(run, data, make_step, step)
+    if stopped:
+        log.info("stopped after step %d of %d; run the same command to go on", step, steps)
+        return Outcome(step, stopped)  # the same on every rank, also where no signal arrived
+    log.info("done: %d steps; results in %s", steps, run.output)
+    return Outcome(step, None)
 
 
-def _planned_steps(config: Config, archive: Archive) -> int:
-    """Steps of the run; an epoch that the batch size does not divide is rounded up to a whole step."""
-    if config.train.steps is not None:
-        return config.train.steps
-    return math.ceil(config.train.epochs * archive.num_samples / config.train.batch_size)
+class _Reporter:
+    """Calls hooks when they are due; they are closed with `opened`."""
+
+    def __init__(self, run: Run, hooks: Sequence[Hook], opened: ExitStack) -> None:
+        self._run, self._hooks = run, hooks
+        with shared_errors(run.world):
+            for hook in hooks:
+                opened.callback(hook.end)
+                hook.begin(run)
+
+    def is_report(self, step: int) -> bool:
+        """Whether the logs of a step are wanted: every so often, and beside what a hook has to say."""
+        intervals = [self._run.config.train.log_every, *(hook.every for hook in self._hooks if hook.every > 1)]
+        return step == self._run.steps or any(step % interval == 0 for interval in intervals)
+
+    def call(self, moment: Moment, *, last: bool = False) -> None:
+        is_last = last or moment.step == self._run.steps
+        due = [hook for hook in self._hooks if is_last or moment.step % hook.every == 0]
+        if moment.step > 0 and not moment.logs:  # these only count: ranks need not meet for that
+            for hook in due:
+                hook(moment)
+            return
+        with shared_errors(self._run.world):
+            for hook in due:
+                hook(moment)
 
 
-def rank_slots(config: Config, world: World, archive: Archive) -> Callable[[int], Slots]:
-    """The samples of this rank at each step."""
-    return training_slots(
-        archive,
-        seed=config.seed,
-        window=config.data.window,
-        batch_size=config.train.batch_size,
-        rank=world.rank,
-        world_size=world.size,
+def _report(run: Run, step: int, logs: dict[str, Tensor], make_step: TrainingStep, clock: Clock) -> dict[str, float]:
+    """What is reported of a step: numbers of the run, and the objective's; waits for the device."""
+    values = read_logs(logs, run.world)
+    lap, batch_size = clock.lap(step), run.config.train.batch_size
+    lr = {group["name"]: group["lr"] for group in make_step.optimizer.param_groups}
+    return {
+        "epoch": step * batch_size / run.num_samples,
+        "loss": sum(weight * values[name] for name, weight in run.objective.weights.items()),
+        "lr": lr["heads_weights"],
+        "backbone_lr": lr["backbone_weights"],
+        "images_per_second": lap.steps * batch_size / lap.seconds,
+        "data_wait": lap.waited / lap.seconds,
+        **values,
+    }
+
+
+def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
+    """Writes a checkpoint, on the first rank, unless the network has diverged."""
+    with shared_errors(run.world):
+        if not run.world.is_main:
+            return
+        state = {
+            "step": step,
+            **make_step.state_dict(),
+            "config": config_to_values(run.config),
+            "archive": data.fingerprint,
+        }
+        broken = [name for name, value in state["model"].items() if not value.isfinite().all()]
+        _require_finite(run, step, broken)
+        save_checkpoint(checkpoints_of(run.config), state, keep=run.config.train.keep_checkpoints)
+
+
+def checkpoints_of(config: Config) -> Path:
+    """The folder of a run's checkpoints."""
+    return Path(config.output) / "checkpoints"
+
+
+def _learning_rate_factor(run: Run, step: int) -> float:
+    config = run.config
+    return learning_rate_factor(
+        step,
+        steps=run.steps,
+        warmup_steps=round(config.optim.warmup_epochs * (run.num_samples / config.train.batch_size)),
+        final=config.optim.final_lr,
     )
 
 
-def graph_spec(config: Config, world: World, archive: Archive) -> GraphSpec:
-    """What the DALI graph of each rank makes."""
-    on_gpu = world.device.type == "cuda"
-    return GraphSpec(
-        batch_size=config.train.batch_size // world.size,
-        image_size=config.data.image_size,
-        preset=find_preset(config.data.views),
-        grids=config.model.grids,
-        mean=config.data.mean,
-        std=config.data.std,
-        half=on_gpu and config.train.precision != "float32",
-        sixteen_bit=archive.is_sixteen_bit,
-        device_id=world.device.index if on_gpu else None,
-        threads=config.data.threads or cores_per_rank(world.local_size),
-        prefetch=config.data.prefetch,
-        hw_decoder_load=config.data.hw_decoder_load,
-    )
+def _require_finite(run: Run, step: int, broken: Sequence[str]) -> None:
+    """Ends a run that has diverged; `broken` names what is not finite."""
+    if broken:
+        raise UserError(
+            f"{broken[0]} is not finite at step {step}; the checkpoints before it are intact in"
+            f" {checkpoints_of(run.config)}: lower optim.lr, lengthen optim.warmup_epochs, or try another"
+            " train.precision"
+        )

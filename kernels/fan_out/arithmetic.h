@@ -13,6 +13,9 @@ namespace fastfgssl {
 
 constexpr int kMaxGrids = 16;  // of one call
 
+// What an output is; a puzzle's number is kPuzzle + that of its grid.
+enum Role : int { kAnchor, kView, kPuzzle };
+
 // What is done to a view's source image, as bits of `puzzle_flags` and `anchor_flags`.
 enum ViewFlag : int { kFlip = 1, kGrayscale = 2, kSolarise = 4 };
 

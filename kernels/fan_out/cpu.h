@@ -173,19 +173,28 @@ template <typename In, typename Out>
 class FanOut {
  public:
   // puzzle, anchor: sources, height x width x channels; tiles: the permutations of all grids, one after the other;
-  // outputs: anchor, puzzle view, puzzles.
+  // outputs: anchor, puzzle view, puzzles; null for one of the first two that is not wanted.
   void Run(const FanOutFormat &format, const In *puzzle, ViewChanges puzzle_changes, const In *anchor,
            ViewChanges anchor_changes, const int32_t *tiles, Out *const *outputs) {
     const int row_size = format.width * format.channels;
     // beyond the end: room for blocks that reach past the last row
     view_.resize(static_cast<size_t>(format.height) * row_size + kPadding);
 
-    MakeView(format, anchor, anchor_changes, [&](int) { return view_.data(); }, outputs[0]);
-    MakeView(format, puzzle, puzzle_changes, [&](int y) { return view_.data() + y * row_size; }, outputs[1]);
+    if (outputs[kAnchor]) {
+      StreamWriter writer(outputs[kAnchor]);
+      MakeView(format, anchor, anchor_changes, [&](int) { return view_.data(); }, &writer);
+    }
+    auto in_view = [&](int y) { return view_.data() + y * row_size; };
+    if (outputs[kView]) {
+      StreamWriter writer(outputs[kView]);
+      MakeView(format, puzzle, puzzle_changes, in_view, &writer);
+    } else if (!format.grids.empty()) {
+      MakeView(format, puzzle, puzzle_changes, in_view, nullptr);
+    }
     for (size_t g = 0; g < format.grids.size(); g++) {
       const int grid = format.grids[g], tile_height = format.height / grid;
       const int64_t tile_row = row_size / grid;
-      StreamWriter writer(outputs[2 + g]);
+      StreamWriter writer(outputs[kPuzzle + g]);
       for (int tile_y = 0; tile_y < grid; tile_y++, tiles += grid) {
         from_.resize(grid);
         for (int tile_x = 0; tile_x < grid; tile_x++) {
@@ -202,16 +211,15 @@ class FanOut {
   static constexpr int kPadding = StreamWriter::kOverread;
   static constexpr int kBandSize = 8192;
 
-  // Rows of a view, each made at row_at(y) and appended to `to`.
+  // Rows of a view, each made at row_at(y) and given to the writer, if there is one.
   template <typename RowAt>
-  void MakeView(const FanOutFormat &format, const In *image, const ViewChanges &changes, RowAt row_at, Out *to) {
+  void MakeView(const FanOutFormat &format, const In *image, const ViewChanges &changes, RowAt row_at, StreamWriter *writer) {
     const int row_size = format.width * format.channels;
     if (changes.sigma > 0) {
       blurred_.resize(static_cast<size_t>(format.height) * row_size);
       blurrer_.Run(image, format.height, format.width, format.channels, changes.sigma, blurred_.data());
       image = blurred_.data();
     }
-    StreamWriter writer(to);
     // some rows at a time: what was just written in narrow blocks must not be read in wide ones at once
     const int band = std::max(1, kBandSize / row_size);
     for (int y0 = 0; y0 < format.height; y0 += band) {
@@ -229,7 +237,7 @@ class FanOut {
       for (int y = y0; y < y1; y++, from += row_size) {
         Out *row = row_at(y);
         NormaliseRow(from, format.mean.data(), format.inverse_std.data(), row_size, row);
-        writer.Append(row, row_size * sizeof(Out));
+        if (writer) writer->Append(row, row_size * sizeof(Out));
       }
     }
   }

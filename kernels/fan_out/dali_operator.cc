@@ -9,9 +9,9 @@ namespace fastfgssl {
 template <>
 void Views<dali::CPUBackend>::RunImpl(dali::Workspace &ws) {
   const auto &puzzle_source = ws.Input<dali::CPUBackend>(0);
-  const auto &anchor_source = ws.Input<dali::CPUBackend>(1);
+  const auto &anchor_source = ws.Input<dali::CPUBackend>(ws.NumInput() - 1);
   const int batch = puzzle_source.num_samples();
-  const int num_outputs = 2 + static_cast<int>(grids_.size());
+  const int num_outputs = static_cast<int>(roles_.size());
   for (int o = 0; o < num_outputs; o++) ws.Output<dali::CPUBackend>(o).SetLayout("HWC");
 
   FanOutFormat format{static_cast<int>(height_), static_cast<int>(width_), static_cast<int>(channels_), grids_};
@@ -27,9 +27,9 @@ void Views<dali::CPUBackend>::RunImpl(dali::Workspace &ws) {
     std::vector<FanOut<In, Out>> fan_outs(threads.NumThreads());
     for (int i = 0; i < batch; i++) {
       threads.AddWork([&, i](int thread) {
-        std::vector<Out *> outputs(num_outputs);
+        std::vector<Out *> outputs(kPuzzle + grids_.size());  // null: not made
         for (int o = 0; o < num_outputs; o++)
-          outputs[o] = static_cast<Out *>(ws.Output<dali::CPUBackend>(o).raw_mutable_tensor(i));
+          outputs[roles_[o]] = static_cast<Out *>(ws.Output<dali::CPUBackend>(o).raw_mutable_tensor(i));
         fan_outs[thread].Run(format, static_cast<const In *>(puzzle_source.raw_tensor(i)),
                              {puzzle_flags_[i].data[0], puzzle_sigma_[i].data[0]},
                              static_cast<const In *>(anchor_source.raw_tensor(i)),
@@ -50,12 +50,16 @@ void Views<dali::CPUBackend>::RunImpl(dali::Workspace &ws) {
 
 DALI_SCHEMA(FastfgsslViews)
     .DocStr("Makes anchor, puzzle view and every jigsaw puzzle of images, normalised, in one pass.\n\n"
-            "Inputs: the source of the puzzle view and that of the anchor (HWC, uint8 or uint16, 1 or 3 channels). "
-            "Outputs: anchor, puzzle view, and a puzzle for each grid (HWC).")
-    .NumInput(2)
+            "Inputs: the source of the puzzle view and, with an anchor, that of the anchor (HWC, uint8 or uint16, 1 or 3 "
+            "channels). Outputs: anchor, puzzle view, and a puzzle for each grid (HWC), of those that are asked for.")
+    .NumInput(1, 2)
     .InputLayout(0, {"HWC"})
     .InputLayout(1, {"HWC"})
-    .OutputFn([](const dali::OpSpec &spec) { return 2 + static_cast<int>(spec.GetRepeatedArgument<int>("grids").size()); })
+    .OutputFn([](const dali::OpSpec &spec) {
+      return static_cast<int>(fastfgssl::RolesOf(spec, static_cast<int>(spec.GetRepeatedArgument<int>("grids").size())).size());
+    })
+    .AddOptionalArg("anchor", "Whether the anchor is made.", true)
+    .AddOptionalArg("view", "Whether the puzzle view is made as a whole.", true)
     .AddOptionalArg("grids", "Tiles a side of each puzzle.", std::vector<int>{})
     .AddOptionalArg("permutations",
                     "The permutations of all grids, one after the other: tile t of a puzzle is tile [t] of the puzzle view, "

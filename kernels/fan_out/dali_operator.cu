@@ -11,12 +11,12 @@ namespace fastfgssl {
 template <>
 void Views<dali::GPUBackend>::RunImpl(dali::Workspace &ws) {
   const auto &puzzle_source = ws.Input<dali::GPUBackend>(0);
-  const auto &anchor_source = ws.Input<dali::GPUBackend>(1);
+  const auto &anchor_source = ws.Input<dali::GPUBackend>(ws.NumInput() - 1);
   const int batch = puzzle_source.num_samples();
-  const int num_outputs = 2 + static_cast<int>(grids_.size());
+  const int num_outputs = static_cast<int>(roles_.size());
   for (int o = 0; o < num_outputs; o++) ws.Output<dali::GPUBackend>(o).SetLayout("HWC");
   const device::Format format = device::MakeFormat(static_cast<int>(height_), static_cast<int>(width_), static_cast<int>(channels_), grids_,
-                                   scaled_mean_.data(), inverse_std_.data());
+                                                   roles_, scaled_mean_.data(), inverse_std_.data());
 
   dali::kernels::DynamicScratchpad scratchpad(ws.stream());
   const int32_t *tiles = num_tiles_ ? scratchpad.ToGPU(ws.stream(), tiles_) : nullptr;

@@ -17,6 +17,15 @@ namespace fastfgssl {
 
 constexpr float kMaxSigma = 1000;
 
+// What the outputs are, in their order, of an operator with that many grids.
+inline std::vector<int> RolesOf(const dali::OpSpec &spec, int num_grids) {
+  std::vector<int> roles;
+  if (spec.GetArgument<bool>("anchor")) roles.push_back(kAnchor);
+  if (spec.GetArgument<bool>("view")) roles.push_back(kView);
+  for (int g = 0; g < num_grids; g++) roles.push_back(kPuzzle + g);
+  return roles;
+}
+
 template <typename Backend>
 class Views : public dali::Operator<Backend> {
  public:
@@ -30,7 +39,9 @@ class Views : public dali::Operator<Backend> {
         anchor_flags_("anchor_flags", spec),
         puzzle_sigma_("puzzle_sigma", spec),
         anchor_sigma_("anchor_sigma", spec),
-        permutations_("permutations", spec) {
+        permutations_("permutations", spec),
+        roles_(RolesOf(spec, static_cast<int>(grids_.size()))) {
+    DALI_ENFORCE(!roles_.empty(), "anchor, view, grids: nothing is asked for");
     DALI_ENFORCE(dtype_ == DALI_FLOAT || dtype_ == DALI_FLOAT16,
                  dali::make_string("dtype: must be FLOAT or FLOAT16, got ", dtype_));
     DALI_ENFORCE(grids_.size() <= kMaxGrids, dali::make_string("grids: at most ", kMaxGrids, ", got ", grids_.size()));
@@ -49,8 +60,11 @@ class Views : public dali::Operator<Backend> {
 
   bool SetupImpl(std::vector<dali::OutputDesc> &outputs, const dali::Workspace &ws) override {
     const auto &puzzle = ws.template Input<Backend>(0);
-    const auto &anchor = ws.template Input<Backend>(1);
+    const auto &anchor = ws.template Input<Backend>(ws.NumInput() - 1);
     const int batch = puzzle.num_samples();
+    const bool has_anchor = roles_[0] == kAnchor;
+    DALI_ENFORCE(ws.NumInput() == 1 + has_anchor, dali::make_string("inputs: must be ", 1 + has_anchor, ", the sources of "
+                 "the views that are made, got ", ws.NumInput()));
     DALI_ENFORCE(puzzle.type() == anchor.type() && (puzzle.type() == DALI_UINT8 || puzzle.type() == DALI_UINT16),
                  dali::make_string("images: must both be UINT8 or both UINT16, got ", puzzle.type(), " and ", anchor.type()));
     const auto &shapes = puzzle.shape();
@@ -68,7 +82,7 @@ class Views : public dali::Operator<Backend> {
                    dali::make_string("grid = ", grid, ": must divide the images' height ", height_, " and width ", width_));
     ReadNormalisation(puzzle.type() == DALI_UINT8 ? 255.0 : 65535.0);
     ReadArguments(ws, batch);
-    outputs.assign(2 + grids_.size(), dali::OutputDesc{shapes, dtype_});
+    outputs.assign(roles_.size(), dali::OutputDesc{shapes, dtype_});
     return true;
   }
 
@@ -132,6 +146,7 @@ class Views : public dali::Operator<Backend> {
   dali::ArgValue<float> puzzle_sigma_, anchor_sigma_;
   dali::ArgValue<int, 1> permutations_;
 
+  std::vector<int> roles_;
   int num_tiles_ = 0;                             // sum of grid^2
   int64_t height_ = 0, width_ = 0, channels_ = 0;
   std::vector<float> scaled_mean_, inverse_std_;  // a value for each channel

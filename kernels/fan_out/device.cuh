@@ -6,6 +6,7 @@
 // outputs find them in the second-level cache, which stores that are evicted first leave to them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "arithmetic.h"
@@ -40,6 +41,7 @@ struct Format {
   uint32_t num_pixels;
   Divisor width;
   float mean[3], inverse_std[3];  // on the scale of the source
+  int roles[2 + kMaxGrids];       // what each output is: the anchor, the puzzle view, or 2 + the number of its grid
   Grid grids[kMaxGrids];
 };
 
@@ -47,7 +49,7 @@ struct Format {
 template <typename In, typename Out>
 struct Sample {
   const In *puzzle, *anchor;
-  Out *outputs[2 + kMaxGrids];  // anchor, puzzle view, puzzles
+  Out *outputs[2 + kMaxGrids];
   const int32_t *tiles;         // the permutations of all grids, one after the other
   int32_t puzzle_flags, anchor_flags;
 };
@@ -98,9 +100,9 @@ __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__rest
   constexpr int kPixels = 16 / sizeof(Out), kNumbers = kPixels * channels;
   constexpr int kPixelBytes = channels * sizeof(In);
   const Sample<In, Out> &sample = samples[blockIdx.z];
-  const int output = blockIdx.y;
-  const In *image = output == 0 ? sample.anchor : sample.puzzle;
-  const int flags = output == 0 ? sample.anchor_flags : sample.puzzle_flags;
+  const int role = format.roles[blockIdx.y];
+  const In *image = role == kAnchor ? sample.anchor : sample.puzzle;
+  const int flags = role == kAnchor ? sample.anchor_flags : sample.puzzle_flags;
   const uint32_t width = format.width.divisor;
   const uint32_t first = (blockIdx.x * kThreads + threadIdx.x) * kPixels;
   const int count = first < format.num_pixels ? min(kPixels, static_cast<int>(format.num_pixels - first)) : 0;
@@ -110,8 +112,8 @@ __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__rest
   uint32_t y = format.width.Divide(first), x = first - y * width;
   for (int i = 0; i < count;) {
     uint32_t source_y = y, source_x = x, left = width - x;
-    if (output >= 2) {
-      const Grid &grid = format.grids[output - 2];
+    if (role >= kPuzzle) {
+      const Grid &grid = format.grids[role - kPuzzle];
       const uint32_t tile_row = grid.tile_height.Divide(y), tile_column = grid.tile_width.Divide(x);
       const uint32_t in_tile_x = x - tile_column * grid.tile_width.divisor;
       const uint32_t tile = __ldg(sample.tiles + grid.first_tile + tile_row * grid.side.divisor + tile_column);
@@ -158,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__rest
     for (int c = 0; c < channels; c++)
       Convert(Normalise(pixels[i][c], format.mean[c], format.inverse_std[c]), values[i * channels + c]);
 
-  Out *to = sample.outputs[output];
+  Out *to = sample.outputs[blockIdx.y];
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
   const uint4 *vectors = reinterpret_cast<const uint4 *>(values);
   // a warp's vectors leave in the order of memory, whole lines at a time
@@ -183,8 +185,10 @@ __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__rest
 }
 
 // What `FanOut` needs to know of height x width images. mean, inverse_std: of each channel, on the scale of the source.
-template <typename Grids>
-Format MakeFormat(int height, int width, int channels, const Grids &grids, const float *mean, const float *inverse_std) {
+// roles: of the outputs, in their order.
+template <typename Grids, typename Roles>
+Format MakeFormat(int height, int width, int channels, const Grids &grids, const Roles &roles, const float *mean,
+                  const float *inverse_std) {
   Format format = {};
   format.num_pixels = static_cast<uint32_t>(height) * width;
   format.width = Divisor(width);
@@ -192,6 +196,7 @@ Format MakeFormat(int height, int width, int channels, const Grids &grids, const
     format.mean[c] = mean[c];
     format.inverse_std[c] = inverse_std[c];
   }
+  std::copy(roles.begin(), roles.end(), format.roles);
   uint32_t g = 0, first_tile = 0;
   for (int side : grids) {
     format.grids[g++] = {Divisor(side), Divisor(height / side), Divisor(width / side), first_tile};

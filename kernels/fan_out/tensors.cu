@@ -1,5 +1,6 @@
 // The fan-out of tensors on a GPU: a small kernel writes down where each sample is, the other one makes the views.
 
+#include <numeric>
 #include <vector>
 
 #include "launch.cuh"
@@ -43,7 +44,9 @@ cudaError_t Run(const FastfgsslFanOut &call, cudaStream_t stream) {
   FASTFGSSL_LAUNCH(Describe, call.batch, 128, stream, call, samples, tiles, NumTiles(call));
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   const std::vector<int> grids(call.grids, call.grids + call.num_grids);
-  const Format format = MakeFormat(call.height, call.width, call.channels, grids, call.mean, call.inverse_std);
+  std::vector<int> roles(2 + call.num_grids);
+  std::iota(roles.begin(), roles.end(), 0);
+  const Format format = MakeFormat(call.height, call.width, call.channels, grids, roles, call.mean, call.inverse_std);
   return LaunchFanOut(samples, call.batch, 2 + call.num_grids, call.channels, format, stream);
 }
 

@@ -12,7 +12,8 @@ from test_loader import BATCH, loader, tensors
 from test_pretrain import losses
 
 from fastfgssl.data.presets import PRESETS
-from fastfgssl.evaluation.features import FeatureExtractor, load_pretrained
+from fastfgssl.evaluation.features import FeatureExtractor
+from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training.checkpoint import list_checkpoints

@@ -1,0 +1,94 @@
+"""Scores of the network while it trains: view matching, and kNN where the archive has labels."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import numpy as np
+import torch
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.data.philox import permutations, random_words
+from fastfgssl.evaluation.features import FeatureExtractor
+from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.matching import matching_accuracy
+from fastfgssl.evaluation.scores import balanced_accuracy
+from fastfgssl.evaluation.split import labelled_split, split_samples
+from fastfgssl.models import FGSSL
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.hooks import Hook, Moment, Run
+
+log = logging.getLogger(__name__)
+
+_FEATURES = ("all", "backbone")
+_BATCH = 64
+_SAMPLE_NUMBERS = 66  # a use of random numbers that training does not have
+
+
+class OnlineScores(Hook):
+    """Adds `score_matching_NAME` and `score_knn_NAME` to what is reported, NAME being the features that are compared.
+
+    At step 0, after each `evaluate.every` steps, and at the end, on at most `evaluate.images` images of the archive's
+    scoring split, and for kNN as many of its training split. The first rank scores while the others wait; batch norms
+    use their running averages. Scores of so few images tell a trend; `fastfgssl evaluate` tells how good a network is.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def begin(self, run: Run) -> None:
+        config = run.config.evaluate
+        self._run = run
+        self.every = config.every or sys.maxsize
+        if not config.every:
+            return
+        if not isinstance(run.objective.model, FGSSL):
+            raise UserError("evaluate.every: this objective's network has no embeddings to score; set it to 0")
+        self._scoring = self._sample(split_samples(self._archive).val)
+        if len(self._scoring) < 2:
+            raise UserError(f"evaluate.every: {self._archive.path} has fewer than two images that score; set it to 0")
+        self._labelled = None
+        if self._archive.has_column("label"):
+            try:
+                split, labels = labelled_split(self._archive)
+            except UserError as error:  # labels that cannot be scored are no reason not to train
+                log.warning("no kNN scores while training: %s", error)
+            else:
+                self._labelled = self._sample(split.fit), self._sample(split.val), labels
+
+    def __call__(self, moment: Moment) -> None:
+        if not self._run.config.evaluate.every or not self._run.world.is_main:
+            return
+        model = self._run.objective.model
+        extractor = FeatureExtractor(model, self._run.config, self._archive, self._run.world.device, _BATCH)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                moment.logs.update(self._score(extractor))
+        finally:
+            model.train()
+
+    def _score(self, extractor: FeatureExtractor) -> dict[str, float]:
+        views = extractor.views(self._scoring, seed=0)
+        scores = {
+            f"score_matching_{name}": matching_accuracy(views.puzzle[name], views.anchor[name]) for name in _FEATURES
+        }
+        if self._labelled is None:
+            return scores
+        fit_ids, val_ids, labels = self._labelled
+        fit_ids, fit = extractor.plain(fit_ids)
+        val_ids, val = extractor.plain(val_ids)
+        for name in _FEATURES:
+            predicted = knn_predict(
+                fit[name], torch.from_numpy(labels[fit_ids]), val[name], num_classes=len(self._archive.classes)
+            )
+            scores[f"score_knn_{name}"] = balanced_accuracy(labels[val_ids], predicted.numpy())
+        return scores
+
+    def _sample(self, ids: np.ndarray) -> np.ndarray:
+        """At most `evaluate.images` of the samples, always the same."""
+        limit = self._run.config.evaluate.images
+        if len(ids) <= limit:
+            return ids
+        words = random_words(0, 0, np.zeros(1, np.int64), _SAMPLE_NUMBERS, len(ids))
+        return np.sort(ids[permutations(words)[0][:limit]])

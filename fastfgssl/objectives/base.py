@@ -1,0 +1,90 @@
+"""The seam between the loop and what is learned.
+
+An objective is one module: it says which views and labels it needs, which updates are made of a batch, and what each of
+them minimises. The loop (`training/trainer.py`) knows these types and no objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from fastfgssl.config.schema import Config, TrainConfig
+from fastfgssl.data.batch import Batch, Needs
+from fastfgssl.models.batch_norm import synchronise_batch_norm
+from fastfgssl.runtime.distributed import World
+
+__all__ = ["Needs", "Objective", "Output", "Update", "memory_format", "place_model"]
+
+
+class Output(NamedTuple):
+    """What an update makes of the embeddings of a batch."""
+
+    loss: Tensor
+    """[]: what backward starts from."""
+    logs: dict[str, Tensor]
+    """Numbers to report, by name: [], on the device, detached. Their names are the same for every batch."""
+
+
+class Update(nn.Module):
+    """One optimiser update. Its parameters are exactly those that it trains: this is what ranks share gradients of.
+
+    `embed` and `compare` are apart so that one exact loss can be taken over micro-batches (training/accumulation.py).
+    """
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the loss is a function of, a row an image: [b, ...] each."""
+        raise NotImplementedError
+
+    def compare(self, embeddings: tuple[Tensor, ...], batch: Batch, *, log: bool) -> Output:
+        """The loss of the embeddings of `batch`; log: with what is worth its time only where it is reported."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, *, gradients: Sequence[Tensor] | None = None, log: bool = False) -> Output | Tensor:
+        """The output; or, with the `gradients` of a loss by each embedding, a scalar whose backward has them."""
+        with record_function("forward"):
+            embeddings = self.embed(batch)
+        if gradients is None:
+            with record_function("loss"):
+                return self.compare(embeddings, batch, log=log)
+        pairs = zip(embeddings, gradients, strict=True)
+        return torch.stack([(embedding.to(gradient.dtype) * gradient).sum() for embedding, gradient in pairs]).sum()
+
+
+class Objective:
+    """What is learned, and from what."""
+
+    model: nn.Module
+    """What is trained, saved, scored and taken home; its backbone's parameters begin with `backbone.`."""
+    needs: Needs
+    """What a batch has to hold."""
+    updates: Sequence[Update]
+    """The updates that are made of each batch, in their order."""
+    weights: dict[str, float]
+    """The reported loss of a step is the sum of these logs, weighted."""
+
+    def after_step(self, progress: float) -> None:
+        """Called when all updates of a batch are made; progress: the share of the run that is done."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the model: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict`."""
+
+
+def place_model(model: nn.Module, config: Config, world: World) -> nn.Module:
+    """`model` on the device of `world`, in the layout of training and with the batch norms that were asked for."""
+    if config.train.batch_norm == "sync":
+        model = synchronise_batch_norm(model, world)
+    return model.to(world.device, memory_format=memory_format(config.train)).train()
+
+
+def memory_format(config: TrainConfig) -> torch.memory_format:
+    """The layout of images, activations and weights."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format

@@ -1,0 +1,129 @@
+"""What a run does beside training: hooks, each at its own interval. The loop calls them; it knows none of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from fastfgssl.config.schema import Config
+from fastfgssl.data.batch import Batch
+from fastfgssl.data.picture import save_views_picture
+from fastfgssl.objectives.base import Objective
+from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.errors import file_errors
+
+log = logging.getLogger(__name__)
+_NEVER = sys.maxsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What does not change in a run."""
+
+    config: Config
+    world: World
+    objective: Objective
+    num_samples: int
+    """Of the archive."""
+    start: int
+    """Steps that were done before."""
+    steps: int
+    """Steps when it is complete."""
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+
+class Moment(NamedTuple):
+    """When a hook is called: after a step, or at step 0 before the first."""
+
+    step: int
+    """Steps done."""
+    logs: dict[str, float]
+    """What is reported at this moment; empty between reports. A hook may add to it for those after it."""
+    batch: Batch
+
+
+class Hook:
+    """Called on every rank after each `every` steps, after the last one, and before the first of a new run.
+
+    Hooks are called in their order. A `UserError` of one ends all ranks.
+    """
+
+    every: int = 1
+
+    def begin(self, run: Run) -> None:
+        """Called before training begins or goes on."""
+
+    def __call__(self, moment: Moment) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Called when training has ended, in whatever way."""
+
+
+class ViewsPicture(Hook):
+    """Writes views.png: what the network is shown, from the first batch."""
+
+    every = _NEVER
+
+    def begin(self, run: Run) -> None:
+        self._run = run
+
+    def __call__(self, moment: Moment) -> None:
+        config, file = self._run.config, self._run.output / "views.png"
+        if moment.step > 0 or not self._run.world.is_main:
+            return
+        with file_errors("write", file):
+            save_views_picture(moment.batch, file, grids=config.model.grids, mean=config.data.mean, std=config.data.std)
+
+
+class DataWaitWarning(Hook):
+    """Warns of a run that keeps waiting for data.
+
+    It speaks when the share of time spent waiting was above `threshold` in `intervals` reports in a row, and at most
+    once in `pause` seconds. The first report is left out: there the pipelines fill.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.05,
+        intervals: int = 3,
+        pause: float = 3600.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._threshold, self._intervals, self._pause, self._now = threshold, intervals, pause, now
+        self._shares: list[float] | None = None  # above the threshold, in a row; None before the first report
+        self._last_warning = -math.inf
+
+    def begin(self, run: Run) -> None:
+        self._run = run
+
+    def __call__(self, moment: Moment) -> None:
+        if "data_wait" not in moment.logs or self._run.world.local_rank > 0:  # ranks of a machine share its disks
+            return
+        if self._shares is None:
+            self._shares = []
+            return
+        share = moment.logs["data_wait"]
+        self._shares = [*self._shares, share][-self._intervals :] if share > self._threshold else []
+        if len(self._shares) < self._intervals or self._now() - self._last_warning < self._pause:
+            return
+        self._last_warning = self._now()
+        config = shlex.quote(str(self._run.output / "config.yaml"))
+        log.warning(
+            "%.0f%% of the time of the last %d reports was spent waiting for data; to see why: fastfgssl doctor"
+            " --config %s",
+            100 * sum(self._shares) / len(self._shares),
+            self._intervals,
+            config,
+        )
