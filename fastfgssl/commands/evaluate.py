@@ -50,8 +50,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args()
 
+    import torch
+
     from fastfgssl.archive.manifest import Archive
-    from fastfgssl.evaluation.features import FeatureExtractor, build_untrained, load_pretrained
+    from fastfgssl.evaluation.features import FeatureExtractor
+    from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
     from fastfgssl.evaluation.protocols import evaluate
     from fastfgssl.runtime.distributed import start_world
 
@@ -62,6 +65,7 @@ def main() -> None:
         model, step = build_untrained(config, args.untrained), 0
     archive = Archive.open(args.data)
     with start_world(args.device) as world:
+        model = model.to(world.device, memory_format=torch.channels_last)
         extractor = FeatureExtractor(model, config, archive, world.device, args.batch_size)
         report = evaluate(
             extractor,
