@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_archive_image import DECODER, REAL_DATA, RGB, encode, gradient, real_data, run
 
 from fastfgssl.archive.image import Unusable
+from helpers.images import DECODER, REAL_DATA, RGB, encode, gradient, real_data, run
 
 REFUSED = {
     "empty file": b"",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 
@@ -13,47 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from fastfgssl.archive.image import PreparedImage, TrainingDecoder, prepare_image
-
-REAL_DATA = os.environ.get("FASTFGSSL_TEST_DATA")
-real_data = pytest.mark.skipif(REAL_DATA is None, reason="FASTFGSSL_TEST_DATA names no folder of real images")
-
-
-def gradient(width: int = 61, height: int = 47) -> Image.Image:
-    """A colour picture without any symmetry."""
-    y, x = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([x * 4 % 256, y * 5 % 256, (x + y) % 256], axis=-1).astype(np.uint8))
-
-
-def gradient_16_bit(width: int = 61, height: int = 47) -> Image.Image:
-    y, x = np.mgrid[:height, :width]
-    return Image.fromarray((x * 1000 + y * 50).astype(np.uint16))
-
-
-def encode(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def with_orientation(image: Image.Image, orientation: int, format: str) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encode(image, format, exif=exif)
+from fastfgssl.archive.image import PreparedImage
+from helpers.images import DECODER, RGB, encode, gradient, gradient_16_bit, run, with_orientation
 
 
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data))).astype(np.int32)
 
 
-DECODER = TrainingDecoder()
-
-
-def run(data: bytes, short_side: int | None = None, max_pixels: int = 10**8) -> PreparedImage:
-    return prepare_image(data, DECODER, short_side=short_side, max_pixels=max_pixels)
-
-
-RGB = gradient()
 KEPT = {
     "gray": (RGB.convert("L"), ("JPEG", "PNG", "TIFF", "BMP", "WEBP")),
     "colour": (RGB, ("JPEG", "PNG", "TIFF", "BMP", "WEBP")),

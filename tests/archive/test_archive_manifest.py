@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_archive_shards import CLASSES, make_samples, write
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.shards import EXTENSIONS, ArchiveWriter, Sample
 from fastfgssl.runtime.errors import UserError
+from helpers.archives import CLASSES, make_samples, write
 
 NUMBERS = ["shard", "offset", "size", "width", "height", "crc32"]
 

@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from test_archive_image import encode, gradient
-from test_prepare import TOOL, write_files
 
 from fastfgssl.archive.workers import AHEAD, in_order
 from fastfgssl.runtime.errors import UserError
+from helpers.images import encode, gradient, write_files
+from helpers.paths import TOOLS
+
+TOOL = TOOLS / "prepare.py"
 
 
 def living(session: int) -> list[int]:

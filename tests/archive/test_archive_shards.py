@@ -15,36 +15,7 @@ from fastfgssl.archive.lock import lock_folder
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.shards import ArchiveWriter, Sample
 from fastfgssl.runtime.errors import UserError
-
-CLASSES = ["a", "b", "c"]
-NUMBERS = ["shard", "offset", "size", "width", "height", "crc32"]
-
-
-def make_samples(sizes: list[int]) -> list[Sample]:
-    rng = np.random.default_rng(len(sizes))
-    return [
-        Sample(
-            id=f"folder/{i}.image",
-            data=rng.bytes(size),
-            format=["jpeg", "png", "tiff"][i % 3],
-            width=600 + i,
-            height=450 + i,
-            bit_depth=16 if i % 4 == 1 else 8,
-            label=None if i % 5 == 0 else CLASSES[i % 3],
-            group=None if i % 7 == 0 else f"patient {(i * 5) % 4}",
-            split=None if i % 2 else "fit",
-        )
-        for i, size in enumerate(sizes)
-    ]
-
-
-def write(out: Path, samples: list[Sample], **options: object) -> Archive:
-    with ArchiveWriter(out, classes=CLASSES, **options) as writer:
-        for sample in samples:
-            writer.add(sample)
-        writer.quarantine("bad.png", "/somewhere/bad, very bad.png", "damaged: a reason")
-        writer.commit()
-    return Archive.open(out)
+from helpers.archives import make_samples, write
 
 
 @pytest.fixture

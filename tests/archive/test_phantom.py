@@ -20,8 +20,9 @@ from threadpoolctl import threadpool_limits
 from fastfgssl.archive import phantom
 from fastfgssl.archive.phantom import TEXTURES, phantom_image, write_phantoms
 from fastfgssl.runtime.errors import UserError
+from helpers.paths import TOOLS
 
-TOOL = Path(__file__).parents[1] / "tools" / "phantom.py"
+TOOL = TOOLS / "phantom.py"
 COUNT = 210 * len(TEXTURES)
 CHANCE = 1 / len(TEXTURES)
 # Three binomial standard errors: a classifier that knows nothing passes this once in seven hundred seeds.

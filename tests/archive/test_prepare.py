@@ -14,26 +14,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from test_archive_image import DECODER, REAL_DATA, encode, gradient, gradient_16_bit, real_data, with_orientation
 
 from fastfgssl.archive.labels import read_labels
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.archive.sources import find_images
 from fastfgssl.runtime.errors import UserError
+from helpers.images import (
+    DECODER,
+    REAL_DATA,
+    encode,
+    gradient,
+    gradient_16_bit,
+    real_data,
+    with_orientation,
+    write_files,
+)
+from helpers.paths import TOOLS
 
-TOOL = Path(__file__).parents[1] / "tools" / "prepare.py"
+TOOL = TOOLS / "prepare.py"
 
 
 def run_tool(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, **options)
-
-
-def write_files(folder: Path, files: dict[str, bytes]) -> Path:
-    for path, data in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-    return folder
 
 
 @pytest.fixture(scope="module")

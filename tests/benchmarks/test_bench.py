@@ -26,9 +26,9 @@ from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.trainer import Run
+from helpers.paths import TOOLS
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_an_index_is_opened_without_the_libraries_that_take_memory():
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):
-    command = [sys.executable, str(ROOT / "tools" / "bench.py"), *arguments]
+    command = [sys.executable, str(TOOLS / "bench.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert message in done.stderr

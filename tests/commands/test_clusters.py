@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_pretrain import losses
-from test_train_tool import TOOL, trained_change, wait_for_steps
 
 from fastfgssl.config.files import load_config, write_config
 from fastfgssl.training.metrics import read_metrics
 from fastfgssl.training.trainer import pretrain
+from helpers.paths import ROOT, TOOLS
+from helpers.runs import losses, trained_change, wait_for_steps
 
-ROOT = Path(__file__).parent.parent
+TOOL = TOOLS / "train.py"
 FILES = ROOT / "docs" / "clusters"
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parent.parent / "tools" / "demo.py"
+from helpers.paths import TOOLS
+
+TOOL = TOOLS / "demo.py"
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
-from test_pretrain import losses
 
 from fastfgssl.config.files import write_config
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.metrics import read_metrics
 from fastfgssl.training.trainer import pretrain
+from helpers.paths import TOOLS
+from helpers.runs import losses, trained_change, wait_for_steps
 
-TOOL = Path(__file__).parent.parent / "tools" / "train.py"
+TOOL = TOOLS / "train.py"
 
 
 def run_tool(*arguments, ranks: int = 0) -> subprocess.Popen:
@@ -33,14 +32,6 @@ def run_tool(*arguments, ranks: int = 0) -> subprocess.Popen:
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-
-
-def trained_change(output: str) -> torch.Tensor:
-    """How far training moved all parameters, as one vector."""
-    first, *_, last = list_checkpoints(Path(output) / "checkpoints")
-    before, after = (load_checkpoint(path)["model"] for path in (first, last))
-    learned = [name for name in before if not re.search("running|num_batches", name)]
-    return torch.cat([(after[name] - before[name]).flatten() for name in learned])
 
 
 @pytest.mark.parametrize(("ranks", "schedule"), [(2, "joint"), (3, "progressive")])
@@ -57,16 +48,6 @@ def test_ranks_train_as_one_process_does(make_config, tmp_path, ranks, schedule)
     assert losses(config.output)[0] == pytest.approx(losses(alone.output)[0], rel=1e-3)
     change, expected = trained_change(config.output), trained_change(alone.output)
     assert (change - expected).norm() < 0.01 * expected.norm()
-
-
-def wait_for_steps(output: Path, count: int, process: subprocess.Popen) -> None:
-    for _ in range(1200):
-        path = output / "metrics.jsonl"
-        if path.exists() and len(path.read_text().splitlines()) >= count:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    raise AssertionError("the run made no step")
 
 
 @pytest.mark.parametrize("ranks", [0, 2])

@@ -8,6 +8,7 @@ import yaml
 from fastfgssl.config.files import config_to_values, load_config, write_config
 from fastfgssl.config.help import describe_keys
 from fastfgssl.runtime.errors import UserError
+from helpers.paths import ROOT
 
 MINIMAL = {"data": {"path": "archive"}, "train": {"epochs": 10}}
 
@@ -182,9 +183,8 @@ def test_the_batch_must_split_evenly(file, batch_size, accumulate, world_size, f
 
 
 def test_the_shipped_configurations_are_valid():
-    from pathlib import Path
 
-    files = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+    files = sorted((ROOT / "configs").glob("*.yaml"))
     assert files
     for path in files:
         load_config(path, ["data.path=archive"])

@@ -25,8 +25,9 @@ from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.metrics import DataWaitWatch
 from fastfgssl.training.trainer import pretrain
+from helpers.paths import TOOLS
 
-TOOL = Path(__file__).parent.parent / "tools" / "doctor.py"
+TOOL = TOOLS / "doctor.py"
 
 
 @pytest.fixture

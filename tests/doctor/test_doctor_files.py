@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from fastfgssl.doctor.overrides import apply_overrides
 from fastfgssl.doctor.plan import Device, Exchange, exchanges, make_plan, parse_request
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
+from helpers.paths import ROOT
 
 COMMENTED = """\
 # mine
@@ -53,9 +53,7 @@ def test_a_file_is_changed_in_these_keys_alone(tmp_path, overrides, replaced, by
     assert apply_overrides(file, overrides) == []  # nothing is left to change
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_shipped_configurations_can_be_changed(path, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(path.read_text())

@@ -25,8 +25,9 @@ from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.trainer import pretrain
+from helpers.paths import TOOLS
 
-TOOL = Path(__file__).parent.parent / "tools" / "evaluate.py"
+TOOL = TOOLS / "evaluate.py"
 CPU = torch.device("cpu")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from embeddings import ALGORITHMS, embeddings
 
 from fastfgssl.benchmarks import loss as loss_suite
 from fastfgssl.benchmarks.measure import CheckFailed
 from fastfgssl.kernels.cross_correlation import torch_steps, triton_steps
 from fastfgssl.kernels.cross_correlation.op import cross_correlation
+from helpers.embeddings import ALGORITHMS, embeddings
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")  # Triton's interpreter
 WEIGHTS = {"on_weight": 1.0, "off_weight": 0.0051, "diagonal_in_product": True}

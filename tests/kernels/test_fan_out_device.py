@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_fan_out_tensors import SHAPES, make_case, on, require_same_bits
 
 from fastfgssl.kernels.fan_out import op
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
+from helpers.fan_out import SHAPES, make_case, on, require_same_bits
+from helpers.paths import HELPERS, ROOT
 
-ROOT = Path(__file__).parent.parent
-STAND_IN = Path(__file__).parent / "helpers" / "cuda_stand_in"
+STAND_IN = HELPERS / "cuda_stand_in"
 GUARD = 64  # numbers behind each output
 CPU = torch.device("cpu")
 

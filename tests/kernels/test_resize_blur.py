@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nvidia.dali import Pipeline, fn
+from nvidia.dali import fn
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
@@ -19,6 +19,8 @@ from fastfgssl.archive.phantom import phantom_image
 from fastfgssl.kernels import build
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.resize.reference import resize_reference
+from helpers.paths import TESTS
+from helpers.resize_blur import blur_all, patterns, resize_all, run
 
 PILLOW = {"linear": Image.Resampling.BILINEAR, "cubic": Image.Resampling.BICUBIC}
 TORCHVISION = {"linear": functional.InterpolationMode.BILINEAR, "cubic": functional.InterpolationMode.BICUBIC}
@@ -29,30 +31,8 @@ def plugin():
     build.load_plugin()
 
 
-def run(images: list[np.ndarray], make) -> list[np.ndarray]:
-    """Outputs of `make(images)` in a DALI pipeline."""
-    pipe = Pipeline(len(images), num_threads=2, device_id=None)
-    with pipe:
-        outputs = make(fn.external_source(source=lambda: images, batch=True, layout="HWC"))
-        pipe.set_outputs(*outputs if isinstance(outputs, (list, tuple)) else (outputs,))
-    (result,) = pipe.run()[:1]
-    return [np.array(result.at(i)) for i in range(len(images))]
-
-
-def resize_all(images: list[np.ndarray], size: int, interpolation: str, region=None) -> list[np.ndarray]:
-    corners = {"roi_start": np.float32(region[:2]), "roi_end": np.float32(region[2:])} if region else {}
-    return run(images, lambda x: fn.fastfgssl_resize(x, size=size, interpolation=interpolation, **corners))
-
-
 def resize(image: np.ndarray, size: int, interpolation: str, region=None) -> np.ndarray:
     return resize_all([image], size, interpolation, region)[0]
-
-
-def blur_all(images: list[np.ndarray], sigma: float) -> list[np.ndarray]:
-    """The views operator's blur; a deviation of 1 / white gives grey levels back."""
-    std = 1 / np.iinfo(images[0].dtype).max
-    views = run(images, lambda x: fn.fastfgssl_views(x, x, puzzle_sigma=sigma, anchor_sigma=sigma, std=std))
-    return [view.astype(np.float64).round(3) for view in views]
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -64,19 +44,6 @@ def require_within_one_level(got: np.ndarray, exact: np.ndarray, *, allowed: flo
     exact = exact.clip(0, np.iinfo(got.dtype).max if got.dtype.kind == "u" else None)
     assert got.shape == exact.shape
     assert np.abs(got - exact).max() <= allowed
-
-
-def patterns(rng: np.random.Generator, height: int, width: int, channels: int, dtype) -> dict[str, np.ndarray]:
-    """Random images, and those that are worst for rounding and for edges."""
-    white = np.iinfo(dtype).max
-    checks = np.indices((height, width)).sum(axis=0) % 2 * white
-    images = {
-        "random": rng.integers(0, white + 1, (height, width, channels)),
-        "black or white": rng.integers(0, 2, (height, width, channels)) * white,
-        "checks": np.repeat(checks[..., None], channels, axis=2),
-        "white": np.full((height, width, channels), white),
-    }
-    return {name: image.astype(dtype) for name, image in images.items()}
 
 
 SIDES = st.integers(1, 90)
@@ -213,16 +180,16 @@ if sys.argv[1] == "plain":
     which = build.shutil.which
     build.shutil.which = lambda name: None if name == "nvcc" else which(name)  # the CPU backend alone builds in seconds
     build._HOST_ONLY = ["-ffp-contract=off"]
-import test_resize_blur as test
+from helpers.resize_blur import blur_all, patterns, resize_all, run
 build.load_plugin()
 rng, digest = np.random.default_rng(0), hashlib.sha256()
 for side in (1, 7, 33, 64, 200):
-    images = list(test.patterns(rng, side, side + 3, 3, np.uint8).values())
-    outputs = [test.resize_all(images, 33, interpolation) for interpolation in ("linear", "cubic")]
-    outputs += [test.blur_all(images, sigma) for sigma in (0.3, 1.7)]
+    images = list(patterns(rng, side, side + 3, 3, np.uint8).values())
+    outputs = [resize_all(images, 33, interpolation) for interpolation in ("linear", "cubic")]
+    outputs += [blur_all(images, sigma) for sigma in (0.3, 1.7)]
     for dtype in (types.FLOAT, types.FLOAT16):
         for flags in (1, 6):
-            outputs.append(test.run(images, lambda x: fn.fastfgssl_views(x, x, anchor_flags=flags, dtype=dtype)))
+            outputs.append(run(images, lambda x: fn.fastfgssl_views(x, x, anchor_flags=flags, dtype=dtype)))
     for image in sum(outputs, []):
         digest.update(np.ascontiguousarray(image))
 print(digest.hexdigest())
@@ -234,7 +201,7 @@ def test_processors_without_avx_give_the_same_bits(tmp_path, monkeypatch):
         command = [sys.executable, "-c", OUTPUTS, flags]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     native = digest("native")
     monkeypatch.setenv("FASTFGSSL_CACHE", str(tmp_path))
     assert digest("plain") == native != ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+
+from helpers.paths import HELPERS
 
 
 def test_every_kernel_compiles(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_triton.py")
+    script = HELPERS / "compile_triton.py"
     done = subprocess.run(
         [sys.executable, str(script)],
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},

@@ -8,12 +8,12 @@ from functools import partial
 
 import pytest
 import torch
-from embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastfgssl.kernels.cross_correlation.reference import standardise
 from fastfgssl.loss import cross_correlation_loss, cross_correlation_terms, effective_rank
+from helpers.embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
 
 
 def by_definition(z1, z2, lambd, form) -> torch.Tensor:

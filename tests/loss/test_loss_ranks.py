@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from embeddings import ALGORITHMS, FORMS, embeddings
-from ranks import run_on_ranks
 
 from fastfgssl.kernels.cross_correlation import cross_correlation, torch_steps
 from fastfgssl.loss import bytes_to_send, cross_correlation_loss, cross_correlation_terms, effective_rank
 from fastfgssl.runtime.distributed import data_parallel
+from helpers.embeddings import ALGORITHMS, FORMS, embeddings
+from helpers.ranks import run_on_ranks
 
 
 def network() -> torch.nn.Module:

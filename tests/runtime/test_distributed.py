@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks import run_on_ranks
 from torch import nn
 
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.runtime.console import run_tool
 from fastfgssl.runtime.distributed import SharedFlag, require_agreement, shared_errors, start_world
 from fastfgssl.runtime.errors import RankError, UserError, met_alone
+from helpers.ranks import run_on_ranks
 
 
 def small_network() -> nn.Module:

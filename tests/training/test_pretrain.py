@@ -24,14 +24,7 @@ from fastfgssl.training.display import Display
 from fastfgssl.training.metrics import read_metrics
 from fastfgssl.training.trainer import pretrain
 from fastfgssl.training.updates import TERMS
-
-
-def losses(output) -> list[dict]:
-    """The losses of each logged step: what must not depend on how a run came to it."""
-    return [
-        {name: value for name, value in record.items() if name == "step" or name.startswith("loss")}
-        for record in read_metrics(Path(output))
-    ]
+from helpers.runs import losses
 
 
 def test_a_run_leaves_what_the_readme_names(make_config):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ranks import run_on_ranks
 from torch import nn
 
 from fastfgssl.config.schema import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
@@ -15,6 +14,7 @@ from fastfgssl.data.batch import Batch
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training.updates import accumulate_gradients, plan_updates
+from helpers.ranks import run_on_ranks
 
 ALONE = World.alone(torch.device("cpu"))
 MODEL = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
