@@ -16,6 +16,8 @@ from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
 
+pytest.register_assert_rewrite("helpers")
+
 
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory) -> Path:

@@ -7,13 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from fastfgssl.config.files import load_config
+from helpers.paths import ROOT, TOOLS
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "kernels").glob("*/README.md"))]
 
 
@@ -57,7 +56,7 @@ def test_paths_exist(page):
 
 
 def test_the_demo_runs(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "demo.py"), "--out", str(tmp_path / "demo"), "--images", "80"]
+    command = [sys.executable, str(TOOLS / "demo.py"), "--out", str(tmp_path / "demo"), "--images", "80"]
     overrides = ["train.steps=2", "train.batch_size=16", "train.device=cpu"]
     done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

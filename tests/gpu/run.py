@@ -47,7 +47,7 @@ def suite(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "tools/bench.py", name, "--device", DEVICE, "--json", out, *arguments)
 
 
-CORE_TESTS = ("tests/gpu/test_core.py", "tests/test_jigsaw.py", "tests/test_fan_out_tensors.py")
+CORE_TESTS = ("tests/gpu/test_core.py", "tests/kernels/test_jigsaw.py", "tests/kernels/test_fan_out_tensors.py")
 OUT = Path(os.environ.get("GPU_OUT") or ROOT / "runs" / "gpu").absolute()
 STAGES = {
     "core": [
@@ -60,7 +60,11 @@ STAGES = {
     ],
     "dali": [
         Part("train", 65, suite("train")),
-        Part("dali-tests", 35, tests("tests/gpu/test_dali.py", "tests/test_loader.py", "tests/test_fan_out.py")),
+        Part(
+            "dali-tests",
+            35,
+            tests("tests/gpu/test_dali.py", "tests/data/test_loader.py", "tests/kernels/test_fan_out.py"),
+        ),
         Part("input", 120, suite("input", "--index-samples", "1000000")),
     ],
 }

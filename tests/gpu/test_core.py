@@ -5,14 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
-from test_loss_accuracy import (
-    before_the_standardisation,
-    hard_embeddings,
-    in_float64,
-    plain_direct,
-    require_as_exact_as_plain,
-)
 from torch.utils._pytree import tree_leaves
 
 from fastfgssl.benchmarks.anatomy import anatomy
@@ -22,6 +14,14 @@ from fastfgssl.data.batch import Batch
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training.step import TrainingStep
+from helpers.embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
+from helpers.loss_accuracy import (
+    before_the_standardisation,
+    hard_embeddings,
+    in_float64,
+    plain_direct,
+    require_as_exact_as_plain,
+)
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

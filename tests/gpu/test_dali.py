@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_loader import BATCH, loader, tensors
-from test_pretrain import losses
 
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.evaluation.features import FeatureExtractor
@@ -19,6 +17,8 @@ from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.step import TrainingStep
 from fastfgssl.training.trainer import pretrain
+from helpers.loader import BATCH, loader, tensors
+from helpers.runs import losses
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

@@ -1,0 +1,290 @@
+"""From folders to an archive: the same bytes however many workers, nothing lost, nothing half done, no traceback."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from fastfgssl.archive.labels import read_labels
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.sources import find_images
+from fastfgssl.runtime.errors import UserError
+from helpers.images import (
+    DECODER,
+    REAL_DATA,
+    encode,
+    gradient,
+    gradient_16_bit,
+    real_data,
+    with_orientation,
+    write_files,
+)
+from helpers.paths import TOOLS
+
+TOOL = TOOLS / "prepare.py"
+
+
+def run_tool(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> Path:
+    """A folder with what real archives contain, and labels for some of it."""
+    jpeg = encode(gradient(200, 150), "JPEG")
+    files = {
+        "a/plain.jpg": jpeg,
+        "a/no image.txt": b"notes",
+        "a/cmyk.jpg": encode(gradient().convert("CMYK"), "JPEG"),
+        "a/name with spaces (1).JPEG": encode(gradient(70, 90), "JPEG"),
+        "b/truncated.jpg": jpeg[: len(jpeg) // 2],
+        "b/empty.png": b"",
+        "b/pointer.png": b"version https://git-lfs.github.com/spec/v1\n",
+        "b/markup [red].png": b"[bold]",
+        "b/depth16.png": encode(gradient_16_bit(), "PNG"),
+        "b/depth16.tif": encode(gradient_16_bit(80, 100), "TIFF"),
+        "b/misread.tif": encode(gradient().convert("LA"), "TIFF"),
+        "c/animated.webp": encode(gradient(), "WEBP", save_all=True, append_images=[gradient().rotate(90)]),
+        **{f"exif/{i}.jpg": with_orientation(gradient(90, 60), i, "JPEG") for i in range(1, 9)},
+        **{f"many/{i:02d}.png": encode(gradient(20 + i, 30), "PNG") for i in range(30)},
+    }
+    folder = write_files(tmp_path_factory.mktemp("generated"), files)
+    (folder / "b/link.png").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "b/pipe.png")
+    rows = [
+        f"many/{i:02d}.png,{'mole' if i % 3 else 'freckle'},patient {i // 4},{'val' if i % 5 == 0 else 'fit'}\n"
+        for i in range(30)
+    ]
+    rows += ["plain.jpg,mole,patient 0,fit\n", "truncated,mole,,\n", "gone.png,mole,,\n"]
+    (folder / "labels.csv").write_text("image,label,patient_id,split\n" + "".join(rows))
+    return folder
+
+
+class Prepared:
+    """Sources, and the archive that was made of them."""
+
+    def __init__(self, sources: list[Path], out: Path, **options: object) -> None:
+        self.summary = prepare(Options(sources=sources, out=out, **options))
+        self.path = out
+        self.found = find_images(sources).entries
+        self.archive = Archive.open(out)
+        self.columns = self.archive.columns(
+            np.arange(self.archive.num_samples), ["id", "shard", "offset", "size", "width", "height"]
+        )
+
+    def data(self, sample: int) -> bytes:
+        with self.archive.shard_path(self.columns["shard"][sample]).open("rb") as shard:
+            shard.seek(self.columns["offset"][sample])
+            return shard.read(self.columns["size"][sample])
+
+    def quarantine(self) -> dict[str, str]:
+        with (self.path / "quarantine.csv").open(newline="") as file:
+            return {row["id"]: row["reason"] for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def plain(generated, tmp_path_factory) -> Prepared:
+    return Prepared([generated], tmp_path_factory.mktemp("plain") / "archive", shard_size=0.02, workers=1)
+
+
+@pytest.fixture(scope="module")
+def labelled(generated, tmp_path_factory) -> Prepared:
+    out = tmp_path_factory.mktemp("labelled") / "archive"
+    return Prepared([generated], out, labels=generated / "labels.csv", short_side=40, workers=1)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Prepared:
+    if REAL_DATA is None:
+        pytest.skip("FASTFGSSL_TEST_DATA names no folder of real images")
+    sources = [Path(REAL_DATA, name) for name in ("odd", "sixteen_bit", "dermoscopy")]
+    return Prepared(sources, tmp_path_factory.mktemp("real") / "archive")
+
+
+@pytest.fixture(scope="module", params=["plain", "labelled", "real"])
+def any_prepared(request) -> Prepared:
+    """What holds of one archive holds of all."""
+    return request.getfixturevalue(request.param)
+
+
+def test_every_image_is_in_the_archive_or_in_quarantine(any_prepared):
+    found = [entry.id for entry in any_prepared.found]
+    kept = any_prepared.columns["id"].tolist()
+    quarantined = any_prepared.quarantine()
+    assert sorted([*kept, *quarantined]) == sorted(found)
+    assert kept == [id for id in found if id not in quarantined]
+    assert any_prepared.archive.quarantined == len(quarantined) == any_prepared.summary.quarantined.total()
+    assert any_prepared.summary.samples == len(kept)
+    assert all(reason and "\n" not in reason for reason in quarantined.values())
+
+
+def test_bytes_are_the_files_own_unless_the_picture_changed(any_prepared):
+    sources = {entry.id: entry for entry in any_prepared.found}
+    changed = 0
+    for sample, id in enumerate(any_prepared.columns["id"]):
+        data = any_prepared.data(sample)
+        source = sources[id].read()
+        size = any_prepared.columns["width"][sample], any_prepared.columns["height"][sample]
+        assert Image.open(io.BytesIO(data)).size == size
+        changed += data != source
+        if data == source:
+            assert ImageOps.exif_transpose(Image.open(io.BytesIO(source))).size == size
+    assert any_prepared.summary.changed.total() >= changed
+    assert bool(any_prepared.summary.changed) == bool(changed)
+
+
+def test_every_sample_decodes_in_training(any_prepared):
+    for sample in range(0, any_prepared.archive.num_samples, 1 + any_prepared.archive.num_samples // 100):
+        picture = DECODER.decode(any_prepared.data(sample))
+        assert picture.shape[:2] == (any_prepared.columns["height"][sample], any_prepared.columns["width"][sample])
+
+
+def test_verification_finds_nothing_wrong(any_prepared):
+    assert any_prepared.archive.verify() == []
+
+
+def test_what_was_done_is_counted(plain):
+    assert plain.summary.changed == {"turned upright": 7, "LA TIFF is not read rightly in training": 1}
+    assert plain.summary.notes == {"only the first of several pages or frames is used": 1}
+    assert plain.summary.other_files == {".txt": 1, ".csv": 1}
+    assert plain.quarantine() == {
+        "b/empty.png": "empty file",
+        "b/link.png": "cannot be read: No such file or directory",
+        "b/markup [red].png": "not a JPEG, PNG, TIFF, BMP or WebP file: it begins with b'[bold]'",
+        "b/pipe.png": "cannot be read: not a regular file",
+        "b/pointer.png": "not the image but a Git LFS pointer to it: run `git lfs pull`",
+        "b/truncated.jpg": plain.quarantine()["b/truncated.jpg"],
+    }
+    assert plain.quarantine()["b/truncated.jpg"].startswith("damaged or unsupported JPEG: image file is truncated")
+    assert plain.archive.bit_depth == {8: 43, 16: 2}
+    assert len(plain.archive.shard_sizes) > 3
+
+
+def test_short_side_of_every_image(labelled):
+    assert labelled.archive.short_side == 40
+    assert np.minimum(labelled.columns["width"], labelled.columns["height"]).max() == 40
+
+
+def test_labels_groups_and_splits(labelled, plain):
+    rows = labelled.archive.columns(np.arange(labelled.archive.num_samples), ["id", "label", "group", "split"])
+    by_id = {id: row for id, *row in zip(*(column.tolist() for column in rows.values()), strict=True)}
+    assert labelled.archive.classes == ("freckle", "mole")
+    assert by_id["a/cmyk.jpg"] == [-1, -1, None]
+    assert by_id["a/plain.jpg"] == [1, 0, "fit"]  # patient 0, the first to appear
+    assert by_id["many/00.png"] == [0, 0, "val"]
+    assert by_id["many/29.png"] == [1, 7, "fit"]
+    assert (labelled.archive.labelled, labelled.archive.groups, labelled.summary.labelled) == (31, 8, 31)
+    assert labelled.summary.unmatched == ["line 34, 'gone.png': no image has it"]
+    assert plain.archive.classes == ()
+
+
+@real_data
+@pytest.mark.parametrize("source", ["dermoscopy", "dermoscopy/images"])
+def test_real_labels_match_from_either_folder(source):
+    labels = read_labels(Path(REAL_DATA, "dermoscopy/labels.csv"), find_images([Path(REAL_DATA, source)]))
+    assert len(labels.facts) == labels.rows == 2401
+    assert len(labels.classes) == 7
+    assert labels.unmatched == []
+
+
+def test_the_tool_writes_the_same_bytes_with_any_number_of_workers(generated, plain, tmp_path):
+    out = tmp_path / "new folder" / "archive"
+    result = run_tool(generated, "--out", out, "--shard-size", 0.02, "--workers", 3)
+    assert (result.returncode, result.stderr) == (0, "")
+    files = sorted(path.relative_to(out) for path in out.rglob("*"))
+    assert files == sorted(path.relative_to(plain.path) for path in plain.path.rglob("*"))
+    for file in files:
+        assert (out / file).is_dir() or (out / file).read_bytes() == (plain.path / file).read_bytes(), file
+    for line in ("kept         45 images in", "changed      7 x turned upright", "quarantined  1 x empty file"):
+        assert line in result.stdout
+    assert f"data.path='{out}'" in result.stdout
+
+
+def test_verify_of_the_tool(plain, tmp_path):
+    result = run_tool("--verify", plain.path)
+    assert (result.returncode, result.stderr) == (0, "")
+    shutil.copytree(plain.path, tmp_path / "copy")
+    shard = tmp_path / "copy/shards/shard-000001.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    result = run_tool("--verify", tmp_path / "copy")
+    assert result.returncode == 1
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["shards/shard-000001.tar"] * 2
+
+
+def test_nothing_usable(tmp_path):
+    source = write_files(tmp_path / "source", {"1.png": b"x", "2.jpg": b"y"})
+    kept = tmp_path / "archive.quarantine.csv"
+    with pytest.raises(UserError, match=f"^none of the 2 images is usable; {kept} says why$"):
+        prepare(Options(sources=[source], out=tmp_path / "archive", workers=1))
+    assert len(kept.read_text().splitlines()) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive.quarantine.csv", "source"]
+
+
+# Each runs in a folder with: images/1.png, labels.csv, archive (an archive), folder (something else), texts/1.txt
+BAD_COMMANDS = {
+    "images": "--out is missing",
+    "--out new": "give at least one source",
+    "images --out new --bogus": "unrecognized arguments: --bogus",
+    "images --out new --short-side x": "argument --short-side: invalid int value: 'x'",
+    "images --out new --short-side 0": "short-side must be above 0, not 0",
+    "images --out new --workers -1": "workers must be above 0, not -1",
+    "images --out new --shard-size nan": "shard-size must be above 0, not nan",
+    "nowhere --out new": "the source nowhere does not exist",
+    "texts --out new": "no images below texts, only 1 x .txt",
+    "images --out archive": "archive exists; --overwrite replaces an archive",
+    "images --out folder --overwrite": "is not an archive: it has no manifest.json",
+    "images --out labels.csv/x": "cannot write",
+    "images --out /proc/new": "cannot write /proc/new.partial",
+    "images --out images/new": "must not contain each other",
+    "images/1.png --out .": "must not contain each other",
+    "images --out new --labels none.csv": "cannot read the labels none.csv: No such file",
+    "images --out new --labels images": "cannot read the labels images: Is a directory",
+    "images --out new --labels images/1.png": "images/1.png is not a CSV file in UTF-8",
+    "images --out new --labels labels.csv": "labels.csv: no row matches an image, e.g. line 2, 'x.png'",
+    "images --out new --labels labels.csv --group-column g": "has no column 'g', only: image, label",
+    "images --out new --group-column g": "give --labels too",
+    "--verify folder": "folder is not an archive",
+    "--verify nowhere": "nowhere is not an archive",
+}
+
+
+@pytest.fixture(scope="module")
+def bad_folder(plain, tmp_path_factory) -> Path:
+    files = {"images/1.png": encode(gradient(), "PNG"), "labels.csv": b"image,label\nx.png,a\n", "texts/1.txt": b""}
+    folder = write_files(tmp_path_factory.mktemp("bad"), files | {"folder/precious": b"mine"})
+    shutil.copytree(plain.path, folder / "archive")
+    return folder
+
+
+@pytest.mark.parametrize("command", BAD_COMMANDS)
+def test_bad_input_is_one_clear_line(bad_folder, command, monkeypatch, capfd):
+    before = sorted(bad_folder.rglob("*"))
+    monkeypatch.chdir(bad_folder)
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    output, errors = capfd.readouterr()
+    assert (ended.value.code, output) == (2, "")
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert BAD_COMMANDS[command] in errors
+    assert sorted(bad_folder.rglob("*")) == before
+
+
+def test_bad_input_in_a_process_of_its_own(bad_folder):
+    result = run_tool("nowhere", "--out", "new", cwd=bad_folder)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: the source nowhere does not exist\n"

@@ -1,0 +1,111 @@
+"""tools/train.py as people run it: under torchrun, with Ctrl-C, with mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastfgssl.config.files import write_config
+from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.sinks import read_metrics
+from fastfgssl.training.trainer import pretrain
+from helpers.paths import TOOLS
+from helpers.runs import losses, trained_change, wait_for_steps
+
+TOOL = TOOLS / "train.py"
+
+
+def run_tool(*arguments, ranks: int = 0) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(TOOL), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize(("ranks", "schedule"), [(2, "joint"), (3, "progressive")])
+def test_ranks_train_as_one_process_does(make_config, tmp_path, ranks, schedule):
+    """With batch statistics of the global batch, a step on several ranks is that of one process on all images."""
+    settings = {"train__steps": 1, "train__batch_norm": "sync", "train__schedule": schedule, "optim__lr": 1e-6}
+    alone = make_config(output=str(tmp_path / "alone"), **settings)
+    pretrain(alone)
+    config = dataclasses.replace(alone, output=str(tmp_path / "ranks"))
+    write_config(config, tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=ranks)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert losses(config.output)[0] == pytest.approx(losses(alone.output)[0], rel=1e-3)
+    change, expected = trained_change(config.output), trained_change(alone.output)
+    assert (change - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_ctrl_c_saves_and_the_same_command_goes_on(make_config, tmp_path, ranks):
+    config = make_config(train__steps=2000, train__heads=[0])
+    write_config(config, tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=ranks)
+    output = Path(config.output)
+    wait_for_steps(output, 2, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the launcher and to every rank
+    out, errors = process.communicate(timeout=120)
+    done = read_metrics(output)[-1]["step"]
+    assert f"stopped after step {done} of 2000" in out
+    if not ranks:
+        assert process.returncode == 128 + signal.SIGINT
+        assert "Traceback" not in errors
+    assert load_checkpoint(list_checkpoints(output / "checkpoints")[-1])["step"] == done
+    process = run_tool("--config", str(tmp_path / "config.yaml"), f"train.steps={done + 2}", ranks=ranks)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert [record["step"] for record in read_metrics(output)] == list(range(1, done + 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["--config", "{config}", "optim.lrr=1"], "did you mean 'optim.lr'"),
+        (["--config", "{config}", "data.path=nowhere"], "nowhere is not an archive"),
+        (["--config", "{config}", "data.views=papers"], "did you mean 'paper'"),
+        (["--config", "{config}", "model.backbone=resnet"], "must be a ResNet of torchvision"),
+        (["--config", "{config}", "output=/proc/run"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(make_config, tmp_path, arguments, message):
+    write_config(make_config(), tmp_path / "config.yaml")
+    process = run_tool(*(argument.format(config=tmp_path / "config.yaml") for argument in arguments))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    lines = [line for line in errors.splitlines() if not re.match(r".*[Ww]arning|\s", line)]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_more_ranks_than_images_is_one_line(make_config, tmp_path):
+    config = make_config(train__batch_size=2)
+    write_config(config, tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), ranks=2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("error: train.batch_size = 2: must be a multiple of 2, at least 4") == 1
+
+
+def test_what_the_first_rank_cannot_write_is_one_line(make_config, tmp_path):
+    write_config(make_config(), tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), "output=/proc/run", ranks=2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("error: cannot write the checkpoint /proc/run/") == 1
+    assert "fastfgssl/training/trainer.py" not in errors  # a traceback of ours; torchrun ends with one of its own

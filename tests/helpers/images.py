@@ -1,0 +1,56 @@
+"""Images of every kind, the files that hold them, and the way each goes into an archive."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastfgssl.archive.image import PreparedImage, TrainingDecoder, prepare_image
+
+REAL_DATA = os.environ.get("FASTFGSSL_TEST_DATA")
+real_data = pytest.mark.skipif(REAL_DATA is None, reason="FASTFGSSL_TEST_DATA names no folder of real images")
+
+
+def gradient(width: int = 61, height: int = 47) -> Image.Image:
+    """A colour picture without any symmetry."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 4 % 256, y * 5 % 256, (x + y) % 256], axis=-1).astype(np.uint8))
+
+
+def gradient_16_bit(width: int = 61, height: int = 47) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray((x * 1000 + y * 50).astype(np.uint16))
+
+
+def encode(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def with_orientation(image: Image.Image, orientation: int, format: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(image, format, exif=exif)
+
+
+DECODER = TrainingDecoder()
+
+
+def run(data: bytes, short_side: int | None = None, max_pixels: int = 10**8) -> PreparedImage:
+    return prepare_image(data, DECODER, short_side=short_side, max_pixels=max_pixels)
+
+
+RGB = gradient()
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder

@@ -1,0 +1,80 @@
+"""The fan-out of tensors: every version against the reference bit for bit, registration, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastfgssl.kernels.fan_out.op import fan_out
+from fastfgssl.kernels.fan_out.reference import fan_out_reference
+from helpers.fan_out import MEAN, SHAPES, STD, make_case, on, require_same_bits
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], scope="module")
+def device(request) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poisoned_memory():
+    """Fresh tensors are filled with NaN: what is not written stays so."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("source", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width", "grids"), SHAPES)
+def test_fan_out_equals_reference(height, width, grids, channels, source, dtype, device):
+    case = make_case(height, width, grids, channels=channels, source=source)
+    truth = fan_out_reference(**case, dtype=np.float16 if dtype == torch.float16 else np.float32)
+    require_same_bits(fan_out(**on(device, case), dtype=dtype), truth)
+
+
+def test_registration(device):
+    case = on(device, make_case(12, 20, (4, 2)))
+    arguments = [case[name] for name in ("puzzle_images", "anchor_images", "puzzle_flags", "anchor_flags")]
+    arguments += [case["permutations"], list(case["grids"]), list(MEAN), list(STD), torch.float16]
+    torch.library.opcheck(torch.ops.fastfgssl.fan_out.default, arguments)
+
+
+def test_no_graph_break_under_compile(device):
+    case = on(device, make_case(12, 20, (4, 2)))
+
+    def total(images):
+        return fan_out(**case | {"puzzle_images": images}).puzzles[0].float().sum()
+
+    compiled = torch.compile(total, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(case["puzzle_images"]), total(case["puzzle_images"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"puzzle_images": torch.zeros(2, 8, 8, 3)}, r"puzzle_images: must be a uint8 or uint16 .* got torch.float32"),
+        ({"anchor_images": torch.zeros(1, 8, 8, 3, dtype=torch.uint8)}, r"anchor_images: must be .* \[2, 8, 8, 3\]"),
+        ({"grids": (3,)}, "grid = 3: must be 1 to 64 and divide the images' height 8 and width 8"),
+        ({"grids": (2, 4)}, "permutations: must be one for each of at most 16 grids, got 1 for 2"),
+        ({"permutations": [torch.zeros(2, 4)]}, r"permutations: must be int64 \[2, 4\] for 2, got torch.float32"),
+        ({"puzzle_flags": torch.zeros(2)}, r"puzzle_flags: must be int32 \[2\], got torch.float32 \[2\]"),
+        ({"anchor_flags": torch.zeros(2, dtype=torch.int32, device="meta")}, "anchor_flags: must be on cpu"),
+        ({"mean": (0.0, 0.0)}, r"mean: must have one value or one a channel \(3\), got 2"),
+        ({"std": (0.0,)}, "std: must be greater than 0"),
+        ({"dtype": torch.bfloat16}, "dtype: must be float16 or float32, got torch.bfloat16"),
+    ],
+)
+def test_bad_arguments_are_named(changes, message):
+    case = on(torch.device("cpu"), make_case(8, 8, (2,), batch=2))
+    with pytest.raises(ValueError, match=message):
+        fan_out(**case | changes)
+
+
+def test_what_is_no_permutation_is_named_in_debug_mode(monkeypatch):
+    monkeypatch.setenv("FASTFGSSL_DEBUG", "1")
+    case = on(torch.device("cpu"), make_case(8, 8, (2,), batch=2))
+    case["permutations"][0][1, 0] = case["permutations"][0][1, 1]
+    with pytest.raises(ValueError, match=r"permutation: row 1 is not a permutation of 0\.\.3"):
+        fan_out(**case)

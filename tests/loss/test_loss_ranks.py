@@ -1,0 +1,223 @@
+"""The cross-correlation loss over several ranks: exact, overlapped, counted, and without a hang."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fastfgssl.kernels.cross_correlation import cross_correlation, torch_steps
+from fastfgssl.loss import bytes_to_send, cross_correlation_loss, cross_correlation_terms, effective_rank
+from fastfgssl.runtime.distributed import data_parallel
+from helpers.embeddings import ALGORITHMS, FORMS, embeddings
+from helpers.ranks import run_on_ranks
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12)).double()
+
+
+class SmallStep(torch.nn.Module):
+    def __init__(self, group, algorithm, form) -> None:
+        super().__init__()
+        self.network = network()
+        self.arguments = {"group": group, "algorithm": algorithm, "form": form}
+
+    def forward(self, x1, x2):
+        return cross_correlation_loss(self.network(x1), self.network(x2), **self.arguments)
+
+
+WAYS = [(algorithm, form) for algorithm in (*ALGORITHMS, "auto") for form in FORMS]
+
+
+def gradients_on_rank(world, x1, x2):
+    """Loss and gradients of a network under data parallelism, on this rank's part of the batch, each way."""
+    rows = slice(world.rank * len(x1) // world.size, (world.rank + 1) * len(x1) // world.size)
+    found = []
+    for algorithm, form in WAYS:
+        step = SmallStep(world.group, algorithm, form)
+        parallel = data_parallel(step, world)
+        loss = parallel(x1[rows], x2[rows])
+        loss.backward()
+        found.append((loss.item(), [parameter.grad for parameter in step.parameters()]))
+    return found
+
+
+@pytest.mark.parametrize(("world_size", "num_rows"), [(1, 24), (2, 24), (3, 24), (4, 24), (2, 2)])
+def test_gradients_of_ranks_are_those_of_one_process_on_the_whole_batch(world_size, num_rows):
+    generator = torch.Generator().manual_seed(1)
+    x1, x2 = (torch.randn(num_rows, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    ranks = run_on_ranks(gradients_on_rank, world_size, x1, x2)
+    for index, (_, form) in enumerate(WAYS):
+        alone = SmallStep(None, "direct", form)
+        loss = alone(x1, x2)
+        loss.backward()
+        for rank in ranks:
+            value, gradients = rank[index]
+            assert value == pytest.approx(loss.item(), rel=1e-12)
+            for got, parameter in zip(gradients, alone.parameters(), strict=True):
+                torch.testing.assert_close(got, parameter.grad, rtol=1e-9, atol=1e-14)
+
+
+def terms_on_rank(world, z1, z2):
+    """Terms, the bytes that collectives were handed, and gradients of this rank's rows, each way."""
+    sent = []
+    for name in ("all_gather_into_tensor", "all_reduce"):
+        collective = getattr(dist, name)
+
+        def counted(*args, collective=collective, is_gather=name != "all_reduce", **kwargs):
+            sent.append(args[is_gather].nbytes)
+            return collective(*args, **kwargs)
+
+        setattr(dist, name, counted)
+    rows = slice(world.rank * len(z1) // world.size, (world.rank + 1) * len(z1) // world.size)
+    found = {"effective rank": effective_rank(z1[rows], world.group).item()}
+    for dtype, precision, _ in PRECISIONS:
+        own = [z[rows].to(dtype).requires_grad_() for z in (z1, z2)]
+        for algorithm in ALGORITHMS:
+            sent.clear()
+            options = {"algorithm": algorithm, "precision": precision, "group": world.group, "check_ranks": False}
+            terms = cross_correlation_terms(*own, **options)
+            gradients = [gradient / world.size for gradient in torch.autograd.grad(terms.loss, own)]
+            found[dtype, algorithm] = (*(term.item() for term in terms), sum(sent), *gradients)
+    return found
+
+
+PRECISIONS = [
+    (torch.float32, "float32", {"rtol": 1e-5, "atol": 1e-6}),
+    (torch.float64, "float32", {"rtol": 1e-9, "atol": 1e-9}),
+    (torch.bfloat16, "bfloat16", {"rtol": 5e-2, "atol": 1e-3}),
+]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_rank_knows_the_terms_of_the_whole_batch_and_sends_what_the_formula_says(world_size):
+    z1, z2 = (z.detach().bfloat16().float() for z in embeddings(40, 96))
+    ranks = run_on_ranks(terms_on_rank, world_size, z1, z2)
+    for dtype, precision, tolerance in PRECISIONS:
+        whole = [z.to(dtype).requires_grad_() for z in (z1, z2)]
+        for algorithm in ALGORITHMS:
+            terms = cross_correlation_terms(*whole, algorithm=algorithm, precision=precision)
+            alone = torch.autograd.grad(terms.loss, whole)
+            results = [rank[dtype, algorithm] for rank in ranks]
+            for *values, sent, _, _ in results:
+                assert values == pytest.approx([term.item() for term in terms], rel=tolerance["rtol"])
+                assert sent == bytes_to_send(40, 96, world_size, element_size=dtype.itemsize)
+            assert len({tuple(result[:4]) for result in results}) == 1, "ranks log different values"
+            for side, expected in enumerate(alone):
+                together = torch.cat([result[5 + side] for result in results])
+                torch.testing.assert_close(together, expected, **tolerance)
+    for rank in ranks:
+        assert rank["effective rank"] == pytest.approx(effective_rank(z1).item(), rel=1e-4)
+
+
+class OneOfTwo:
+    """A rank that notes the order of what it is asked for; the other rank's rows are its own again."""
+
+    rank, size = 0, 2
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def gather(self, rows):
+        number = sum(event.startswith("begin") for event in self.events)
+        self.events.append(f"begin {number}")
+
+        def wait():
+            self.events.append(f"wait {number}")
+            return torch.cat([rows, rows])
+
+        return wait
+
+    def add_up(self, values):
+        self.events.append("add up")
+
+
+def test_both_views_are_on_their_way_before_either_is_waited_for(monkeypatch):
+    events, standardise = [], torch_steps.standardise
+
+    def noted(*arguments, **weights):
+        events.append("standardise")
+        return standardise(*arguments, **weights)
+
+    monkeypatch.setattr(torch_steps, "standardise", noted)
+    z1, z2 = (z.detach() for z in embeddings(6, 20))
+    cross_correlation(z1, z2, lambd=0.01, form="barlow", with_gradients=True, ranks=OneOfTwo(events))
+    assert events == ["begin 0", "begin 1", "wait 0", "wait 1", "standardise", "add up"]
+
+
+ERRORS = {
+    "rows": "[6, 4, 'torch.float32', 'torch.float32', True, 0.0051, 'barlow', 'auto', 'auto'] on rank 0, [5, 4, ",
+    "lambd": "0.1, 'barlow', 'auto', 'auto'] on rank 1",
+    "algorithm": "'gram', 'auto'] on rank 1",
+    "gradients": "False, 0.0051, 'barlow', 'auto', 'auto'] on rank 1",
+    "text": "lambd = '0.1': must be a number greater than 0",
+    "dtype": "z1: must be of a float dtype, got torch.int32",
+    "shape": "z1, z2: must both be [N, D], got [6, 4] and [6, 3]",
+    "nothing": None,
+}
+
+
+def errors_on_rank(world):
+    """What each rank is told when rank 1 does something else than the others."""
+    told = {}
+    for case in ERRORS:
+        z1, z2, options = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4), {}
+        if world.rank == 1:
+            if case == "rows":
+                z1, z2 = z1[:5], z2[:5]
+            elif case == "lambd":
+                options = {"lambd": 0.1}
+            elif case == "algorithm":
+                options = {"algorithm": "gram"}
+            elif case == "gradients":
+                z1 = z1.detach()
+            elif case == "text":
+                options = {"lambd": "0.1"}
+            elif case == "dtype":
+                z1 = z1.int()
+            elif case == "shape":
+                z2 = z2[:, :3]
+        try:
+            told[case] = cross_correlation_loss(z1, z2, group=world.group, **options) and None
+        except ValueError as error:
+            told[case] = str(error)
+    return told
+
+
+def test_what_does_not_fit_on_one_rank_is_an_error_on_all():
+    for rank, told in enumerate(run_on_ranks(errors_on_rank, 3)):
+        assert told["nothing"] is None, "an error spoils what follows"
+        for case, message in ERRORS.items():
+            if message is not None:
+                assert message in told[case]
+                own = case in ("text", "dtype", "shape")
+                assert ("(on rank 1)" in told[case]) == (own and rank != 1)
+
+
+def step_on_compiled_rank(world, z1, z2):
+    rows = slice(world.rank * 6, world.rank * 6 + 6)
+    z1, z2 = (z[rows].detach().requires_grad_() for z in (z1, z2))
+
+    def loss(a, b):
+        return 2 * cross_correlation_loss(a.tanh(), b, group=world.group)
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    results = [[value.detach(), *torch.autograd.grad(value, (z1, z2))] for value in (compiled(z1, z2), loss(z1, z2))]
+    one_row = [compiled(z1[:1], z2[:1]).item(), loss(z1[:1], z2[:1]).item()]
+    try:
+        compiled(z1[world.rank :], z2[world.rank :])
+        told = None
+    except ValueError as error:
+        told = str(error)
+    return results, one_row, told
+
+
+def test_no_graph_break_over_ranks():
+    z1, z2 = embeddings(12, 20)
+    for (compiled, eager), one_row, told in run_on_ranks(step_on_compiled_rank, 2, z1, z2):
+        for got, want in zip(compiled, eager, strict=True):
+            torch.testing.assert_close(got, want)
+        assert one_row[0] == pytest.approx(one_row[1])
+        assert "ranks differ: [6, 20" in told

@@ -1,0 +1,127 @@
+"""What ranks say to each other: batch statistics, sums, flags, agreement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastfgssl.models.batch_norm import synchronise_batch_norm
+from fastfgssl.runtime.agreement import SharedFlag, require_agreement, shared_errors
+from fastfgssl.runtime.console import run_tool
+from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.errors import RankError, UserError, met_alone
+from helpers.ranks import run_on_ranks
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    convolution = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*convolution, nn.Linear(16, 3), nn.BatchNorm1d(3))
+
+
+def forward_and_backward(network: nn.Module, images: torch.Tensor, upstream: torch.Tensor):
+    outputs = network(images)
+    outputs.backward(upstream)
+    return outputs.detach(), [p.grad for p in network.parameters()], network.state_dict()
+
+
+def with_synchronised_norms(world, images, upstream):
+    network = synchronise_batch_norm(small_network(), world)
+    part = slice(world.rank * 2, world.rank * 2 + 2)
+    return forward_and_backward(network, images[part], upstream[part])
+
+
+def test_synchronised_batch_norm_is_that_of_one_process():
+    images, upstream = torch.randn(4, 2, 4, 4), torch.randn(4, 3)
+    outputs, gradients, state = forward_and_backward(small_network(), images, upstream)
+    ranks = run_on_ranks(with_synchronised_norms, 2, images, upstream)
+    torch.testing.assert_close(torch.cat([rank[0] for rank in ranks]), outputs, rtol=1e-4, atol=1e-5)
+    for index, gradient in enumerate(gradients):
+        torch.testing.assert_close(sum(rank[1][index] for rank in ranks), gradient, rtol=1e-3, atol=1e-4)
+    for rank in ranks:
+        assert rank[2].keys() == state.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(rank[2][name], value, rtol=1e-4, atol=1e-5)
+
+
+def raise_the_flag_on_the_last_rank(world):
+    flag, answers = SharedFlag(world), []
+    for step in range(3):
+        flag.ask(15 if step == 1 and world.rank == world.size - 1 else 0)
+        answers.append(flag.answer())
+    return answers
+
+
+def test_a_flag_raised_on_one_rank_is_seen_on_all():
+    assert run_on_ranks(raise_the_flag_on_the_last_rank, 3) == [[0, 15, 0]] * 3
+
+
+def disagree(world):
+    require_agreement(7, world, "luck")
+    try:
+        require_agreement(world.rank, world, "the step")
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def test_ranks_that_differ_all_say_so():
+    assert all("ranks differ in the step: [0, 1]" in message for message in run_on_ranks(disagree, 2))
+
+
+def fail_on_rank(world, failing):
+    for rank in (None, failing):  # a body without an error is left as it is
+        try:
+            with shared_errors(world):
+                if world.rank == rank:
+                    raise UserError("the disk is full")
+        except UserError as error:
+            return str(error)
+    return None
+
+
+@pytest.mark.parametrize(("rank", "message"), [(0, "the disk is full"), (1, "the disk is full (met by rank 1)")])
+def test_what_one_rank_meets_is_raised_on_all(rank, message):
+    assert run_on_ranks(fail_on_rank, 2, rank) == [message] * 2
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "error", "printed"),
+    [
+        (0, 0, UserError("wrong"), "error: wrong\n"),
+        (1, 1, UserError("wrong"), ""),
+        (1, 1, RankError("wrong"), "error: rank 1: wrong\n"),
+        (8, 0, UserError("wrong"), "error: rank 8: wrong\n"),  # another machine, with files of its own
+    ],
+)
+def test_an_error_is_printed_once_unless_a_rank_met_it_alone(monkeypatch, capsys, rank, local_rank, error, printed):
+    for name, value in {"RANK": rank, "WORLD_SIZE": 16, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_tool(main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == printed
+
+
+def test_a_rank_without_a_gpu_met_that_alone(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RankError, match="local rank 1 has no GPU"):
+        start_world("auto").__enter__()
+    with pytest.raises(RankError, match="no image decodes"), met_alone():
+        raise UserError("no image decodes")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_one_clear_line():
+    with pytest.raises(UserError, match=r"^device cuda: torch sees no GPU"):
+        start_world("cuda").__enter__()
+    with start_world("auto") as world:
+        assert world.device.type == "cpu"

@@ -1,0 +1,105 @@
+"""Gradients of an update from micro-batches: with a loss each, or one loss over all of them from cached embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastfgssl.config.schema import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from fastfgssl.data.batch import Batch
+from fastfgssl.models import build_model
+from fastfgssl.runtime.distributed import World
+from fastfgssl.training.updates import accumulate_gradients, plan_updates
+from helpers.ranks import run_on_ranks
+
+ALONE = World.alone(torch.device("cpu"))
+MODEL = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
+
+
+def make_config(accumulate: int, *, cache: bool, schedule="joint") -> Config:
+    train = TrainConfig(steps=1, batch_size=12, accumulate=accumulate, precision="float32", schedule=schedule)
+    return Config(data=DataConfig(path="none", image_size=32), model=MODEL, loss=LossConfig(cache=cache), train=train)
+
+
+def gradients(world: World, config: Config, *, batch_norm: bool):
+    """Losses, terms, gradients and buffers after one batch of 12 images over all ranks.
+
+    Without `batch_norm` it normalises by its running averages, so that nothing but the loss couples images.
+    """
+    torch.manual_seed(0)
+    model = build_model(config.model).double().train()
+    if not batch_norm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(5, 12, 3, 32, 32, generator=generator, dtype=torch.float64)
+    anchor, view, *puzzles = images[:, world.rank * 12 // world.size : (world.rank + 1) * 12 // world.size]
+    batch = Batch(anchor, view, tuple(puzzles), np.arange(len(anchor)))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    values = [
+        accumulate_gradients(u, batch, config, scaler, with_rank=True) for u in plan_updates(model, config, world)
+    ]
+    losses, terms = (torch.cat(parts) for parts in zip(*values, strict=True))
+    # buffers are each rank's own
+    return losses, terms, [p.grad for p in model.parameters()], dict(model.named_buffers())
+
+
+def require_same(got, want) -> None:
+    """Losses, terms and gradients are equal but for rounding."""
+    torch.testing.assert_close(got[0], want[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-9)  # the effective rank is made in float32
+    for a, b in zip(got[2], want[2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "joint"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_cached_embeddings_give_the_gradient_of_one_big_batch(schedule, world_size):
+    whole = gradients(ALONE, make_config(1, cache=False, schedule=schedule), batch_norm=False)
+    config = make_config(3, cache=True, schedule=schedule)
+    ranks = (
+        run_on_ranks(gradients_without_batch_norm, world_size, config)
+        if world_size > 1
+        else [gradients(ALONE, config, batch_norm=False)]
+    )
+    for rank in ranks:
+        require_same(rank, whole)
+    apart = gradients(ALONE, replace(config, loss=LossConfig()), batch_norm=False)
+    with pytest.raises(AssertionError):
+        require_same(apart, whole)
+
+
+def gradients_without_batch_norm(world, config):
+    return gradients(world, config, batch_norm=False)
+
+
+def test_a_cached_batch_moves_running_averages_once():
+    cached, apart = (gradients(ALONE, make_config(2, cache=cache), batch_norm=True)[3] for cache in (True, False))
+    for name, buffer in cached.items():
+        torch.testing.assert_close(buffer, apart[name], rtol=0, atol=0)
+
+
+def test_losses_of_micro_batches_are_averaged():
+    config = make_config(2, cache=False)
+    whole = gradients(ALONE, make_config(1, cache=False), batch_norm=True)
+    losses, terms, *_ = gradients(ALONE, config, batch_norm=True)
+    assert losses.shape == (4,)
+    assert terms.shape == (4, 4)
+    torch.testing.assert_close(losses, terms[:, 0] + 0.0051 * terms[:, 1])
+    assert not torch.allclose(losses, whole[0], rtol=1e-3)
+
+
+def test_gradients_can_be_sent_as_bfloat16():
+    config = make_config(1, cache=False)
+    short = replace(config, train=replace(config.train, gradient_dtype="bfloat16"))
+    exact, rounded = (run_on_ranks(gradients_without_batch_norm, 2, c) for c in (config, short))
+    # each rank's part, which is larger than the mean, and the sum of them are rounded to 8 bits
+    a, b = (torch.cat([gradient.flatten() for gradient in of_rank[0][2]]) for of_rank in (exact, rounded))
+    assert 2**-10 < (a - b).norm() / a.norm() < 2**-6
+    for a, b in zip(rounded[0][2], rounded[1][2], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
