@@ -19,10 +19,10 @@ from fastfgssl.benchmarks.measure import (
     record_of,
     replayed,
     require_close,
-    versions,
 )
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.loss import cross_correlation_loss
+from fastfgssl.runtime.versions import versions
 
 SHAPES = {"cpu": ((200, 512), (256, 2048), (256, 8192)), "cuda": ((200, 512), (256, 8192), (2048, 8192), (4096, 2048))}
 CHOICES = {  # around the N / D where gram and direct cost the same

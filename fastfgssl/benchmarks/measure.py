@@ -6,16 +6,15 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastfgssl.benchmarks.trace import trace_call
+from fastfgssl.runtime.versions import versions
 
 Case = Callable[[], Any]
 
@@ -229,15 +228,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads of {_processor()}"
-
-
-def versions() -> dict[str, str]:
-    """Of what is measured with; a suite that needs no DALI runs without it."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name, package in (("dali", "nvidia-dali-cuda130"), ("triton", "triton")):
-        with suppress(PackageNotFoundError):
-            found[name] = version(package)
-    return found
 
 
 def as_json(records: list[Record]) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from fastfgssl.config.convert import convert, is_null
-from fastfgssl.config.schema import Config, field_types
+from fastfgssl.config.schema import Config
+from fastfgssl.config.section import field_types
 from fastfgssl.runtime.errors import UserError, nearest
 
 _ALTERNATIVES = {"train.steps": "train.epochs", "train.epochs": "train.steps"}

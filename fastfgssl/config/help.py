@@ -14,7 +14,8 @@ import yaml
 
 from fastfgssl.config.convert import type_name
 from fastfgssl.config.files import list_keys
-from fastfgssl.config.schema import Config, field_types
+from fastfgssl.config.schema import Config
+from fastfgssl.config.section import field_types
 
 
 def describe_keys() -> str:

@@ -6,15 +6,12 @@ known view presets, known backbones) are made by the part that knows, before any
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-import typing
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from fastfgssl.config.convert import convert
+from fastfgssl.config.section import Section, require
 from fastfgssl.runtime.errors import UserError
 
 Stage = Literal[0, 1, 2, "all"]
@@ -24,44 +21,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def require(condition: bool, key: str, value: object, must: str) -> None:
-    """Raises `UserError` naming the key, its value and what it must be, unless `condition` holds."""
-    if not condition:
-        raise UserError(f"{key} = {value!r}: must be {must}")
-
-
-@cache
-def field_types(cls: type) -> dict[str, Any]:
-    """The fields of a section, in their order, with their types resolved."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-class _Section:
-    """A dataclass of the configuration: what it is made of has the types of its fields, whoever makes it."""
-
-    section: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        for name, type in field_types(self.__class__).items():
-            if not dataclasses.is_dataclass(type):
-                object.__setattr__(self, name, convert(self._key(name), getattr(self, name), type))
-        self._check()
-
-    def _check(self) -> None:
-        """Raises `UserError` for values that do not go together."""
-
-    def _key(self, name: str) -> str:
-        return f"{self.section}.{name}" if self.section else name
-
-    def _require_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            require(value > 0, self._key(name), value, "greater than 0")
-
-
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     section = "data"
 
     path: str
@@ -94,7 +55,7 @@ class DataConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     section = "model"
 
     backbone: str = "resnet50"
@@ -134,7 +95,7 @@ class ModelConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig(_Section):
+class LossConfig(Section):
     section = "loss"
 
     form: Literal["barlow", "official"] = "barlow"
@@ -155,7 +116,7 @@ class LossConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Section):
+class TrainConfig(Section):
     section = "train"
 
     schedule: Literal["progressive", "joint"] = "progressive"
@@ -229,7 +190,7 @@ class TrainConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig(_Section):
+class OptimConfig(Section):
     section = "optim"
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
@@ -266,7 +227,7 @@ class OptimConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     section = "evaluate"
 
     every: int = 0
@@ -280,7 +241,7 @@ class EvaluateConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(_Section):
+class Config(Section):
     objective: str = "fgssl"
     """What is learned (fastfgssl/objectives)."""
     seed: int = 0

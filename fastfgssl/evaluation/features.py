@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.config.schema import Config, require
+from fastfgssl.config.schema import Config
+from fastfgssl.config.section import require
 from fastfgssl.data.batch import Needs
 from fastfgssl.data.graph import GraphSpec
 from fastfgssl.data.loader import Loader

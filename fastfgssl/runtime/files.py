@@ -14,7 +14,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises what the system or `write` raises; nothing half-written is left.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
             write(file)

@@ -123,5 +123,5 @@ def tidy_checkpoints(folder: Path, damaged: list[Path]) -> None:
     with file_errors("tidy up", folder):
         for path in damaged:
             path.replace(path.with_suffix(".damaged"))
-        for partial in folder.glob(".step_*.partial"):
+        for partial in folder.glob("step_*.partial"):
             partial.unlink()

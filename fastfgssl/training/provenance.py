@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from fastfgssl import __version__
 from fastfgssl.config.files import write_config
 from fastfgssl.runtime.errors import file_errors
 from fastfgssl.runtime.files import write_whole
+from fastfgssl.runtime.versions import versions
 from fastfgssl.training.hooks import Hook, Moment, Run
 
 _NEVER = sys.maxsize
-_PACKAGES = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "numpy", "timm")
 
 
 class Provenance(Hook):
@@ -53,8 +52,7 @@ def describe_start(run: Run) -> dict[str, Any]:
         "command": sys.argv,
         "fastfgssl": __version__,
         "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {package: found for package in _PACKAGES if (found := _version(package))},
+        "packages": versions(),
         "ranks": run.world.size,
         "device": name,
     }
@@ -66,13 +64,6 @@ def _read(history: Path) -> list[Any]:
     except (OSError, ValueError):  # none yet, or not ours: a record is not worth a run
         return []
     return starts if isinstance(starts, list) else []
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 from fastfgssl.config.files import load_config, write_config
+from fastfgssl.pretraining import pretrain
 from fastfgssl.training.sinks import read_metrics
-from fastfgssl.training.trainer import pretrain
 from helpers.paths import ROOT, TOOLS
 from helpers.runs import losses, trained_change, wait_for_steps
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from fastfgssl.config.files import write_config
+from fastfgssl.pretraining import pretrain
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.sinks import read_metrics
-from fastfgssl.training.trainer import pretrain
 from helpers.paths import TOOLS
 from helpers.runs import losses, trained_change, wait_for_steps
 

@@ -13,8 +13,9 @@ from torchvision.transforms.v2 import functional
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
-from fastfgssl.data.loader import Loader, training_slots
-from fastfgssl.data.order import Slots
+from fastfgssl.data.batch import Needs
+from fastfgssl.data.loader import Loader
+from fastfgssl.data.order import Order, Slots
 from fastfgssl.data.presets import PLAIN, PRESETS
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
@@ -72,7 +73,7 @@ def test_the_paper_views_are_those_of_pillow_and_torchvision(archive_path):
     """Decode by Pillow, resize by torchvision, blur by definition, the rest by the operator's reference."""
     archive = Archive.open(archive_path)
     batch = next(loader(archive_path))
-    slots = training_slots(archive, seed=SEED, window=2, batch_size=BATCH, rank=0, world_size=1)(0)
+    slots = Order(archive.shard_sizes, seed=SEED, window=2).slots(0, BATCH)
     params = draw_view_params(
         PRESETS["paper"], slots, seed=SEED, sizes=np.tile([48, 40], (BATCH, 1)), image_size=32, grids=(8, 4, 2)
     )
@@ -110,6 +111,39 @@ def test_the_plain_preset_shows_the_whole_image(archive_path):
     batch = next(loader(archive_path, preset=PLAIN, grids=()))
     assert batch.puzzles == ()
     torch.testing.assert_close(batch.anchor, batch.puzzle_view, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("preset", ["paper", "barlow", "grayscale"])
+@pytest.mark.parametrize(
+    "needs",
+    [
+        Needs(anchor=True, view=False, grids=(0, 0, 2)),
+        Needs(anchor=True, view=True, grids=(0, 0, 0)),
+        Needs(anchor=False, view=True, grids=(8, 0, 2)),
+        Needs(anchor=True, view=False),
+        Needs(anchor=False, view=False, grids=(0, 4)),
+        Needs(labels=True),
+    ],
+)
+def test_what_is_made_is_what_is_needed_and_the_same_as_with_all(archive_path, needs, preset):
+    whole = next(loader(archive_path, preset=PRESETS[preset]))
+    batch = next(loader(archive_path, preset=PRESETS[preset], needs=needs))
+    assert (batch.anchor is not None, batch.puzzle_view is not None) == (needs.anchor, needs.view)
+    assert [puzzle is not None for puzzle in batch.puzzles] == [grid > 0 for grid in needs.grids]
+    for made, view in zip(tensors(batch), tensors(whole), strict=False):
+        if made is not None:
+            torch.testing.assert_close(made, view, rtol=0, atol=0)
+    assert (batch.labels is not None) == needs.labels
+
+
+def test_labels_are_those_of_the_samples(archive_path):
+    archive = Archive.open(archive_path)
+    batch = next(loader(archive_path, needs=Needs(labels=True)))
+    np.testing.assert_array_equal(batch.labels, archive.columns(batch.ids, ("label",))["label"])
+    first, second = batch.chunk(2)
+    assert torch.cat([first.labels, second.labels]).equal(batch.labels)
+    np.testing.assert_array_equal(np.concatenate([first.ids, second.ids]), batch.ids)
+    torch.testing.assert_close(torch.cat([first.puzzles[1], second.puzzles[1]]), batch.puzzles[1])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastfgssl.data.order import Slots
-from fastfgssl.data.presets import PRESETS, Affine, Crop, Preset, View, find_preset
+from fastfgssl.data.presets import PRESETS, Affine, Crop, Preset, ViewSpec, find_preset
 from fastfgssl.data.view_params import ViewDraws, draw_view_params
 from fastfgssl.runtime.errors import UserError
 
@@ -66,8 +66,8 @@ def test_probabilities_are_those_of_the_preset(name):
 
 def test_the_paper_preset_is_the_published_one():
     paper = PRESETS["paper"]
-    assert paper.puzzle == View(flip=0.5, grayscale=0.2, blur=1.0, sigma=(0.1, 2.0), solarise=0.0)
-    assert paper.anchor == View(flip=0.0, grayscale=0.2, blur=0.1, sigma=(0.1, 2.0), solarise=0.2)
+    assert paper.puzzle == ViewSpec(flip=0.5, grayscale=0.2, blur=1.0, sigma=(0.1, 2.0), solarise=0.0)
+    assert paper.anchor == ViewSpec(flip=0.0, grayscale=0.2, blur=0.1, sigma=(0.1, 2.0), solarise=0.2)
 
 
 def test_permutations_are_fresh_for_every_sample_and_grid():
@@ -81,8 +81,8 @@ def test_permutations_are_fresh_for_every_sample_and_grid():
 
 
 def crops(sizes, crop=None) -> np.ndarray:
-    view = View(crop=crop or Crop())
-    return draw(Preset(puzzle=view, anchor=View()), sizes=np.asarray(sizes)).puzzle.crop
+    view = ViewSpec(crop=crop or Crop())
+    return draw(Preset(puzzle=view, anchor=ViewSpec()), sizes=np.asarray(sizes)).puzzle.crop
 
 
 def test_crops_lie_inside_and_keep_to_area_and_ratio():
@@ -109,7 +109,7 @@ def test_an_image_too_narrow_for_any_crop_is_cut_to_the_nearest_ratio():
 
 
 def test_affine_maps_turn_and_scale_about_the_centre():
-    preset = Preset(puzzle=View(affine=Affine(degrees=10, scale=(0.9, 1.1))), anchor=View())
+    preset = Preset(puzzle=ViewSpec(affine=Affine(degrees=10, scale=(0.9, 1.1))), anchor=ViewSpec())
     matrices = draw(preset).puzzle.affine
     centre = np.array([16.0, 16.0, 1.0])
     np.testing.assert_allclose(matrices @ centre, np.tile([16, 16], (COUNT, 1)), atol=1e-4)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastfgssl.commands.doctor import main
 from fastfgssl.config.files import config_to_values, load_config, write_config
-from fastfgssl.data.reader import Reader
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, as_overrides, best_of, judge
 from fastfgssl.doctor.diagnosis import Diagnosis
 from fastfgssl.doctor.machine import busy_cores, examine
@@ -23,8 +21,6 @@ from fastfgssl.doctor.rates import Rate, rate_of
 from fastfgssl.runtime.console import run_tool
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.metrics import DataWaitWatch
-from fastfgssl.training.trainer import pretrain
 from helpers.paths import TOOLS
 
 TOOL = TOOLS / "doctor.py"
@@ -33,16 +29,13 @@ TOOL = TOOLS / "doctor.py"
 @pytest.fixture
 def doctor(monkeypatch, capsys):
     """Calls the tool's `main` as the command line does; returns exit code, stdout and stderr."""
-    spec = importlib.util.spec_from_file_location("doctor_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several wait for each other for seconds where another program is at work on the cores
 
     def call(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["doctor.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            run_tool(module.main)
+            run_tool(main)
         said = capsys.readouterr()
         return ended.value.code, said.out, said.err
 
@@ -211,31 +204,6 @@ def test_busy_cores_are_those_that_neither_idle_nor_wait(monkeypatch):
     before = [100, 0, 50, 1000, 10, 0, 0, 5]
     assert busy_cores(before, [120, 5, 60, 1050, 10, 5, 5, 10]) == pytest.approx(2)  # 50 of 100 ticks
     assert busy_cores(before, before) >= 0
-
-
-def test_a_run_that_keeps_waiting_for_data_is_told_once_an_hour():
-    now = [0.0]
-    watch = DataWaitWatch(Path("runs/a b/config.yaml"), intervals=3, quiet=3600, now=lambda: now[0])
-    # the first interval fills the pipelines; then 5 % is still fine, and the count starts anew
-    assert [watch.look(share) for share in (0.9, 0.2, 0.2, 0.05, 0.2, 0.2)] == [None] * 6
-    warning = watch.look(0.5)
-    assert "30% of the time of the last 3 logged intervals" in warning
-    assert "tools/doctor.py --config 'runs/a b/config.yaml'" in warning
-    now[0] = 3599.0
-    assert watch.look(0.5) is None
-    now[0] = 3601.0
-    assert watch.look(0.0) is None  # it has caught up
-    assert [watch.look(0.5) is None for _ in range(4)] == [True, True, False, True]
-
-
-def test_training_names_the_doctor_where_it_waits(make_config, monkeypatch, capsys):
-    read = Reader.read
-    monkeypatch.setattr(Reader, "read", lambda reader, ids: time.sleep(0.2) or read(reader, ids))  # a slow disk
-    config = make_config(train__steps=6, train__heads=[0])
-    pretrain(config)
-    output = capsys.readouterr().out
-    assert output.count("logged intervals went into waiting for data") == 1
-    assert f"python tools/doctor.py --config {config.output}/config.yaml" in output
 
 
 def test_a_share_that_no_decoder_can_take_is_refused(make_config):

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.data.batch import Needs
 from fastfgssl.data.graph import build_decoder, build_graph, build_views
 from fastfgssl.data.reader import Reader
+from fastfgssl.data.stream import rank_slots
 from fastfgssl.doctor.diagnosis import _try_short_side, untrained_step
 from fastfgssl.doctor.disk import measure_reading, measure_writing
 from fastfgssl.doctor.rates import BLOCKS, UNREPEATED, Bench
 from fastfgssl.runtime.distributed import start_world
-from fastfgssl.training.trainer import rank_slots
 
 
 def bench_of(config, world) -> Bench:
     archive = Archive.open(config.data.path)
-    return Bench(config, archive, world, rank_slots(config, world, archive), 0.1)
+    return Bench(config, archive, world, Needs(grids=config.model.grids), rank_slots(archive, config, world), 0.1)
 
 
 def test_images_are_made_smaller_and_timed(make_config):  # of 48 x 40 pixels

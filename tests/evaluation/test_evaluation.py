@@ -23,9 +23,9 @@ from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import evaluate
 from fastfgssl.evaluation.scores import score_labels
 from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
+from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints
-from fastfgssl.training.trainer import pretrain
 from helpers.paths import TOOLS
 
 TOOL = TOOLS / "evaluate.py"

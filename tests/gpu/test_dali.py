@@ -13,10 +13,10 @@ from fastfgssl.data.presets import PRESETS
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.models import build_model
+from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.step import TrainingStep
-from fastfgssl.training.trainer import pretrain
 from helpers.loader import BATCH, loader, tensors
 from helpers.runs import losses
 

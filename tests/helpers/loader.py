@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.data.batch import Needs
 from fastfgssl.data.graph import GraphSpec
-from fastfgssl.data.loader import Loader, training_slots
+from fastfgssl.data.loader import Loader
+from fastfgssl.data.order import Order, Slots
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.quarantine import Quarantine
 
@@ -18,7 +20,7 @@ def spec(**changes) -> GraphSpec:
         "batch_size": BATCH,
         "image_size": 32,
         "preset": PRESETS["paper"],
-        "grids": (8, 4, 2),
+        "needs": Needs(grids=(8, 4, 2)),
         "mean": (0.5, 0.4, 0.3),
         "std": (0.2, 0.3, 0.4),
         "half": False,
@@ -27,12 +29,19 @@ def spec(**changes) -> GraphSpec:
         "threads": 2,
         "prefetch": 2,
     }
+    if "grids" in changes:  # of all else, everything
+        changes["needs"] = Needs(grids=changes.pop("grids"))
     return GraphSpec(**(values | changes))
 
 
 def loader(path, *, start=0, stop=9, rank=0, world_size=1, quarantine=None, **changes) -> Loader:
     archive = Archive.open(path)
-    slots = training_slots(archive, seed=SEED, window=2, batch_size=BATCH, rank=rank, world_size=world_size)
+    order, part = Order(archive.shard_sizes, seed=SEED, window=2), BATCH // world_size
+
+    def slots(step: int) -> Slots:
+        start = step * BATCH + rank * part
+        return order.slots(start, start + part)
+
     changes = {"batch_size": BATCH // world_size} | changes
     quarantine = quarantine or Quarantine(archive.num_samples)
     return Loader(archive, spec(**changes), slots, seed=SEED, quarantine=quarantine, start=start, stop=stop)

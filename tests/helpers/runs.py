@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
-from fastfgssl.training.metrics import read_metrics
+from fastfgssl.training.sinks import read_metrics
 
 
 def losses(output) -> list[dict]:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from fastfgssl.models.batch_norm import synchronise_batch_norm
-from fastfgssl.runtime.agreement import SharedFlag, require_agreement, shared_errors
+from fastfgssl.runtime.agreement import SharedFlag, on_this_rank, require_agreement, shared_errors
 from fastfgssl.runtime.console import run_tool
 from fastfgssl.runtime.distributed import start_world
-from fastfgssl.runtime.errors import RankError, UserError, met_alone
+from fastfgssl.runtime.errors import RankError, UserError
 from helpers.ranks import run_on_ranks
 
 
@@ -115,7 +115,7 @@ def test_a_rank_without_a_gpu_met_that_alone(monkeypatch):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(RankError, match="local rank 1 has no GPU"):
         start_world("auto").__enter__()
-    with pytest.raises(RankError, match="no image decodes"), met_alone():
+    with pytest.raises(RankError, match="no image decodes"), on_this_rank("making a batch"):
         raise UserError("no image decodes")
 
 

@@ -28,7 +28,10 @@ def save(folder, step, keep=3):
 
 def state_of(step: int) -> dict:
     weights = {"w": torch.full((3,), float(step))}
-    return {"step": step, "model": weights, "optimizer": {}, "scaler": {}, "config": {"seed": 0}, "archive": "digest"}
+    return {"step": step, "model": weights, "objective": {}, "optimizer": {}, "scaler": {}} | {
+        "config": {"seed": 0},
+        "archive": "digest",
+    }
 
 
 def cut_short(path) -> None:
@@ -108,7 +111,7 @@ def test_a_disk_that_fails_while_reading_does_not_make_a_checkpoint_damaged(tmp_
 
 def test_half_written_checkpoints_of_killed_runs_are_removed(tmp_path):
     save(tmp_path, 1)
-    (tmp_path / "step_000000002.partial").write_bytes(b"half")
+    (tmp_path / "step_000000002.pt.partial").write_bytes(b"half")
     tidy_checkpoints(tmp_path, [])
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000001.pt"]
 
@@ -168,7 +171,7 @@ def test_the_name_of_a_checkpoint_reaches_the_disk_too(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr("os.fsync", lambda file: synced.append(str(Path(f"/proc/self/fd/{file}").readlink())))
     path = save(tmp_path, 1)
-    assert synced == [str(path.with_suffix(".partial")), str(tmp_path)]
+    assert synced == [str(path.with_name(f"{path.name}.partial")), str(tmp_path)]
 
 
 def test_no_checkpoint_is_none(tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.data.batch import Batch
-from fastfgssl.models import build_model
+from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training.step import TrainingStep
 
@@ -21,12 +21,9 @@ ALONE = World.alone(torch.device("cpu"))
 def make_step(optimizer: str, **of_training) -> TrainingStep:
     train = TrainConfig(**({"steps": 1, "batch_size": 8, "precision": "float32"} | of_training))
     optim = OptimConfig(name=optimizer, lr=1e-3)
+    config = Config(data=DataConfig(path="none", image_size=32), model=MODEL, train=train, optim=optim)
     torch.manual_seed(0)
-    return TrainingStep(
-        build_model(MODEL),
-        Config(data=DataConfig(path="none", image_size=32), model=MODEL, train=train, optim=optim),
-        ALONE,
-    )
+    return TrainingStep(build_objective(config, ALONE), config, ALONE)
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +49,11 @@ def test_the_layout_may_change(batch, optimizer, channels_last):
     # no gradients of another layout, which round differently: the same ones for both
     for step in (first, again):
         generator = torch.Generator().manual_seed(2)
-        for parameter in step.model.parameters():
+        for parameter in step.objective.model.parameters():
             gradient = torch.randn(parameter.shape, generator=generator)
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         step.optimizer.step()
-    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+    for a, b in zip(first.objective.model.parameters(), again.objective.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
@@ -73,5 +70,5 @@ def test_a_state_from_before_optimisers_were_fused(batch, optimizer, precision):
     assert all(group["fused"] for group in again.optimizer.param_groups)
     for step in (first, again):
         step(batch)
-    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+    for a, b in zip(first.objective.model.parameters(), again.objective.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)

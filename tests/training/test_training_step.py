@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.data.batch import Batch
-from fastfgssl.models import build_model
+from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training.step import TrainingStep
 
@@ -41,12 +41,12 @@ class Uploads(TorchDispatchMode):
 
 
 def make_step(**sections) -> TrainingStep:
-    with META:
-        model = build_model(MODEL)
     train = {"steps": 1, "batch_size": 12, "precision": "float32"} | sections.pop("train", {})
     config = Config(data=DataConfig(path="none", image_size=32), model=MODEL, train=TrainConfig(**train), **sections)
     world = World.alone(META)
-    return TrainingStep(model, config, world)
+    with META:
+        objective = build_objective(config, world)
+    return TrainingStep(objective, config, world)
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_a_step_never_waits_for_the_device(batch, schedule, optimizer, accumulat
         for _ in range(2):  # the second finds the optimiser's state
             values = step(batch)
     assert uploads.found == []
-    assert list(values) == list(STAGES)
-    assert all(loss.shape == () and terms.shape == (4,) for loss, terms in values.values())
+    assert set(step.objective.weights) == {f"loss_{stage}" for stage in STAGES} <= values.keys()
+    assert all(value.shape == () for value in values.values())
 
 
 @pytest.mark.parametrize(

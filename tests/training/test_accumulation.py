@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastfgssl.config.schema import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from fastfgssl.data.batch import Batch
-from fastfgssl.models import build_model
+from fastfgssl.objectives.fgssl import FineGrained, build_model
 from fastfgssl.runtime.distributed import World
-from fastfgssl.training.updates import accumulate_gradients, plan_updates
+from fastfgssl.training.step import TrainingStep
 from helpers.ranks import run_on_ranks
 
 ALONE = World.alone(torch.device("cpu"))
@@ -26,7 +26,7 @@ def make_config(accumulate: int, *, cache: bool, schedule="joint") -> Config:
 
 
 def gradients(world: World, config: Config, *, batch_norm: bool):
-    """Losses, terms, gradients and buffers after one batch of 12 images over all ranks.
+    """Logs, gradients and buffers after one batch of 12 images over all ranks.
 
     Without `batch_norm` it normalises by its running averages, so that nothing but the loss couples images.
     """
@@ -40,20 +40,28 @@ def gradients(world: World, config: Config, *, batch_norm: bool):
     images = torch.randn(5, 12, 3, 32, 32, generator=generator, dtype=torch.float64)
     anchor, view, *puzzles = images[:, world.rank * 12 // world.size : (world.rank + 1) * 12 // world.size]
     batch = Batch(anchor, view, tuple(puzzles), np.arange(len(anchor)))
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    values = [
-        accumulate_gradients(u, batch, config, scaler, with_rank=True) for u in plan_updates(model, config, world)
-    ]
-    losses, terms = (torch.cat(parts) for parts in zip(*values, strict=True))
+    step = TrainingStep(FineGrained(model, config, world), config, world)
+    step.optimizer = _NoUpdates()
     # buffers are each rank's own
-    return losses, terms, [p.grad for p in model.parameters()], dict(model.named_buffers())
+    return step(batch, log=True), [p.grad for p in model.parameters()], dict(model.named_buffers())
+
+
+class _NoUpdates:
+    """In the place of an optimiser: gradients of all updates add up, and weights stand still."""
+
+    def zero_grad(self) -> None:
+        pass
+
+    def step(self) -> None:
+        pass
 
 
 def require_same(got, want) -> None:
-    """Losses, terms and gradients are equal but for rounding."""
-    torch.testing.assert_close(got[0], want[0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-9)  # the effective rank is made in float32
-    for a, b in zip(got[2], want[2], strict=True):
+    """Logs and gradients are equal but for rounding."""
+    for name, value in want[0].items():
+        exact = not name.startswith("effective_rank")  # which is made in float32
+        torch.testing.assert_close(got[0][name], value, rtol=1e-9 if exact else 1e-4, atol=1e-9)
+    for a, b in zip(got[1], want[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
@@ -79,7 +87,7 @@ def gradients_without_batch_norm(world, config):
 
 
 def test_a_cached_batch_moves_running_averages_once():
-    cached, apart = (gradients(ALONE, make_config(2, cache=cache), batch_norm=True)[3] for cache in (True, False))
+    cached, apart = (gradients(ALONE, make_config(2, cache=cache), batch_norm=True)[2] for cache in (True, False))
     for name, buffer in cached.items():
         torch.testing.assert_close(buffer, apart[name], rtol=0, atol=0)
 
@@ -87,11 +95,12 @@ def test_a_cached_batch_moves_running_averages_once():
 def test_losses_of_micro_batches_are_averaged():
     config = make_config(2, cache=False)
     whole = gradients(ALONE, make_config(1, cache=False), batch_norm=True)
-    losses, terms, *_ = gradients(ALONE, config, batch_norm=True)
-    assert losses.shape == (4,)
-    assert terms.shape == (4, 4)
-    torch.testing.assert_close(losses, terms[:, 0] + 0.0051 * terms[:, 1])
-    assert not torch.allclose(losses, whole[0], rtol=1e-3)
+    logs, *_ = gradients(ALONE, config, batch_norm=True)
+    for head in STAGES:
+        torch.testing.assert_close(
+            logs[f"loss_{head}"], logs[f"on_diagonal_{head}"] + 0.0051 * logs[f"off_diagonal_{head}"]
+        )
+        assert not torch.allclose(logs[f"loss_{head}"], whole[0][f"loss_{head}"], rtol=1e-3)
 
 
 def test_gradients_can_be_sent_as_bfloat16():
@@ -99,7 +108,7 @@ def test_gradients_can_be_sent_as_bfloat16():
     short = replace(config, train=replace(config.train, gradient_dtype="bfloat16"))
     exact, rounded = (run_on_ranks(gradients_without_batch_norm, 2, c) for c in (config, short))
     # each rank's part, which is larger than the mean, and the sum of them are rounded to 8 bits
-    a, b = (torch.cat([gradient.flatten() for gradient in of_rank[0][2]]) for of_rank in (exact, rounded))
+    a, b = (torch.cat([gradient.flatten() for gradient in of_rank[0][1]]) for of_rank in (exact, rounded))
     assert 2**-10 < (a - b).norm() / a.norm() < 2**-6
-    for a, b in zip(rounded[0][2], rounded[1][2], strict=True):
+    for a, b in zip(rounded[0][1], rounded[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -1,0 +1,47 @@
+"""What every section of the configuration does as it is made: convert its values, and check them."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from functools import cache
+from typing import Any, ClassVar
+
+from fastfgssl.config.convert import convert
+from fastfgssl.runtime.errors import UserError
+
+
+def require(condition: bool, key: str, value: object, must: str) -> None:
+    """Raises `UserError` naming the key, its value and what it must be, unless `condition` holds."""
+    if not condition:
+        raise UserError(f"{key} = {value!r}: must be {must}")
+
+
+@cache
+def field_types(cls: type) -> dict[str, Any]:
+    """The fields of a section, in their order, with their types resolved."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+class Section:
+    """A dataclass of the configuration: what it is made of has the types of its fields, whoever makes it."""
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, type in field_types(self.__class__).items():
+            if not dataclasses.is_dataclass(type):
+                object.__setattr__(self, name, convert(self._key(name), getattr(self, name), type))
+        self._check()
+
+    def _check(self) -> None:
+        """Raises `UserError` for values that do not go together."""
+
+    def _key(self, name: str) -> str:
+        return f"{self.section}.{name}" if self.section else name
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            require(value > 0, self._key(name), value, "greater than 0")

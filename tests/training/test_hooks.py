@@ -1,0 +1,97 @@
+"""What a run does beside training: pictures, warnings, scores, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastfgssl.data.reader import Reader
+from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.hooks import DataWaitWarning, Hook, Moment
+from fastfgssl.training.sinks import read_metrics
+
+
+def test_waiting_for_data_is_told_when_it_lasts_and_not_again_at_once(caplog):
+    now = [0.0]
+    warning = DataWaitWarning(intervals=3, pause=3600, now=lambda: now[0])
+    warning.begin(SimpleNamespace(output=Path("runs/a b"), world=SimpleNamespace(local_rank=0)))
+
+    def warns(share: float) -> bool:
+        caplog.clear()
+        warning(Moment(1, {"data_wait": share}, None))
+        return bool(caplog.messages)
+
+    # the first report fills the pipelines; then 5 % is still fine, and the count starts anew
+    assert not any(warns(share) for share in (0.9, 0.2, 0.2, 0.05, 0.2, 0.2))
+    assert warns(0.5)
+    assert "30% of the time of the last 3 reports" in caplog.text
+    assert "fastfgssl doctor --config 'runs/a b/config.yaml'" in caplog.text
+    now[0] = 3599.0
+    assert not warns(0.5)
+    now[0] = 3601.0
+    assert not warns(0.0)  # it has caught up
+    assert [warns(0.5) for _ in range(4)] == [False, False, True, False]
+
+
+def test_training_names_the_doctor_where_it_waits(make_config, monkeypatch, caplog):
+    read = Reader.read
+    monkeypatch.setattr(Reader, "read", lambda reader, ids: time.sleep(0.2) or read(reader, ids))  # a slow disk
+    config = make_config(train__steps=6, train__heads=[0])
+    with caplog.at_level(logging.WARNING):
+        pretrain(config)
+    assert caplog.text.count("was spent waiting for data") == 1
+    assert f"fastfgssl doctor --config {config.output}/config.yaml" in caplog.text
+
+
+def test_scores_while_training_change_nothing_that_is_learned(make_config, tmp_path):
+    plain = make_config(output=str(tmp_path / "plain"))
+    scored = make_config(output=str(tmp_path / "scored"), evaluate__every=2, evaluate__images=20)
+    pretrain(plain)
+    pretrain(scored)
+    records = read_metrics(tmp_path / "scored")
+    names = {f"score_{kind}_{features}" for kind in ("matching", "knn") for features in ("all", "backbone")}
+    assert [record["step"] for record in records if names <= record.keys()] == [0, 2, 4]
+    assert all(0 <= record[name] <= 1 for record in records for name in names & record.keys())
+    losses = [record["loss"] for record in read_metrics(tmp_path / "plain")]
+    assert [record["loss"] for record in records if record["step"] > 0] == losses
+
+
+def test_a_start_tells_where_a_run_comes_from(make_config):
+    config = make_config(train__steps=1)
+    pretrain(config)
+    pretrain(make_config(train__steps=2))
+    first, second = json.loads((Path(config.output) / "provenance.json").read_text())
+    assert (first["step"], second["step"]) == (0, 1)
+    assert {"command", "fastfgssl", "commit", "packages", "ranks", "device"} <= first.keys()
+    assert "torch" in first["packages"]
+
+
+class Failing(Hook):
+    every = 2
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.step == 2:
+            raise UserError("no room for a score")
+
+
+def test_an_error_of_a_hook_ends_the_run_and_closes_the_others(make_config):
+    closed = []
+
+    class Closing(Hook):
+        def __call__(self, moment: Moment) -> None:
+            pass
+
+        def end(self) -> None:
+            closed.append(True)
+
+    config = make_config()
+    with pytest.raises(UserError, match="no room for a score"):
+        pretrain(config, hooks=[Closing(), Failing()])
+    assert closed == [True]
+    assert [record["step"] for record in read_metrics(Path(config.output))] == [1]
