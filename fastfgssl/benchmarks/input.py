@@ -20,7 +20,8 @@ from fastfgssl.benchmarks.archive import write_photographs
 from fastfgssl.benchmarks.jigsaw import published_loop
 from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
 from fastfgssl.data.batch import Needs
-from fastfgssl.data.graph import GraphInput, GraphSpec, build_decoder, build_graph, view_flags
+from fastfgssl.data.decode import GraphSpec, build_decoder
+from fastfgssl.data.graph import GraphInput, build_graph, view_flags
 from fastfgssl.data.order import Slots
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.reader import Reader

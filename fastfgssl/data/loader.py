@@ -18,7 +18,8 @@ from nvidia.dali.pipeline import Pipeline
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Batch
-from fastfgssl.data.graph import GraphInput, GraphSpec, build_decoder, build_graph
+from fastfgssl.data.decode import GraphSpec, build_decoder
+from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.order import Slots
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch, Needs
-from fastfgssl.data.graph import GraphSpec
+from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Order, Slots
 from fastfgssl.data.quarantine import Quarantine

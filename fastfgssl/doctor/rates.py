@@ -20,7 +20,8 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch, Needs
-from fastfgssl.data.graph import GraphInput, GraphSpec, build_decoder, build_graph, build_views
+from fastfgssl.data.decode import GraphSpec, build_decoder
+from fastfgssl.data.graph import GraphInput, build_graph, build_views
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
 from fastfgssl.data.quarantine import Quarantine

@@ -13,7 +13,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
 from fastfgssl.config.section import require
 from fastfgssl.data.batch import Needs
-from fastfgssl.data.graph import GraphSpec
+from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
 from fastfgssl.data.philox import permutations, random_words

@@ -138,7 +138,7 @@ def test_what_is_made_is_what_is_needed_and_the_same_as_with_all(archive_path, n
 
 def test_labels_are_those_of_the_samples(archive_path):
     archive = Archive.open(archive_path)
-    batch = next(loader(archive_path, needs=Needs(labels=True)))
+    batch = next(loader(archive_path, needs=Needs(grids=(8, 4), labels=True)))
     np.testing.assert_array_equal(batch.labels, archive.columns(batch.ids, ("label",))["label"])
     first, second = batch.chunk(2)
     assert torch.cat([first.labels, second.labels]).equal(batch.labels)

@@ -10,7 +10,8 @@ import pytest
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Needs
-from fastfgssl.data.graph import build_decoder, build_graph, build_views
+from fastfgssl.data.decode import build_decoder
+from fastfgssl.data.graph import build_graph, build_views
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.stream import rank_slots
 from fastfgssl.doctor.diagnosis import _try_short_side, untrained_step

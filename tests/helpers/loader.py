@@ -6,7 +6,7 @@ import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Needs
-from fastfgssl.data.graph import GraphSpec
+from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Order, Slots
 from fastfgssl.data.presets import PRESETS

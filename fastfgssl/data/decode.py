@@ -1,0 +1,107 @@
+"""What a graph makes, and its first part: the decoder, also by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import Pipeline
+
+from fastfgssl.config.schema import Config
+from fastfgssl.data.batch import Needs
+from fastfgssl.data.presets import Preset, find_preset
+from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.environment import cores_per_rank
+from fastfgssl.runtime.errors import UserError
+
+# DALI reads it at its first allocation. Host buffers above 32 MB come from its pool by default; smaller ones, which are
+# most of a batch's outputs, would be mapped and zeroed anew for every batch: a sixth of the CPU path's time.
+os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "1M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """What a graph makes, and with what; nothing in it changes while it runs."""
+
+    batch_size: int
+    """Most images of a batch."""
+    image_size: int
+    """Side of the views in pixels."""
+    preset: Preset
+    needs: Needs
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    half: bool
+    """float16 outputs instead of float32."""
+    sixteen_bit: bool
+    """Decode to uint16, keeping what 16-bit images hold, instead of uint8."""
+    device_id: int | None
+    """The GPU to decode and distort on; None uses the CPU."""
+    threads: int
+    prefetch: int
+    hw_decoder_load: float = 0.9
+    """Share of the JPEG files that a GPU's decoding engines take, where it has them."""
+
+    def __post_init__(self) -> None:
+        jitters = [view.jitter for view in (self.preset.puzzle, self.preset.anchor)]
+        if self.sixteen_bit and any(jitter and jitter.colour for jitter in jitters):
+            raise UserError(
+                "data.views: this preset changes hue and saturation, which 16-bit images do not allow; use grayscale"
+            )
+
+    @classmethod
+    def of(
+        cls, config: Config, needs: Needs, world: World, *, sixteen_bit: bool, preset: Preset | None = None
+    ) -> GraphSpec:
+        """The graph of each rank in training; preset: in the place of that of `config`."""
+        data, on_gpu = config.data, world.device.type == "cuda"
+        return cls(
+            batch_size=config.train.batch_size // world.size,
+            image_size=data.image_size,
+            preset=preset or find_preset(data.views),
+            needs=needs,
+            mean=data.mean,
+            std=data.std,
+            half=on_gpu and config.train.precision in ("bfloat16", "float16"),
+            sixteen_bit=sixteen_bit,
+            device_id=world.device.index if on_gpu else None,
+            threads=data.threads or cores_per_rank(world.local_size),
+            prefetch=data.prefetch,
+            hw_decoder_load=data.hw_decoder_load,
+        )
+
+
+def decode(encoded, spec: GraphSpec):
+    """RGB of any supported format, upright."""
+    return fn.decoders.image(
+        encoded,
+        device="cpu" if spec.device_id is None else "mixed",
+        hw_decoder_load=spec.hw_decoder_load,
+        output_type=types.RGB,
+        dtype=types.UINT16 if spec.sixteen_bit else types.UINT8,
+    )
+
+
+def build_decoder(source: Callable[[], list[np.ndarray]], spec: GraphSpec) -> Pipeline:
+    """The graph's decoder alone, on the encoded images that `source` gives for each run."""
+
+    @pipeline_def(**pipeline_options(spec))  # as the whole graph: what one costs is part of what the other does
+    def graph():
+        return decode(fn.external_source(source=source, batch=True), spec)
+
+    return graph()
+
+
+def pipeline_options(spec: GraphSpec) -> dict[str, Any]:
+    """Of a pipeline."""
+    return {
+        "batch_size": spec.batch_size,
+        "num_threads": spec.threads,
+        "device_id": spec.device_id,
+        "prefetch_queue_depth": spec.prefetch,
+        "exec_dynamic": True,  # outputs then own their memory, so that tensors can share it
+    }
