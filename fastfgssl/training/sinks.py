@@ -27,17 +27,19 @@ _OF_TRAINING = ("epoch", "lr", "backbone_lr", "images_per_second", "data_wait")
 class Sink(Hook):
     """Opens on the first rank, writes what is reported there, and closes."""
 
+    _is_open = False
+
     def begin(self, run: Run) -> None:
-        self._is_open = run.world.is_main
-        if self._is_open:
+        if run.world.is_main:
             self.open(run)
+            self._is_open = True
 
     def __call__(self, moment: Moment) -> None:
         if self._is_open and moment.logs:
             self.write(moment.step, moment.logs)
 
     def end(self) -> None:
-        if getattr(self, "_is_open", False):
+        if self._is_open:
             self._is_open = False
             self.close()
 
