@@ -183,7 +183,7 @@ def _memory(N: int, D: int, device: torch.device) -> Record:
 
 def _columns(N: int, D: int, device: torch.device) -> Record:
     """What a call does to columns, without its matrix products: as it stands beside tiles that Triton has measured."""
-    from fastfgssl.kernels.cross_correlation import triton_steps
+    from fastfgssl.kernels.cross_correlation import columns_triton
 
     z1, z2 = (z.detach() for z in _embeddings(N, D, device))
     toward, squared_norm = (torch.zeros_like(z1), torch.zeros_like(z2)), torch.zeros(1, device=device)
@@ -191,19 +191,19 @@ def _columns(N: int, D: int, device: torch.device) -> Record:
 
     def steps(settings: dict[str, object]) -> None:
         """Gradients of products that are in `toward`, in their place."""
-        standing = {name: getattr(triton_steps, name) for name in settings}
+        standing = {name: getattr(columns_triton, name) for name in settings}
         for name, value in settings.items():
-            setattr(triton_steps, name, value)
+            setattr(columns_triton, name, value)
         try:
-            standardised = triton_steps.standardise(
+            standardised = columns_triton.standardise(
                 z1, z2, torch.bfloat16, on_weight=1.0, off_weight=0.0051, diagonal_in_product=True
             )
             rows = slice(0, N)
-            shared = triton_steps.contract(squared_norm, toward, standardised, scale=0.1, shifted=True, rows=rows)
-            triton_steps.finish(toward, standardised, shared[1:], factor=1.0, rows=rows)
+            shared = columns_triton.contract(squared_norm, toward, standardised, scale=0.1, shifted=True, rows=rows)
+            columns_triton.finish(toward, standardised, shared[1:], factor=1.0, rows=rows)
         finally:
             for name, value in standing.items():
-                setattr(triton_steps, name, value)
+                setattr(columns_triton, name, value)
 
     def copies() -> None:
         for source, target in zip((z1, z2), out, strict=True):

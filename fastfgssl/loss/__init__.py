@@ -1,11 +1,21 @@
 """Losses: pure functions of embeddings."""
 
 from fastfgssl.loss.cross_correlation import (
+    CrossCorrelationLoss,
     LossTerms,
+    Options,
     bytes_to_send,
     cross_correlation_loss,
     cross_correlation_terms,
-    effective_rank,
 )
+from fastfgssl.loss.rank import effective_rank
 
-__all__ = ["LossTerms", "bytes_to_send", "cross_correlation_loss", "cross_correlation_terms", "effective_rank"]
+__all__ = [
+    "CrossCorrelationLoss",
+    "LossTerms",
+    "Options",
+    "bytes_to_send",
+    "cross_correlation_loss",
+    "cross_correlation_terms",
+    "effective_rank",
+]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastfgssl.config.schema import STAGES, Config, Stage
 from fastfgssl.data.batch import Batch, Needs
-from fastfgssl.loss import cross_correlation_terms, effective_rank
+from fastfgssl.loss import Options, cross_correlation_terms, effective_rank
 from fastfgssl.models import FGSSL, build_model
 from fastfgssl.objectives.base import Objective, Output, Update, place_model
 from fastfgssl.runtime.distributed import World
@@ -34,7 +34,8 @@ class HeadsUpdate(Update):
         self.trained = nn.ModuleList(model.modules_of(stages))
         self.stages = stages
         self._forward = _compiled(model) if config.train.compile else model.forward
-        self._loss = config.loss
+        loss = config.loss
+        self._options = Options(lambd=loss.lambd, form=loss.form, algorithm=loss.algorithm)
         weights = dict(zip(STAGES, config.loss.weights, strict=True))
         self._weights = torch.tensor([weights[stage] for stage in stages], device=world.device)
         self._group = world.group
@@ -52,9 +53,7 @@ class HeadsUpdate(Update):
             terms = cross_correlation_terms(
                 puzzle,
                 anchor,
-                lambd=self._loss.lambd,
-                form=self._loss.form,
-                algorithm=self._loss.algorithm,
+                self._options,
                 group=self._group,
                 check_ranks=False,  # the loader gives every rank as many images
             )

@@ -1,10 +1,17 @@
 """The cross-correlation loss (README.md has the mathematics)."""
 
-from fastfgssl.kernels.cross_correlation.op import (
-    check_arguments,
-    cross_correlation,
-    require_finite,
-    require_rows,
-)
+from fastfgssl.kernels.cross_correlation.op import cross_correlation_loss
+from fastfgssl.kernels.cross_correlation.options import Options, check_arguments, require_finite
+from fastfgssl.kernels.cross_correlation.ranks import ALONE, Ranks, tell_error
+from fastfgssl.kernels.cross_correlation.reference import standardise
 
-__all__ = ["check_arguments", "cross_correlation", "require_finite", "require_rows"]
+__all__ = [
+    "ALONE",
+    "Options",
+    "Ranks",
+    "check_arguments",
+    "cross_correlation_loss",
+    "require_finite",
+    "standardise",
+    "tell_error",
+]

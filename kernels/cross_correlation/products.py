@@ -1,6 +1,6 @@
 """The matrix products of the cross-correlation loss: through two N x N Gram matrices, or through slabs of C.
 
-Both give sum C_ij^2 and, for this rank's n rows, N Z2 C' and N Z1 C, from which `op.py` makes the gradients:
+Both give sum C_ij^2 and, for this rank's n rows, N Z2 C' and N Z1 C, from which `algorithm.py` makes the gradients:
     gram      K1 = Z1 Z1', K2 = Z2 Z2':   ||C||_F^2 = <K1, K2> / N^2,   N Z2 C' = K2 Z1,   N Z1 C = K1 Z2
     direct    M = Z1' Z2 = N C, a slab of its rows at a time, which is dropped after its use; no D x D tensor
 N rows of the whole batch, D features.
@@ -42,7 +42,7 @@ def through_grams(
     rows: slice,
     precision: torch.dtype,
     with_gradients: bool,
-    steps: ModuleType,
+    columns: ModuleType,
 ) -> Products:
     """By the Gram matrices' rows of this rank; the diagonal of C is part of the products.
 
@@ -56,7 +56,7 @@ def through_grams(
     k1_nN, k2_nN = (_gram_rows(z_ND, rows, precision) for z_ND in (z1_ND, z2_ND))
     rounds = z1_ND.is_cuda or precision == torch.bfloat16
     if rounds:
-        squared_norm, k1_nN, k2_nN = steps.inner_product_and_shift(k1_nN, k2_nN, shifts, rows.start, precision)
+        squared_norm, k1_nN, k2_nN = columns.inner_product_and_shift(k1_nN, k2_nN, shifts, rows.start, precision)
     else:
         # pairwise: `vdot` adds millions of numbers one by one
         squared_norm = ((k1_nN * k2_nN).sum() / N**2)[None]
@@ -74,7 +74,7 @@ def through_slabs(
     precision: torch.dtype,
     with_gradients: bool,
     num_ranks: int,
-    steps: ModuleType,
+    columns: ModuleType,
 ) -> Products:
     """By slabs of M = N C from all rows, which every rank forms; the diagonal of C is left out of the products.
 
@@ -83,22 +83,22 @@ def through_slabs(
     z1_ND, z2_ND = views
     views.clear()
     N, D = z1_ND.shape
-    slab = min(_SLAB[z1_ND.device.type], -(-D // 2))
+    height = min(_SLAB[z1_ND.device.type], -(-D // 2))
     sums = {"device": z1_ND.device, "dtype": torch.promote_types(z1_ND.dtype, torch.float32)}
-    squared_norm = torch.zeros(steps.NUM_SHARES, **sums)
+    squared_norm = torch.zeros(columns.NUM_SHARES, **sums)
     z1_nD, z2_nD = z1_ND[rows], z2_ND[rows]
     if with_gradients:
         toward_1_nD, toward_2_nD = torch.empty(z1_nD.shape, **sums), torch.zeros(z1_nD.shape, **sums)
-    for start in range(0, D, slab):
-        columns = slice(start, start + slab)
-        m_sD = product(z1_ND[:, columns].T, z2_ND, precision)
-        m_sD = steps.drop_diagonal(m_sD, start, precision, squared_norm)
+    for start in range(0, D, height):
+        slab = slice(start, start + height)
+        m_sD = product(z1_ND[:, slab].T, z2_ND, precision)
+        m_sD = columns.drop_diagonal(m_sD, start, precision, squared_norm)
         if with_gradients:
-            toward_1_nD[:, columns] = product(z2_nD, m_sD.T, precision)
+            toward_1_nD[:, slab] = product(z2_nD, m_sD.T, precision)
             if precision == toward_2_nD.dtype:
-                toward_2_nD.addmm_(z1_nD[:, columns], m_sD)
+                toward_2_nD.addmm_(z1_nD[:, slab], m_sD)
             else:
-                toward_2_nD += product(z1_nD[:, columns], m_sD, precision)
+                toward_2_nD += product(z1_nD[:, slab], m_sD, precision)
     toward = (toward_1_nD, toward_2_nD) if with_gradients else None
     return Products(squared_norm / (N**2 * num_ranks), toward)
 

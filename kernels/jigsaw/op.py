@@ -1,15 +1,17 @@
 """The public jigsaw: shuffles the tiles of images that are tensors already, on any device, with gradients.
 
 Registered with `torch.library` as `fastfgssl::jigsaw`: eager, under `torch.compile` without a graph break, under
-autograd, where the gradient is the jigsaw of the inverse permutation.
+autograd in reverse and in forward mode, and under `torch.func`. The gradient is the jigsaw of the inverse permutation.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
+from fastfgssl.kernels.derivatives import is_transformed
 from fastfgssl.kernels.jigsaw.reference import require_jigsaw_arguments
 
 
@@ -24,7 +26,8 @@ def jigsaw(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch.
     require_jigsaw_arguments(images, permutation, grid)
     if os.environ.get("FASTFGSSL_DEBUG") == "1" and not images.is_meta and not torch.compiler.is_compiling():
         require_permutations(permutation, grid)
-    return _jigsaw(images, permutation, grid)
+    operator = _Jigsaw.apply if is_transformed() else _jigsaw
+    return operator(images, permutation, grid)
 
 
 def require_permutations(permutation: torch.Tensor, grid: int) -> None:
@@ -72,14 +75,32 @@ def _jigsaw_fake(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> 
     return torch.empty_like(images, memory_format=_memory_format(images))
 
 
-def _save_inverse(ctx, inputs: tuple, output: torch.Tensor) -> None:
+def _keep_arguments(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     _, permutation, ctx.grid = inputs
     ctx.save_for_backward(permutation)
+    ctx.save_for_forward(permutation)
 
 
-def _backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
     (permutation,) = ctx.saved_tensors
-    return _jigsaw(gradient, permutation.argsort(dim=1), ctx.grid), None, None
+    return jigsaw(gradient, permutation.argsort(dim=1), ctx.grid), None, None
 
 
-_jigsaw.register_autograd(_backward, setup_context=_save_inverse)
+_jigsaw.register_autograd(_backward, setup_context=_keep_arguments)
+
+
+class _Jigsaw(torch.autograd.Function):
+    """The operator for forward mode and `torch.func`: it is linear, so its tangent is the jigsaw of the images'."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_keep_arguments)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def forward(images: torch.Tensor, permutation: torch.Tensor, grid: int) -> torch.Tensor:
+        return _jigsaw(images, permutation, grid)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        (permutation,) = ctx.saved_tensors
+        return jigsaw(tangent, permutation, ctx.grid)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from fastfgssl.kernels.cross_correlation import columns_triton_kernel as loss
 from fastfgssl.kernels.cross_correlation import products_triton_kernel as products
-from fastfgssl.kernels.cross_correlation import triton_kernel as loss
 from fastfgssl.kernels.jigsaw import triton_kernel as jigsaw
 
 ARCHITECTURES = (80, 90, 100)

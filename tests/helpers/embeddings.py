@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fastfgssl.kernels.cross_correlation import cross_correlation
+from fastfgssl.kernels.cross_correlation.algorithm import cross_correlation
+from fastfgssl.kernels.cross_correlation.options import Options
 from fastfgssl.loss import cross_correlation_loss
 
 FORMS = ("barlow", "official")
@@ -24,8 +25,8 @@ def loss_and_gradients(z1, z2, **arguments) -> list[torch.Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, (z1, z2))]
 
 
-def compute(z1, z2, **arguments) -> list[torch.Tensor]:
-    """Loss and gradients from the kernels' own door, which takes the steps to use."""
-    arguments = {"lambd": 0.0051, "form": "barlow", "precision": torch.float32} | arguments
-    result = cross_correlation(z1.detach(), z2.detach(), with_gradients=True, **arguments)
+def compute(z1, z2, *, columns=None, **arguments) -> list[torch.Tensor]:
+    """Loss and gradients from the algorithm, which takes the steps over columns to use."""
+    options = Options(**{"precision": "float32"} | arguments)
+    result = cross_correlation(z1.detach(), z2.detach(), options, with_gradients=True, columns=columns)
     return [result.loss, *result.gradients]

@@ -7,8 +7,8 @@ import torch
 
 from fastfgssl.benchmarks import loss as loss_suite
 from fastfgssl.benchmarks.measure import CheckFailed
-from fastfgssl.kernels.cross_correlation import torch_steps, triton_steps
-from fastfgssl.kernels.cross_correlation.op import cross_correlation
+from fastfgssl.kernels.cross_correlation import Options, columns, columns_triton
+from fastfgssl.kernels.cross_correlation.algorithm import cross_correlation
 from helpers.embeddings import ALGORITHMS, embeddings
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")  # Triton's interpreter
@@ -20,10 +20,10 @@ EPS = torch.finfo(torch.float32).eps
 @pytest.fixture(params=CUTS)
 def cut(request, monkeypatch):
     """Tiles of 8 x 16, so that few rows make many chunks, and as many chunks as the case says."""
-    monkeypatch.setattr(triton_steps, "TILE", {"ROWS": 8, "COLUMNS": 16})
+    monkeypatch.setattr(columns_triton, "TILE", {"ROWS": 8, "COLUMNS": 16})
     most = CUTS[request.param]
-    monkeypatch.setattr(triton_steps, "_multiprocessors", lambda device: most)
-    monkeypatch.setattr(triton_steps, "PROGRAMS_PER_SM", 2)
+    monkeypatch.setattr(columns_triton, "_multiprocessors", lambda device: most)
+    monkeypatch.setattr(columns_triton, "PROGRAMS_PER_SM", 2)
     return request.param
 
 
@@ -46,8 +46,8 @@ SHAPES = [(2, 1), (2, 17), (8, 16), (63, 33), (200, 1), (250, 9)]
 @pytest.mark.parametrize(("N", "D"), SHAPES)
 def test_standardised_columns_and_what_follows_from_them(cut, N, D):
     z1, z2 = hard_columns(N, D)
-    got = triton_steps.standardise(z1, z2, torch.float32, **WEIGHTS)
-    truth = torch_steps.standardise(z1, z2, torch.float64, **WEIGHTS)
+    got = columns_triton.standardise(z1, z2, torch.float32, **WEIGHTS)
+    truth = columns.standardise(z1, z2, torch.float64, **WEIGHTS)
     for z, statistics, want, x in zip(got.views, got.statistics_3D, truth.views, (z1, z2), strict=True):
         rstd = (x.double().var(dim=0, correction=0) + 1e-5).rsqrt()
         torch.testing.assert_close(statistics[2].double(), rstd, rtol=4 * EPS, atol=0)
@@ -69,7 +69,7 @@ def test_the_way_back(cut, N, D, shifted):
     products = [torch.randn(N, D, generator=generator).to(DEVICE) * 100 for _ in range(2)]
     rows = slice(N // 2, N)
     results, rstd_D = [], []
-    for steps, dtype in ((triton_steps, torch.float32), (torch_steps, torch.float64)):
+    for steps, dtype in ((columns_triton, torch.float32), (columns, torch.float64)):
         standardised = steps.standardise(z1, z2, dtype, **WEIGHTS)
         toward = tuple(product[rows].to(dtype, copy=True) for product in products)
         norm = torch.tensor([3.0, 4.0], dtype=dtype, device=DEVICE)
@@ -91,9 +91,10 @@ def test_the_way_back(cut, N, D, shifted):
 def test_chunks_change_nothing_but_the_rounding_and_do_not_vary(cut, algorithm):
     z1, z2 = hard_columns(35, 24)
     for with_gradients in (False, True):
-        options = {"lambd": 0.0051, "form": "barlow", "algorithm": algorithm, "with_gradients": with_gradients}
+        options = Options(algorithm=algorithm, precision="float32")
         first, again, plain = (
-            cross_correlation(z1, z2, **options, steps=steps) for steps in (triton_steps, triton_steps, torch_steps)
+            cross_correlation(z1, z2, options, with_gradients=with_gradients, columns=steps)
+            for steps in (columns_triton, columns_triton, columns)
         )
         torch.testing.assert_close(first.loss, plain.loss, rtol=1e-5, atol=0)
         torch.testing.assert_close(first.terms, plain.terms, rtol=1e-5, atol=0)
@@ -105,10 +106,10 @@ def test_chunks_change_nothing_but_the_rounding_and_do_not_vary(cut, algorithm):
 def test_variants_are_measured_and_undone(monkeypatch):
     variants = {"as_it_stands": {}, "autotuned": {"PROGRAMS_PER_SM": 3}}  # Triton measures tiles on a GPU alone
     monkeypatch.setattr(loss_suite, "_VARIANTS", variants)
-    standing = triton_steps.PROGRAMS_PER_SM
+    standing = columns_triton.PROGRAMS_PER_SM
     record = loss_suite._columns(40, 33, DEVICE)
     assert record.details.keys() == {"seconds_as_it_stands", "seconds_autotuned", "seconds_limit"}
-    assert standing == triton_steps.PROGRAMS_PER_SM
+    assert standing == columns_triton.PROGRAMS_PER_SM
     monkeypatch.setitem(variants, "autotuned", {"TILE": {"ROWS": 16, "COLUMNS": 16}, "STANDARDISE_EPS": 1.0})
     with pytest.raises(CheckFailed, match="steps over columns, 40 x 33, autotuned"):
         loss_suite._columns(40, 33, DEVICE)
@@ -119,7 +120,7 @@ def test_measuring_tiles_leaves_no_trace(monkeypatch):
     from triton.runtime.autotuner import Autotuner
 
     z1, z2 = hard_columns(40, 24)
-    options = {"lambd": 0.0051, "form": "barlow", "with_gradients": True, "steps": triton_steps}
+    options = {"options": Options(precision="float32"), "with_gradients": True, "columns": columns_triton}
     plain = cross_correlation(z1, z2, **options)
     calls = []
 
@@ -128,30 +129,29 @@ def test_measuring_tiles_leaves_no_trace(monkeypatch):
         return [len(calls)] * 3
 
     monkeypatch.setattr(Autotuner, "do_bench", property(lambda tuner: measured))
-    monkeypatch.setattr(triton_steps, "AUTOTUNE", True)
-    triton_steps._tuned.cache_clear()
+    monkeypatch.setattr(columns_triton, "AUTOTUNE", True)
+    columns_triton._tuned.cache_clear()
     for again in (False, True):
         tuned = cross_correlation(z1, z2, **options)
-        assert len(calls) == 4 * len(triton_steps._TILES), f"measured again: {again}"
+        assert len(calls) == 4 * len(columns_triton._TILES), f"measured again: {again}"
         for got, want in zip(tuned.gradients, plain.gradients, strict=True):
             assert (got - want).norm() <= 1e-5 * want.norm()
-    triton_steps._tuned.cache_clear()
+    columns_triton._tuned.cache_clear()
 
 
 def test_the_number_of_chunks_follows_the_machine():
     device = torch.device("cpu")  # counts as 132 multiprocessors
-    assert triton_steps.row_chunks(200, 512, device) == (32, 7)
-    assert triton_steps.row_chunks(256, 8192, device) == (128, 2)
-    assert triton_steps.row_chunks(4096, 2048, device) == (512, 8)
-    assert triton_steps.row_chunks(10**6, 32, device) == (15648, 64)
-    assert triton_steps.row_chunks(2, 10**6, device) == (32, 1)
+    assert columns_triton.row_chunks(200, 512, device) == (32, 7)
+    assert columns_triton.row_chunks(256, 8192, device) == (128, 2)
+    assert columns_triton.row_chunks(4096, 2048, device) == (512, 8)
+    assert columns_triton.row_chunks(10**6, 32, device) == (15648, 64)
+    assert columns_triton.row_chunks(2, 10**6, device) == (32, 1)
 
 
 def test_what_is_not_finite_stays_so(cut):
     z1, z2 = (z.detach().to(DEVICE) for z in embeddings(40, 20))
     z2[33, 3] = torch.inf
     for algorithm in ALGORITHMS:
-        result = cross_correlation(
-            z1, z2, lambd=0.01, form="barlow", algorithm=algorithm, with_gradients=True, steps=triton_steps
-        )
+        options = Options(algorithm=algorithm, precision="float32")
+        result = cross_correlation(z1, z2, options, with_gradients=True, columns=columns_triton)
         assert not result.loss.isfinite()

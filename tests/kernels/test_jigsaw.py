@@ -148,6 +148,18 @@ def test_no_graph_break_under_compile(device):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), images)[0])
 
 
+def test_forward_mode_and_torch_func(device):
+    images, permutation = make_case(2, 3, 12, 12, 4, device)
+    tangents = images.roll(1)
+
+    def shuffle(x):
+        return jigsaw(x, permutation, 4)
+
+    assert torch.equal(torch.func.jvp(shuffle, (images,), (tangents,))[1], shuffle(tangents))
+    backward = torch.func.grad(lambda x: (shuffle(x) * tangents).sum())(images)
+    assert torch.equal(backward, jigsaw(tangents, permutation.argsort(dim=1), 4))
+
+
 ORDER = torch.arange(4).expand(2, 4)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import math
 import weakref
 from functools import partial
@@ -11,9 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastfgssl.kernels.cross_correlation.reference import standardise
-from fastfgssl.loss import cross_correlation_loss, cross_correlation_terms, effective_rank
+from fastfgssl.kernels.cross_correlation import ALONE, Options, standardise
+from fastfgssl.loss import CrossCorrelationLoss, cross_correlation_loss, cross_correlation_terms, effective_rank
 from helpers.embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
+
+OPERATOR = vars(Options(precision="float32")) | vars(ALONE) | {"check_ranks": False}
 
 
 def by_definition(z1, z2, lambd, form) -> torch.Tensor:
@@ -71,6 +75,33 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
+def test_forward_mode_and_torch_func_give_the_gradient_and_refuse_a_second_derivative():
+    z1, z2 = (z.detach() for z in embeddings(6, 5, torch.float64))
+    t1, t2 = torch.ones_like(z1).cumsum(0).sin(), torch.ones_like(z2).cumsum(1).cos()
+    g1, g2 = loss_and_gradients(z1.clone().requires_grad_(), z2.clone().requires_grad_())[1:]
+    slope = (g1 * t1).sum() + (g2 * t2).sum()
+    torch.testing.assert_close(torch.func.jvp(cross_correlation_loss, (z1, z2), (t1, t2))[1], slope)
+    with torch.autograd.forward_ad.dual_level():
+        dual = cross_correlation_loss(torch.autograd.forward_ad.make_dual(z1, t1), z2)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, (g1 * t1).sum())
+    for derivative in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(derivative(cross_correlation_loss, argnums=1)(z1, z2), g2)
+    pairs = torch.stack([z1, z2]), torch.stack([z2, z1])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(cross_correlation_loss))(*pairs)[0], g1)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.func.hessian(cross_correlation_loss)(z1, z2)
+
+
+def test_the_module_is_the_function_and_its_example_runs():
+    z1, z2 = embeddings(6, 5)
+    options = {"lambd": 0.3, "form": "official", "algorithm": "gram"}
+    module = CrossCorrelationLoss(**options)
+    assert module(z1, z2) == cross_correlation_loss(z1, z2, **options)
+    assert not list(module.parameters())
+    assert "lambd=0.3, form='official'" in repr(module)
+    assert doctest.testmod(importlib.import_module("fastfgssl.loss.cross_correlation")) == (0, 8)
+
+
 def test_embeddings_may_change_after_the_loss():
     z1, z2 = embeddings(6, 5)
     expected = loss_and_gradients(z1, z2)
@@ -85,9 +116,7 @@ def test_embeddings_may_change_after_the_loss():
 
 def test_without_gradients_none_are_made():
     z1, z2 = (z.detach() for z in embeddings(6, 5))
-    *_, gradient_1, gradient_2 = torch.ops.fastfgssl.cross_correlation_loss(
-        z1, z2, 0.0051, "barlow", "auto", "float32", False, "", False
-    )
+    *_, gradient_1, gradient_2 = torch.ops.fastfgssl.cross_correlation_loss(z1, z2, **OPERATOR, with_gradients=False)
     assert gradient_1.numel() == gradient_2.numel() == 0
 
 
@@ -135,7 +164,7 @@ def test_terms_and_effective_rank():
     z1[:, 3], z2[:, 3], z2[:, 5] = 1, 2, 3
     corr = standardise(z1).T @ standardise(z2) / 300
     for algorithm in ALGORITHMS:
-        terms = cross_correlation_terms(z1, z2, algorithm=algorithm)
+        terms = cross_correlation_terms(z1, z2, Options(algorithm=algorithm))
         torch.testing.assert_close(terms.on_diagonal, (1 - corr.diagonal()).square().sum())
         torch.testing.assert_close(terms.off_diagonal, (corr - corr.diagonal().diag()).square().sum())
         torch.testing.assert_close(terms.loss, terms.on_diagonal + 0.0051 * terms.off_diagonal)
@@ -143,7 +172,7 @@ def test_terms_and_effective_rank():
         assert terms.is_finite
         broken = z1.clone()
         broken[7, 7] = math.inf
-        assert not cross_correlation_terms(broken, z2, algorithm=algorithm).is_finite
+        assert not cross_correlation_terms(broken, z2, Options(algorithm=algorithm)).is_finite
     z = torch.linalg.qr(torch.randn(64, 17) - 0.5).Q
     for rows in (z[:, :9], (z - z.mean(0)).T):
         singular = torch.linalg.svdvals(standardise(rows))
@@ -165,7 +194,7 @@ def test_registration_and_no_graph_break():
     operator = torch.ops.fastfgssl.cross_correlation_loss.default
     for with_gradients in (True, False):
         inputs = [z.detach() for z in (z1, z2)]
-        torch.library.opcheck(operator, (*inputs, 0.0051, "barlow", "auto", "float32", with_gradients, "", False))
+        torch.library.opcheck(operator, inputs, OPERATOR | {"with_gradients": with_gradients})
     compiled = torch.compile(lambda a, b: 3 * cross_correlation_loss(a.tanh(), b), backend="aot_eager", fullgraph=True)
     loss, expected = compiled(z1, z2), 3 * cross_correlation_loss(z1.tanh(), z2)
     torch.testing.assert_close(loss, expected)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastfgssl.kernels.cross_correlation import cross_correlation, torch_steps
+from fastfgssl.kernels.cross_correlation import Options, columns
+from fastfgssl.kernels.cross_correlation.algorithm import cross_correlation
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.loss import cross_correlation_loss
 from helpers.embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
@@ -84,7 +85,7 @@ def test_error_of_the_largest_shape():
 )
 def test_error_of_bfloat16_products_is_at_most_twice_that_of_the_plain_loss(form, algorithm, N, D):
     z1, z2 = embeddings(N, D)
-    got = compute(z1, z2, form=form, algorithm=algorithm, precision=torch.bfloat16)
+    got = compute(z1, z2, form=form, algorithm=algorithm, precision="bfloat16")
     before = before_the_standardisation(z1, z2, form)
     plain, truth = plain_direct(z1, z2, form, rounded=True), in_float64(z1, z2, form)
     require_as_exact_as_plain(got, plain, truth, before, times=ROUNDED_GRAM_TIMES if algorithm == "gram" else 2)
@@ -96,7 +97,7 @@ def test_error_of_bfloat16_products_is_at_most_twice_that_of_the_plain_loss(form
 @pytest.mark.parametrize("case", ["dead features", "nearly collinear", "1e-4", "1e4"])
 def test_error_of_hard_embeddings(case, rounded, algorithm, form):
     z1, z2 = hard_embeddings(case)
-    precision = torch.bfloat16 if rounded else torch.float32
+    precision = "bfloat16" if rounded else "float32"
     got = compute(z1, z2, form=form, algorithm=algorithm, precision=precision)
     before = before_the_standardisation(z1, z2, form)
     require_as_exact_as_plain(got, plain_direct(z1, z2, form, rounded), in_float64(z1, z2, form), before)
@@ -133,11 +134,11 @@ def rounding_interpreter(monkeypatch):
     ],
 )
 def test_error_of_tritons_steps(rounding_interpreter, algorithm, N, D, dtype, rounded, form):
-    from fastfgssl.kernels.cross_correlation import triton_steps
+    from fastfgssl.kernels.cross_correlation import columns_triton
 
     z1, z2 = embeddings(N, D, dtype)
-    precision = torch.bfloat16 if rounded else torch.float32
-    got = compute(z1, z2, form=form, algorithm=algorithm, precision=precision, steps=triton_steps)
+    precision = "bfloat16" if rounded else "float32"
+    got = compute(z1, z2, form=form, algorithm=algorithm, precision=precision, columns=columns_triton)
     plain, truth = plain_direct(z1, z2, form, rounded), in_float64(z1, z2, form)
     before = before_the_standardisation(z1, z2, form)
     require_as_exact_as_plain(got, plain, truth, before)
@@ -146,15 +147,15 @@ def test_error_of_tritons_steps(rounding_interpreter, algorithm, N, D, dtype, ro
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's kernels run on the GPU here (gpu/test_core.py)")
 @pytest.mark.parametrize("case", ["dead features", "nearly collinear", "1e-4", "1e4"])
 def test_error_of_tritons_steps_on_hard_embeddings(case):
-    from fastfgssl.kernels.cross_correlation import triton_steps
+    from fastfgssl.kernels.cross_correlation import columns_triton
 
     z1, z2 = hard_embeddings(case)
-    got = compute(z1, z2, algorithm="gram", steps=triton_steps)
+    got = compute(z1, z2, algorithm="gram", columns=columns_triton)
     plain, truth = plain_direct(z1, z2, "barlow"), in_float64(z1, z2, "barlow")
     require_as_exact_as_plain(got, plain, truth, before_the_standardisation(z1, z2, "barlow"))
-    with_torch = cross_correlation(z1.detach(), z2.detach(), lambd=0.0051, form="barlow", with_gradients=False)
+    with_torch = cross_correlation(z1.detach(), z2.detach(), Options(precision="float32"), with_gradients=False)
     with_triton = cross_correlation(
-        z1.detach(), z2.detach(), lambd=0.0051, form="barlow", with_gradients=False, steps=triton_steps
+        z1.detach(), z2.detach(), Options(precision="float32"), with_gradients=False, columns=columns_triton
     )
     dead = {"dead features": 3, "1e-4": 150}.get(case, 0)
     assert with_triton.terms[2] == with_torch.terms[2] == dead
@@ -195,12 +196,12 @@ def test_the_checker_rejects_wrong_losses(wrong):
 def test_the_checker_rejects_grams_that_are_rounded_without_their_shift(monkeypatch):
     def unshifted(k1, k2, shifts, first, dtype):
         shifts.zero_()
-        return torch_steps_shift(k1, k2, shifts, first, dtype)
+        return with_shift(k1, k2, shifts, first, dtype)
 
-    torch_steps_shift = torch_steps.inner_product_and_shift
-    monkeypatch.setattr(torch_steps, "inner_product_and_shift", unshifted)
+    with_shift = columns.inner_product_and_shift
+    monkeypatch.setattr(columns, "inner_product_and_shift", unshifted)
     z1, z2 = embeddings(256, 4096)
-    got = compute(z1, z2, form="official", algorithm="gram", precision=torch.bfloat16)
+    got = compute(z1, z2, form="official", algorithm="gram", precision="bfloat16")
     with pytest.raises(AssertionError, match="gradient 1"):
         require_as_exact_as_plain(
             got, plain_direct(z1, z2, "official", True), in_float64(z1, z2, "official"), times=ROUNDED_GRAM_TIMES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from fastfgssl.kernels.cross_correlation import cross_correlation, torch_steps
+from fastfgssl.kernels.cross_correlation import Options, Ranks, columns, ranks
+from fastfgssl.kernels.cross_correlation.algorithm import cross_correlation
 from fastfgssl.loss import bytes_to_send, cross_correlation_loss, cross_correlation_terms, effective_rank
 from fastfgssl.runtime.distributed import data_parallel
 from helpers.embeddings import ALGORITHMS, FORMS, embeddings
@@ -48,12 +48,12 @@ def gradients_on_rank(world, x1, x2):
 def test_gradients_of_ranks_are_those_of_one_process_on_the_whole_batch(world_size, num_rows):
     generator = torch.Generator().manual_seed(1)
     x1, x2 = (torch.randn(num_rows, 5, generator=generator, dtype=torch.float64) for _ in range(2))
-    ranks = run_on_ranks(gradients_on_rank, world_size, x1, x2)
+    by_rank = run_on_ranks(gradients_on_rank, world_size, x1, x2)
     for index, (_, form) in enumerate(WAYS):
         alone = SmallStep(None, "direct", form)
         loss = alone(x1, x2)
         loss.backward()
-        for rank in ranks:
+        for rank in by_rank:
             value, gradients = rank[index]
             assert value == pytest.approx(loss.item(), rel=1e-12)
             for got, parameter in zip(gradients, alone.parameters(), strict=True):
@@ -63,22 +63,26 @@ def test_gradients_of_ranks_are_those_of_one_process_on_the_whole_batch(world_si
 def terms_on_rank(world, z1, z2):
     """Terms, the bytes that collectives were handed, and gradients of this rank's rows, each way."""
     sent = []
-    for name in ("all_gather_into_tensor", "all_reduce"):
-        collective = getattr(dist, name)
 
-        def counted(*args, collective=collective, is_gather=name != "all_reduce", **kwargs):
-            sent.append(args[is_gather].nbytes)
-            return collective(*args, **kwargs)
+    class Counted:
+        """torch's functional collectives, whose first argument is what is sent."""
 
-        setattr(dist, name, counted)
+        def __getattr__(self, name):
+            def collective(*args):
+                sent.append(0 if name == "wait_tensor" else args[0].nbytes)
+                return getattr(torch.ops._c10d_functional, name)(*args)
+
+            return collective
+
+    ranks._collectives = Counted()
     rows = slice(world.rank * len(z1) // world.size, (world.rank + 1) * len(z1) // world.size)
     found = {"effective rank": effective_rank(z1[rows], world.group).item()}
     for dtype, precision, _ in PRECISIONS:
         own = [z[rows].to(dtype).requires_grad_() for z in (z1, z2)]
         for algorithm in ALGORITHMS:
             sent.clear()
-            options = {"algorithm": algorithm, "precision": precision, "group": world.group, "check_ranks": False}
-            terms = cross_correlation_terms(*own, **options)
+            options = Options(algorithm=algorithm, precision=precision)
+            terms = cross_correlation_terms(*own, options, group=world.group, check_ranks=False)
             gradients = [gradient / world.size for gradient in torch.autograd.grad(terms.loss, own)]
             found[dtype, algorithm] = (*(term.item() for term in terms), sum(sent), *gradients)
     return found
@@ -94,13 +98,13 @@ PRECISIONS = [
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_rank_knows_the_terms_of_the_whole_batch_and_sends_what_the_formula_says(world_size):
     z1, z2 = (z.detach().bfloat16().float() for z in embeddings(40, 96))
-    ranks = run_on_ranks(terms_on_rank, world_size, z1, z2)
+    by_rank = run_on_ranks(terms_on_rank, world_size, z1, z2)
     for dtype, precision, tolerance in PRECISIONS:
         whole = [z.to(dtype).requires_grad_() for z in (z1, z2)]
         for algorithm in ALGORITHMS:
-            terms = cross_correlation_terms(*whole, algorithm=algorithm, precision=precision)
+            terms = cross_correlation_terms(*whole, Options(algorithm=algorithm, precision=precision))
             alone = torch.autograd.grad(terms.loss, whole)
-            results = [rank[dtype, algorithm] for rank in ranks]
+            results = [rank[dtype, algorithm] for rank in by_rank]
             for *values, sent, _, _ in results:
                 assert values == pytest.approx([term.item() for term in terms], rel=tolerance["rtol"])
                 assert sent == bytes_to_send(40, 96, world_size, element_size=dtype.itemsize)
@@ -108,50 +112,49 @@ def test_every_rank_knows_the_terms_of_the_whole_batch_and_sends_what_the_formul
             for side, expected in enumerate(alone):
                 together = torch.cat([result[5 + side] for result in results])
                 torch.testing.assert_close(together, expected, **tolerance)
-    for rank in ranks:
+    for rank in by_rank:
         assert rank["effective rank"] == pytest.approx(effective_rank(z1).item(), rel=1e-4)
 
 
-class OneOfTwo:
+class OneOfTwo(Ranks):
     """A rank that notes the order of what it is asked for; the other rank's rows are its own again."""
 
-    rank, size = 0, 2
-
-    def __init__(self, events: list[str]) -> None:
-        self.events = events
-
     def gather(self, rows):
-        number = sum(event.startswith("begin") for event in self.events)
-        self.events.append(f"begin {number}")
+        number = sum(event.startswith("begin") for event in events)
+        events.append(f"begin {number}")
 
         def wait():
-            self.events.append(f"wait {number}")
+            events.append(f"wait {number}")
             return torch.cat([rows, rows])
 
         return wait
 
     def add_up(self, values):
-        self.events.append("add up")
+        events.append("add up")
+
+
+events: list[str] = []
 
 
 def test_both_views_are_on_their_way_before_either_is_waited_for(monkeypatch):
-    events, standardise = [], torch_steps.standardise
+    standardise = columns.standardise
+    events.clear()
 
     def noted(*arguments, **weights):
         events.append("standardise")
         return standardise(*arguments, **weights)
 
-    monkeypatch.setattr(torch_steps, "standardise", noted)
+    monkeypatch.setattr(columns, "standardise", noted)
     z1, z2 = (z.detach() for z in embeddings(6, 20))
-    cross_correlation(z1, z2, lambd=0.01, form="barlow", with_gradients=True, ranks=OneOfTwo(events))
+    cross_correlation(z1, z2, Options(precision="float32"), with_gradients=True, ranks=OneOfTwo("pair", 0, 2))
     assert events == ["begin 0", "begin 1", "wait 0", "wait 1", "standardise", "add up"]
 
 
 ERRORS = {
-    "rows": "[6, 4, 'torch.float32', 'torch.float32', True, 0.0051, 'barlow', 'auto', 'auto'] on rank 0, [5, 4, ",
-    "lambd": "0.1, 'barlow', 'auto', 'auto'] on rank 1",
-    "algorithm": "'gram', 'auto'] on rank 1",
-    "gradients": "False, 0.0051, 'barlow', 'auto', 'auto'] on rank 1",
+    "rows": "[6, 4, 'torch.float32', 'torch.float32', True, 0.0051, 'barlow', 'auto', 'float32'] on rank 0, [5, 4, ",
+    "lambd": "0.1, 'barlow', 'auto', 'float32'] on rank 1",
+    "algorithm": "'gram', 'float32'] on rank 1",
+    "gradients": "False, 0.0051, 'barlow', 'auto', 'float32'] on rank 1",
     "text": "lambd = '0.1': must be a number greater than 0",
     "dtype": "z1: must be of a float dtype, got torch.int32",
     "shape": "z1, z2: must both be [N, D], got [6, 4] and [6, 3]",
@@ -194,6 +197,26 @@ def test_what_does_not_fit_on_one_rank_is_an_error_on_all():
                 assert message in told[case]
                 own = case in ("text", "dtype", "shape")
                 assert ("(on rank 1)" in told[case]) == (own and rank != 1)
+
+
+def looks_on_rank(world):
+    """How often a rank whose host would wait for it looks at what others bring, and what it is told in the end."""
+    ranks.HOST_WAITS_FOR = ()
+    looks, compare = [], ranks._compare
+    ranks._compare = lambda *arguments: looks.append(compare(*arguments))
+    z = torch.randn(6, 4)
+    for rows in (6, 6, 5, 6, 5):
+        cross_correlation_loss(z[:rows], z[:rows], group=world.group)
+    try:
+        cross_correlation_loss(z[: 3 + world.rank], z[: 3 + world.rank], group=world.group)
+    except ValueError as error:
+        return len(looks), str(error)
+
+
+def test_a_host_that_would_wait_for_it_looks_once_at_each_thing():
+    for looks, told in run_on_ranks(looks_on_rank, 2):
+        assert looks == 2
+        assert "ranks differ: [3, 4, " in told
 
 
 def step_on_compiled_rank(world, z1, z2):

@@ -1,4 +1,4 @@
-"""The steps over columns of the cross-correlation loss on a GPU: what `torch_steps.py` does, by Triton's kernels.
+"""The steps over columns of the cross-correlation loss on a GPU: what `columns.py` does, by Triton's kernels.
 
 N rows of the whole batch, n rows of this rank, D features.
 """
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 import triton
 
+from fastfgssl.kernels.cross_correlation import columns_triton_kernel as kernels
 from fastfgssl.kernels.cross_correlation import products_triton_kernel as product_kernels
-from fastfgssl.kernels.cross_correlation import triton_kernel as kernels
 from fastfgssl.kernels.cross_correlation.reference import STANDARDISE_EPS
 
 AUTOTUNE = False

@@ -1,7 +1,7 @@
 """The steps over columns of the cross-correlation loss in plain PyTorch: any device, float32 or float64.
 
-`triton_steps.py` has the same functions for GPUs; `op.py` calls one of the two. N rows of the whole batch, n rows of
-this rank, D features.
+`columns_triton.py` has the same functions for GPUs; `algorithm.py` calls one of the two. N rows of the whole batch, n
+rows of this rank, D features.
 
 What PyTorch does slowly on a CPU is avoided: `var_mean` and `vector_norm` along rows take 15 to 30 times as long as
 `mean` and `vecdot`.

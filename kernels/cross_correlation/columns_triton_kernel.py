@@ -1,4 +1,4 @@
-"""The kernels over columns of the cross-correlation loss, in Triton; `triton_steps.py` launches them.
+"""The kernels over columns of the cross-correlation loss, in Triton; `columns_triton.py` launches them.
 
 N rows of the whole batch, n rows of this rank, D features, eps that of the standardisation. A program takes a block of
 columns and a chunk of their rows, a tile of [ROWS, COLUMNS] at a time, of both views at once. There are no atomics: a

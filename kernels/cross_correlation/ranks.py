@@ -1,0 +1,90 @@
+"""What the loss exchanges between ranks: rows, sums, and whether all of them bring the same.
+
+By torch's functional collectives, which know a process group by its name: operators of torch.library take no objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+_collectives = torch.ops._c10d_functional
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the rows of a batch are: as many on each rank of a process group."""
+
+    group: str = ""
+    """The name of the group; empty for a process on its own."""
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begins to gather all ranks' rows [n, ...]; the call that it returns waits for them: [size * n, ...].
+
+        As many rows on each rank, in the order of ranks. Autograd does not see it.
+        """
+        if not self.group:
+            return lambda: rows
+        # bytes, since not every backend knows every float
+        sent = rows.detach().contiguous().view(torch.uint8)
+        received = _collectives.all_gather_into_tensor(sent, self.size, self.group)
+        return lambda: _collectives.wait_tensor(received).view(rows.dtype)
+
+    def add_up(self, values: torch.Tensor) -> None:
+        """Replaces `values` by their sum over ranks."""
+        if self.group:
+            _collectives.wait_tensor(_collectives.all_reduce_(values, "sum", self.group))
+
+
+ALONE = Ranks()
+
+RECORD_BYTES = 256
+"""What each rank tells the others before a loss."""
+HOST_WAITS_FOR = ("cpu",)
+"""Devices whose collectives the host waits for anyway: to look at what was told costs nothing there."""
+_ERROR = "error: "
+_agreed: set[tuple[str, str]] = set()
+"""Groups and what was compared in them and found the same."""
+
+
+def require_same(ranks: Ranks, brings: str, what: str, device: torch.device) -> None:
+    """Raises ValueError if ranks bring different things to a loss; `what` says what `brings` consists of.
+
+    All ranks tell each other at every call, and so stay in step, but on a GPU, where the host would wait for it, a rank
+    looks at what it was told only the first time that it brings this, or if FASTFGSSL_DEBUG=1. Of ranks that differ at
+    least the one with something new then raises; the others end when that one is gone.
+    """
+    if not ranks.group:
+        return
+    told = ranks.gather(_record(brings, device))()
+    is_free = device.type in HOST_WAITS_FOR or os.environ.get("FASTFGSSL_DEBUG") == "1"
+    if is_free or (ranks.group, brings) not in _agreed:
+        _compare(told, ranks, what)
+        _agreed.add((ranks.group, brings))
+
+
+def tell_error(ranks: Ranks, error: ValueError, device: torch.device) -> None:
+    """Tells the others, in place of `require_same`, that this rank cannot take part."""
+    ranks.gather(_record(f"{_ERROR}{error}", device))()
+
+
+def _compare(told: torch.Tensor, ranks: Ranks, what: str) -> None:
+    texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in told.view(ranks.size, -1).tolist()]
+    for rank, text in enumerate(texts):
+        if text.startswith(_ERROR):
+            raise ValueError(f"{text.removeprefix(_ERROR)} (on rank {rank})")
+    if len(set(texts)) > 1:
+        by_rank = ", ".join(f"{text} on rank {rank}" for rank, text in enumerate(texts))
+        raise ValueError(f"{what}: ranks differ: {by_rank}")
+
+
+@lru_cache(1024)
+def _record(text: str, device: torch.device) -> torch.Tensor:
+    """Kept, since the host waits for the copy to a GPU."""
+    return torch.tensor(list(text.encode()[:RECORD_BYTES].ljust(RECORD_BYTES, b"\0")), dtype=torch.uint8, device=device)
