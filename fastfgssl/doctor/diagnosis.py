@@ -18,12 +18,12 @@ from fastfgssl.config.schema import Config
 from fastfgssl.data.stream import rank_slots
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
-from fastfgssl.doctor.memory import available_memory
 from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, in_turns, rate_of
 from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
-from fastfgssl.runtime.memory import OutOfMemory, memory_errors
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.memory import OutOfMemory, available_memory, memory_errors
 from fastfgssl.training.step import TrainingStep
 
 Say = Callable[[str], None]
@@ -255,6 +255,14 @@ def untrained_step(config: Config, world: World) -> TrainingStep:
     return TrainingStep(build_objective(config, world, fresh=False), config, world)
 
 
-def planned_world(world: World, ranks: int) -> World:
-    """`world`, one process, as the first of `ranks` on this machine: it takes its part of batch and cores."""
-    return replace(world, size=ranks, local_size=ranks)
+def planned_world(alone: World, ranks: int | None, config: Config) -> World:
+    """`alone`, one process, as the first of `ranks` on this machine: it takes its part of batch and cores.
+
+    ranks: None for one a GPU, or one. Raises `UserError` for a number that the batch cannot be split into.
+    """
+    if ranks is None:
+        ranks = torch.cuda.device_count() if alone.device.type == "cuda" else 1
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: must be at least 1")
+    config.train.check_world_size(ranks)
+    return replace(alone, size=ranks, local_size=ranks)
