@@ -1,6 +1,6 @@
 """The whole way on generated images: archive, pretraining, scores before and after. No GPU, no download.
 
-  fastfgssl demo --out demo
+fastfgssl demo --out demo
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Says what holds training back on this machine, and what would help; or plans a run on many GPUs.
 
-  fastfgssl doctor --config paper data.path=ARCHIVE output=runs/first
-  fastfgssl doctor --plan gpus=64 images=50e6 epochs=100 --config paper data.path=ARCHIVE
+fastfgssl doctor --config paper data.path=ARCHIVE output=runs/first
+fastfgssl doctor --plan gpus=64 images=50e6 epochs=100 --config paper data.path=ARCHIVE
 
 Each part of the trainer is timed with the configuration and archive that are given; settings are suggested only where
 they were tried and were faster by more than the noise, as overrides to paste. Without --config, a plan is made for the

@@ -1,7 +1,7 @@
 """Scores what a pretrained network has learned, from frozen features.
 
-  fastfgssl evaluate --checkpoint runs/first/checkpoints/step_000001000.pt --data ARCHIVE --protocol matching
-  fastfgssl evaluate --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
+fastfgssl evaluate --checkpoint runs/first/checkpoints/step_000001000.pt --data ARCHIVE --protocol matching
+fastfgssl evaluate --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
 
 matching needs no labels: among all scoring images, how often is the anchor nearest to a puzzle view that of the same
 image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the fitting part.

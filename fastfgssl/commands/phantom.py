@@ -1,6 +1,6 @@
 """Makes dermoscopy-like images to try everything on, in classes that differ in fine texture alone.
 
-  fastfgssl phantom images --images 1000
+fastfgssl phantom images --images 1000
 """
 
 from __future__ import annotations

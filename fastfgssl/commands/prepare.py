@@ -1,7 +1,7 @@
 """Makes an archive for training from folders of images, or checks one.
 
-  fastfgssl prepare photographs more/photo.png --out archive --labels labels.csv --short-side 512
-  fastfgssl prepare --verify archive
+fastfgssl prepare photographs more/photo.png --out archive --labels labels.csv --short-side 512
+fastfgssl prepare --verify archive
 
 Every image is decoded completely, by Pillow and by the decoder that training uses. What is not usable is listed with
 the reason in the archive's quarantine.csv. The archive appears at --out when it is complete, and not before.

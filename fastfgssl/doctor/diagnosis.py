@@ -167,10 +167,10 @@ def _try_step_settings(diagnosis: Diagnosis, say: Say, is_timed: bool) -> None:
             _try_compiling(diagnosis)
     if is_timed:
         with _tried(f"trying twice the batch, {2 * rows} images a rank", diagnosis, say):
-            sizes = {"now": rows, "twice": 2 * rows}
+            sizes = {"before": rows, "after": 2 * rows}
             rates = in_turns({key: lambda of=of: bench.step_block(found.step, of) for key, of in sizes.items()})
             change = {"train.batch_size": 2 * config.train.batch_size}
-            diagnosis.optional.append(Trial(change, "step", rates["now"], rates["twice"]))
+            diagnosis.optional.append(Trial(change, "step", **rates))
     if bench.world.device.type == "cpu" and config.train.precision != "float32":
         with _tried("trying train.precision=float32", diagnosis, say):
             exact = untrained_step(replace(config, train=replace(config.train, precision="float32")), bench.world)
@@ -193,9 +193,9 @@ def _try_compiling(diagnosis: Diagnosis) -> None:
         said = str(error).partition("\n")[0] or type(error).__name__
         diagnosis.notes.append(f"train.compile=true does not work here: {said}")
         return
-    steps = {"now": found.step, "compiled": compiled}
+    steps = {"before": found.step, "after": compiled}
     rates = in_turns({key: lambda of=of: bench.step_block(of, rows) for key, of in steps.items()})
-    trial = Trial({"train.compile": True}, "step", rates["now"], rates["compiled"])
+    trial = Trial({"train.compile": True}, "step", **rates)
     diagnosis.tried.append(trial)
     diagnosis.chosen += [trial] * trial.helps
 
@@ -246,7 +246,7 @@ def _try_short_side(bench: Bench) -> ShortSide | None:
         }
     )
     ratio = sum(map(len, smaller)) / sum(map(len, larger))
-    return ShortSide(wanted, now, rates["before"], rates["after"], ratio)
+    return ShortSide(wanted, now, **rates, bytes_ratio=ratio)
 
 
 def untrained_step(config: Config, world: World) -> TrainingStep:

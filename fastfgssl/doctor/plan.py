@@ -64,7 +64,8 @@ class Plan:
 
     request: Request
     device: Device
-    device_images_per_second: float
+    of_one_gpu: float
+    """Images/s."""
     global_batch: int
     steps: float
     compute: float
@@ -79,8 +80,8 @@ class Plan:
     """Compute over the whole step, if nothing overlaps."""
     most_efficiency: float
     """The same, if all overlaps."""
-    images_per_second: float
-    """Of all GPUs, at the least efficiency."""
+    of_all_gpus: float
+    """Images/s, at the least efficiency."""
     hours: float
     storage: float
     """Bytes a second that are read."""
@@ -88,10 +89,7 @@ class Plan:
 
 def make_plan(request: Request, device: Device) -> Plan:
     gpus, images = request.gpus, request.images * request.epochs
-    if device.shares_cores:
-        rate = 1 / (1 / device.step + 1 / device.graph)
-    else:
-        rate = min(device.step, device.graph)
+    rate = 1 / (1 / device.step + 1 / device.graph) if device.shares_cores else min(device.step, device.graph)
     compute = device.batch / rate
     gradients, embeddings = (part.sent(gpus) for part in device.exchange)
     exchange = (gradients + embeddings) / request.link
@@ -100,7 +98,7 @@ def make_plan(request: Request, device: Device) -> Plan:
     return Plan(
         request=request,
         device=device,
-        device_images_per_second=rate,
+        of_one_gpu=rate,
         global_batch=gpus * device.batch,
         steps=images / (gpus * device.batch),
         compute=compute,
@@ -109,7 +107,7 @@ def make_plan(request: Request, device: Device) -> Plan:
         exchange=exchange,
         least_efficiency=efficiency,
         most_efficiency=compute / max(compute, exchange),
-        images_per_second=speed,
+        of_all_gpus=speed,
         hours=images / speed / 3600,
         storage=speed * device.bytes_per_image,
     )

@@ -97,9 +97,9 @@ def advice_lines(diagnosis: Diagnosis) -> list[str]:
     lines += [f"tried: {describe(trial)}" for trial in diagnosis.tried]
     if (short := diagnosis.short_side) is not None and short.helps(measured):
         lines.append(
-            f"smaller shards: the images have a short side of {short.now} px; prepared with"
-            f" fastfgssl prepare --short-side {short.pixels} the input path makes {short.ratio:.2g} x the images/s (measured), the whole"
-            f" trainer about {1 + short.gain(measured):.3g} x, from {short.bytes_ratio:.0%} of the bytes"
+            f"smaller shards: the images have a short side of {short.now} px; from fastfgssl prepare --short-side"
+            f" {short.pixels} the input path makes {short.ratio:.2g} x the images/s (measured), the whole trainer about"
+            f" {1 + short.gain(measured):.3g} x, from {short.bytes_ratio:.0%} of the bytes"
         )
     lines += [
         f"yours to decide, since it alters what is learned: {describe(trial)}"
@@ -128,36 +128,35 @@ class Line(NamedTuple):
 
 def plan_lines(plan: Plan) -> list[Line]:
     request, device, (gradients, losses) = plan.request, plan.device, plan.device.exchange
-    gpus, rate, batch = request.gpus, figures(plan.device_images_per_second), device.batch
-    if device.shares_cores:
-        how = "1 / (1 / step + 1 / input): they share the cores"
-    else:
-        how = "min(step, input): they overlap"
+    gpus, batch, whole = request.gpus, device.batch, plan.global_batch
+    one, all_gpus, compute, sent = plan.of_one_gpu, plan.of_all_gpus, plan.compute, plan.gradients + plan.embeddings
     measured = f"step {figures(device.step)}, input {figures(device.graph)} (decoding {figures(device.decode)})"
-    length = f"images x epochs / global batch = {request.images:,.0f} x {request.epochs:g} / {plan.global_batch:,}"
+    how = (
+        "1 / (1 / step + 1 / input): they share the cores" if device.shares_cores else "min(step, input): they overlap"
+    )
+    length = f"images x epochs / global batch = {request.images:,.0f} x {request.epochs:g} / {whole:,}"
     summed = f"2 (W - 1) / W x {_bytes(gradients.summed)} of {device.updates} updates, W = {gpus} GPUs"
     gathered = f"(W - 1) x {_bytes(losses.gathered)}, gathered, + 2 (W - 1) / W x {_bytes(losses.summed)} of sums"
+    link = f"sent / link of {request.link:g} bytes/s (set link=...)"
     read = f"images/s of all GPUs x {_bytes(device.bytes_per_image)} an image; {_bytes(plan.storage / gpus)}/s a GPU"
-    sent, least, most = plan.gradients + plan.embeddings, plan.least_efficiency, plan.most_efficiency
-    speed, hours = plan.images_per_second, plan.hours
+    apart, overlapped = (
+        "compute / (compute + exchange): nothing overlaps",
+        "compute / max(compute, exchange): all overlaps",
+    )
+    least, most = plan.least_efficiency, plan.most_efficiency
     return [
-        Line("images/s of a GPU", rate, f"{how}; {measured}", plan.device_images_per_second),
-        Line("global batch", f"{plan.global_batch:,}", f"gpus x {batch} images of a GPU, as measured", plan.global_batch),
+        Line("images/s of a GPU", figures(one), f"{how}; {measured}", one),
+        Line("global batch", f"{whole:,}", f"gpus x {batch} images of a GPU, as measured", whole),
         Line("steps", f"{plan.steps:,.0f}", length, plan.steps),
-        Line("compute of a step", _seconds(plan.compute), f"images of a GPU / images/s = {batch} / {rate}", plan.compute),
+        Line("compute of a step", _seconds(compute), f"{batch} images of a GPU / {figures(one)} images/s", compute),
         Line("gradients of a step", _bytes(plan.gradients), summed, plan.gradients),
         Line("embeddings of a step", _bytes(plan.embeddings), gathered, plan.embeddings),
         Line("sent by each GPU a step", _bytes(sent), "gradients + embeddings", sent),
-        Line(
-            "exchange of a step",
-            _seconds(plan.exchange),
-            f"sent / link of {request.link:g} bytes/s (set link=...)",
-            plan.exchange,
-        ),
-        Line("scaling efficiency, at least", f"{least:.1%}", "compute / (compute + exchange): nothing overlaps", least),
-        Line("scaling efficiency, at most", f"{most:.1%}", "compute / max(compute, exchange): all overlaps", most),
-        Line("images/s of all GPUs", figures(speed), "gpus x images/s of a GPU x efficiency (the lower)", speed),
-        Line("time", f"{figures(hours)} h", "images x epochs / images/s of all GPUs / 3600", hours),
+        Line("exchange of a step", _seconds(plan.exchange), link, plan.exchange),
+        Line("scaling efficiency, at least", f"{least:.1%}", apart, least),
+        Line("scaling efficiency, at most", f"{most:.1%}", overlapped, most),
+        Line("images/s of all GPUs", figures(all_gpus), "gpus x images/s of a GPU x efficiency (the lower)", all_gpus),
+        Line("time", f"{figures(plan.hours)} h", "images x epochs / images/s of all GPUs / 3600", plan.hours),
         Line("storage bandwidth", f"{_bytes(plan.storage)}/s", read, plan.storage),
     ]
 

@@ -18,6 +18,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
@@ -96,7 +97,7 @@ class _Outlet:
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115
+        self._stream = stream if stream is not None else Path(os.devnull).open("w")  # noqa: SIM115
         if hasattr(self._stream, "reconfigure"):
             self._stream.reconfigure(errors="backslashreplace")
 

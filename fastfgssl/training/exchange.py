@@ -1,4 +1,4 @@
-"""What ranks exchange in a training step, in bytes: the doctor plans with it, the benchmark holds it against a count."""
+"""What ranks exchange in a step, in bytes: the doctor plans with it, the benchmark holds it against a count."""
 
 from __future__ import annotations
 
