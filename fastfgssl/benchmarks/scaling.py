@@ -123,10 +123,13 @@ class _Runs:
         file, told = (Path(f"{config.output}.{ending}") for ending in ("yaml", "log"))
         write_config(config, file)
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        settings = {"OMP_NUM_THREADS": str(threads or cores_per_rank(ranks)), **(environment or {})}
+        # torchrun leaves a folder of its own behind if it is interrupted
+        settings = {"OMP_NUM_THREADS": str(threads or cores_per_rank(ranks)), "TMPDIR": str(self._folder)}
         command = [sys.executable, *launcher, *program, str(file), *arguments]
         with told.open("w") as log:
-            code = run_child(command, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | settings)
+            code = run_child(
+                command, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | settings | (environment or {})
+            )
         if code:
             lines = told.read_text().strip().splitlines() or ["no output"]
             last = next((line for line in lines if line.startswith("error: ")), lines[-1])

@@ -41,14 +41,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `UserError` unless `write_whole` can write `path`: to be asked before the work that fills it.
-
-    Makes its folder.
-    """
+    """Raises `UserError` unless `write_whole` can write `path`: to be asked before the work that fills it."""
     with file_errors("write", path):
         if path.is_dir():
             raise IsADirectoryError(None, "Is a directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not _is_special(path):
             partial = _partial(path.resolve())
             partial.open("wb").close()
