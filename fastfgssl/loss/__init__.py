@@ -4,7 +4,7 @@ from fastfgssl.loss.cross_correlation import (
     CrossCorrelationLoss,
     LossTerms,
     Options,
-    bytes_to_send,
+    bytes_to_exchange,
     cross_correlation_loss,
     cross_correlation_terms,
 )
@@ -14,7 +14,7 @@ __all__ = [
     "CrossCorrelationLoss",
     "LossTerms",
     "Options",
-    "bytes_to_send",
+    "bytes_to_exchange",
     "cross_correlation_loss",
     "cross_correlation_terms",
     "effective_rank",

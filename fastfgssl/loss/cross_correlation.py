@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from fastfgssl.kernels import cross_correlation as kernels
 from fastfgssl.kernels.cross_correlation import ALONE, Options, Ranks
-from fastfgssl.runtime.collectives import place_in
+from fastfgssl.runtime.collectives import Exchange, place_in
 
 
 class LossTerms(NamedTuple):
@@ -137,13 +137,10 @@ class CrossCorrelationLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
 
 
-def bytes_to_send(num_rows: int, dim: int, num_ranks: int, element_size: int = 4, with_gradients: bool = True) -> int:
-    """Bytes that each rank hands to collectives for one loss: its rows of both views, and four sums a column.
+def bytes_to_exchange(num_rows: int, dim: int, element_size: int = 4, with_gradients: bool = True) -> Exchange:
+    """What a rank hands to collectives for one loss: its rows [num_rows, dim] of both views, and four sums a column.
 
-    num_rows: of the whole batch; element_size: bytes of an embedding's number. Sums are float32 or wider. Without what
-    `check_ranks` adds.
+    element_size: bytes of an embedding's number. Sums are float32 or wider. Without what `check_ranks` adds.
     """
-    if num_ranks == 1:
-        return 0
     sums = 1 + (4 * dim if with_gradients else 0)
-    return 2 * (num_rows // num_ranks) * dim * element_size + max(4, element_size) * sums
+    return Exchange(gathered=2 * num_rows * dim * element_size, summed=max(4, element_size) * sums)
