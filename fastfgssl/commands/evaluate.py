@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
 from fastfgssl.runtime.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from fastfgssl.evaluation.protocols import Report
 
 
 def main() -> None:
@@ -45,43 +49,33 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args()
 
-    import torch
-
-    from fastfgssl.archive.manifest import Archive
-    from fastfgssl.evaluation.features import FeatureExtractor
-    from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
-    from fastfgssl.evaluation.protocols import evaluate
-    from fastfgssl.runtime.distributed import start_world
+    from fastfgssl.evaluation.checkpoint import evaluate
 
     if args.json:
         check_writable(args.json)  # before minutes go into scores that could not be kept
-    model, config, step = load_pretrained(args.checkpoint)
-    if args.untrained is not None:
-        model, step = build_untrained(config, args.untrained), 0
-    archive = Archive.open(args.data)
-    with start_world(args.device) as world:
-        model = model.to(world.device, memory_format=torch.channels_last)
-        extractor = FeatureExtractor(model, config, archive, world.device, args.batch_size)
-        report = evaluate(
-            extractor,
-            archive,
-            args.protocol,
-            batch_statistics=args.batch_statistics,
-            scoring=args.split,
-            seed=args.seed,
-        )
+    report = evaluate(
+        args.checkpoint,
+        args.data,
+        args.protocol,
+        split=args.split,
+        untrained=args.untrained,
+        batch_statistics=args.batch_statistics,
+        seed=args.seed,
+        device=args.device,
+        batch_size=args.batch_size,
+    )
     try:
         if args.json:
-            told = {"checkpoint": str(args.checkpoint), "data": str(args.data), "step": step, "seed": args.seed}
+            told = {"checkpoint": str(args.checkpoint), "data": str(args.data), "seed": args.seed}
             write_json(args.json, dataclasses.asdict(report) | told | {"untrained_seed": args.untrained})
     finally:
         if not args.quiet:
-            _print(report, step)
+            _print(report)
 
 
-def _print(report, step: int) -> None:
+def _print(report: Report) -> None:
     console = make_console()
-    title = f"{report.protocol} after {step} steps; {report.val_samples} images ({report.split}) scored"
+    title = f"{report.protocol} after {report.step} steps; {report.val_samples} images ({report.split}) scored"
     title += f", {report.fit_samples} to fit" if report.fit_samples else ""
     names = [name for name in next(iter(report.results.values())) if name != "confusion"]
     print_table(

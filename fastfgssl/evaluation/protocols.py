@@ -38,9 +38,11 @@ class Report:
     """What standard errors are over: groups (patients, lesions) of the scoring samples; one alone is its own."""
     classes: tuple[str, ...]
     results: dict[str, dict]
+    step: int = 0
+    """Training steps that the weights have seen."""
 
 
-def evaluate(
+def run_protocol(
     extractor: FeatureExtractor,
     archive: Archive,
     protocol: Protocol,

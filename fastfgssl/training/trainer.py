@@ -18,7 +18,7 @@ from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, on_this_rank, shared_errors
 from fastfgssl.runtime.distributed import World, set_timeout
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.checkpoint import save_checkpoint
+from fastfgssl.training.checkpoint import checkpoint_path, save_checkpoint
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
 from fastfgssl.training.schedule import learning_rate_factor, set_learning_rate
@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 class Outcome(NamedTuple):
     steps_done: int
-    stopped_by: int | None  # the signal, to any rank, that ended the run early; None if it is complete
+    stopped_by: int | None
+    """The signal, to any rank, that ended the run early; None if it is complete."""
+    checkpoint: Path
+    """Of the last step."""
 
 
 class Data(Protocol):
@@ -67,7 +70,7 @@ def fit(
         _save(run, data, make_step, 0)
     if start >= steps:
         log.info("%s is complete: %d of %d steps are done", run.output, start, steps)
-        return Outcome(start, None)
+        return Outcome(start, None, checkpoint_path(checkpoints_of(config), start))
 
     step, stopped, flag, clock = start, 0, SharedFlag(world), Clock(start)
     with ExitStack() as opened, lost_ranks("reporting or saving"):
@@ -101,11 +104,12 @@ def fit(
             # a checkpoint
             if stopped or step == steps or step % config.train.checkpoint_every == 0:
                 _save(run, data, make_step, step)
+    checkpoint = checkpoint_path(checkpoints_of(config), step)
     if stopped:
         log.info("stopped after step %d of %d; run the same command to go on", step, steps)
-        return Outcome(step, stopped)  # the same on every rank, also where no signal arrived
+        return Outcome(step, stopped, checkpoint)  # the same on every rank, also where no signal arrived
     log.info("done: %d steps; results in %s", steps, run.output)
-    return Outcome(step, None)
+    return Outcome(step, None, checkpoint)
 
 
 class _Reporter:

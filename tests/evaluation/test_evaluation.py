@@ -20,7 +20,7 @@ from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.linear_probe import linear_probe
 from fastfgssl.evaluation.matching import matching_accuracy
 from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
-from fastfgssl.evaluation.protocols import evaluate
+from fastfgssl.evaluation.protocols import run_protocol
 from fastfgssl.evaluation.scores import score_labels
 from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
 from fastfgssl.pretraining import pretrain
@@ -225,7 +225,7 @@ def test_features_are_of_the_named_samples_in_any_batching(archive_path, checkpo
 def test_training_raises_view_matching(archive_path, checkpoints):
     archive = Archive.open(archive_path)
     reports = {
-        path: [evaluate(extractor(path, archive), archive, "matching", seed=seed) for seed in range(10)]
+        path: [run_protocol(extractor(path, archive), archive, "matching", seed=seed) for seed in range(10)]
         for path in (checkpoints[0], checkpoints[-1])
     }
     # 21 images tell little of one draw of views

@@ -12,7 +12,7 @@ from fastfgssl.config.files import config_to_values
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
-from fastfgssl.evaluation.protocols import evaluate
+from fastfgssl.evaluation.protocols import run_protocol
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import check_writable
 from fastfgssl.training.checkpoint import load_checkpoint, save_checkpoint
@@ -95,7 +95,7 @@ def test_matching_needs_two_images(config, phantom_folder, tmp_path, scoring):
     prepare(Options(sources=sources, out=tmp_path / "archive", labels=tmp_path / "labels.csv", workers=1))
     archive = Archive.open(tmp_path / "archive")
     with pytest.raises(UserError, match="matching tells images apart and needs two or more that score"):
-        evaluate(extractor(config, archive), archive, "matching")
+        run_protocol(extractor(config, archive), archive, "matching")
 
 
 def checkpoint(config, folder, changes=()):

@@ -89,11 +89,11 @@ def labels_config(make_config, tmp_path):
 
 def test_an_objective_of_ones_own_learns_and_goes_on_bit_for_bit(labels_config):
     (outcome, whole) = train(labels_config("whole"))
-    assert outcome == (8, None)
+    assert outcome[:2] == (8, None)
     (outcome, _) = train(labels_config("stopped"), stop_signal=StopAt(4))
-    assert outcome == (4, 15)
+    assert outcome[:2] == (4, 15)
     (outcome, resumed) = train(labels_config("stopped"))
-    assert outcome == (8, None)
+    assert outcome[:2] == (8, None)
     assert whole["objective"] == resumed["objective"] == {"steps": 8}
     for name, value in whole["model"].items():
         assert torch.equal(value, resumed["model"][name])

@@ -1,0 +1,45 @@
+"""Scores of a checkpoint on an archive: what `fastfgssl evaluate` and `fastfgssl.evaluate` do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.evaluation.features import FeatureExtractor
+from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
+from fastfgssl.evaluation.protocols import BatchStatistics, Protocol, Report, run_protocol
+from fastfgssl.evaluation.split import ScoringSplit
+from fastfgssl.runtime.distributed import start_world
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | Path,
+    protocol: Protocol = "matching",
+    *,
+    split: ScoringSplit | None = None,
+    untrained: int | None = None,
+    batch_statistics: BatchStatistics = "stored",
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int = 128,
+) -> Report:
+    """Scores frozen features of a checkpoint's network on a prepared archive.
+
+    protocol: `matching` needs no labels: how often, among all scoring images, the anchor nearest to a puzzle view is
+    that of the same image; `knn` and `linear` need an archive with labels. split, batch_statistics, seed: see
+    `run_protocol`. untrained: scores a network like the checkpoint's with random weights of this seed instead. device:
+    auto, cuda or cpu. Raises `UserError` for a file that is no checkpoint, or an archive that lacks what is needed.
+    """
+    model, config, step = load_pretrained(checkpoint)
+    if untrained is not None:
+        model, step = build_untrained(config, untrained), 0
+    archive = Archive.open(Path(data))
+    with start_world(device) as world:
+        model = model.to(world.device, memory_format=torch.channels_last)
+        extractor = FeatureExtractor(model, config, archive, world.device, batch_size)
+        report = run_protocol(extractor, archive, protocol, batch_statistics=batch_statistics, scoring=split, seed=seed)
+    return replace(report, step=step)
