@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GPU_OUT ?= runs/gpu
+PACKAGE := build/types/fastfgssl
 
 .PHONY: demo test check bench gpu format clean
 
@@ -19,9 +20,13 @@ demo: $(READY)  ## generate an archive, pretrain on it, score it before and afte
 test: $(READY)  ## every test that needs no GPU
 	$(BIN)/python -m pytest -m "not gpu"
 
-check: $(READY)  ## lint and formatting
+check: $(READY)  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf $(PACKAGE)  # as it is installed, with kernels/ in it
+	mkdir -p $(PACKAGE)
+	ln -sf $(CURDIR)/fastfgssl/* $(CURDIR)/kernels $(PACKAGE)
+	cd $(PACKAGE)/.. && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --package fastfgssl
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

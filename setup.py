@@ -29,7 +29,20 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "dicom": ["pydicom>=3.0"],
-    "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
+    "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
+    "test": [
+        "hypothesis>=6.100",
+        "ipykernel>=6.29",
+        "matplotlib>=3.8",
+        "mypy>=1.14",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+        "pytest>=8.0",
+        "ruff>=0.9",
+        "setuptools>=70",
+        "types-PyYAML>=6.0",
+        "wheel",
+    ],
 }
 
 setup(

@@ -248,8 +248,8 @@ def _key(library: Library, commands: _Commands) -> str:
         digest.update(dali_version.encode())
     for source in sorted(path for path in _SOURCES.rglob("*") if path.suffix in (".h", ".cuh", ".cc", ".cu")):
         digest.update(source.read_bytes())
-    for command in (*commands.compile, commands.link):
-        digest.update("\0".join(command).encode())
+    for command in (*commands.compile, commands.link):  # wherever the sources lie: an installed copy builds the same
+        digest.update("\0".join(word.removeprefix(f"{_SOURCES}/") for word in command).encode())
     # the whole command of the host's compiler: behind ccache, say, is another
     for compiler in (_find_host_compiler(), commands.link[:1]):
         digest.update(_output([*compiler, "--version"]).encode())
