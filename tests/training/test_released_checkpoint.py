@@ -1,9 +1,9 @@
 """A run that the first release (871c60f) began is ended by this one, with the numbers that the release itself found.
 
-`released/` holds what that release made on a CPU: an archive of 24 phantoms of 40 x 32 pixels, the configuration of a run
-over it, its checkpoint after three steps of six, and metrics.jsonl of the other three without times. To make it anew:
-tools/phantom.py, tools/prepare.py and tools/train.py of 871c60f with that configuration. That the two agree in every bit
-is for helpers/compare_releases.py to show, on one machine; here the CPU may be another.
+`released/` holds what that release made on a CPU: an archive of 24 phantoms of 40 x 32 pixels, the configuration of a
+run over it, its checkpoint after three steps of six, and metrics.jsonl of the other three without times. To make it
+anew: tools/phantom.py, tools/prepare.py and tools/train.py of 871c60f with that configuration. That the two agree in
+every bit is for helpers/compare_releases.py to show, on one machine; here the CPU may be another.
 """
 
 from __future__ import annotations
