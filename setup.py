@@ -38,6 +38,7 @@ EXTRAS = {
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pytest>=8.0",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "setuptools>=70",
         "types-PyYAML>=6.0",

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from fastfgssl.config.files import load_config
-from helpers.paths import ROOT, TOOLS
+from helpers.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "kernels").glob("*/README.md"))]
 
