@@ -57,7 +57,7 @@ def read_labels(table: Path, found: Found, group_column: str | None = None) -> L
     if not matched:
         raise UserError(f"{table}: no row matches an image, e.g. {unmatched[0] if unmatched else 'it has no rows'}")
     facts = {id: row.facts for id, row in matched.items()}
-    return Labels(facts, sorted({row.facts.label for row in rows} - {None}), len(rows), unmatched)
+    return Labels(facts, sorted({row.facts.label for row in rows if row.facts.label is not None}), len(rows), unmatched)
 
 
 class _Row(NamedTuple):

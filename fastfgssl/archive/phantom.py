@@ -130,7 +130,7 @@ def _label(index: int, seed: int) -> int:
 
 def _splits(labels: list[int], seed: int) -> list[str]:
     """Every fourth image is for validation, counted class after class, within a class in random order."""
-    order = np.lexsort((_generator(seed, _SPLIT, 0).random(len(labels)), labels))
+    order = np.lexsort((_generator(seed, _SPLIT, 0).random(len(labels)), np.array(labels)))
     splits = np.full(len(labels), "fit")
     splits[order[3::4]] = "val"
     return splits.tolist()
@@ -284,7 +284,8 @@ def _streaks(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarr
 def _gyri(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Winding ridges, as on a brain: a dozen waves from all sides."""
     turns = (np.arange(12) + rng.random(12)) / 24
-    return sum(_wave(u, v, turn, rng.random()) for turn in turns.tolist())
+    waves = (_wave(u, v, turn, rng.random()) for turn in turns.tolist())
+    return sum(waves, start=np.zeros_like(u))
 
 
 # From place, in waves, to the relief of the texture; the lesion is darker where it is higher.

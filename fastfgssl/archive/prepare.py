@@ -152,7 +152,7 @@ class _Verification:
     """What a worker does with an entry: returns the image, or what is wrong with it."""
 
     def __init__(self, short_side: int | None, max_pixels: int) -> None:
-        self._limits = {"short_side": short_side, "max_pixels": max_pixels}
+        self._short_side, self._max_pixels = short_side, max_pixels
         self._decoder: TrainingDecoder | None = None  # made in the worker
 
     def __call__(self, entry: Entry) -> PreparedImage | Unusable:
@@ -163,7 +163,7 @@ class _Verification:
             return Unusable(f"cannot be read: {error.strerror}")
         try:
             with _quiet():
-                return prepare_image(data, self._decoder, **self._limits)
+                return prepare_image(data, self._decoder, short_side=self._short_side, max_pixels=self._max_pixels)
         except Unusable as unusable:
             return unusable
 

@@ -83,7 +83,7 @@ class ArchiveWriter:
         self._short_side = short_side
         self._shard_bytes = shard_bytes
         self._shard: _ShardWriter | None = None
-        self._lock: IO | None = None
+        self._lock: IO
         self._shards: list[dict] = []
         self._rows: list[dict] = []
         self._samples = self._labelled = self._quarantined = 0
@@ -179,6 +179,7 @@ class ArchiveWriter:
         return manifest
 
     def _end_shard(self) -> None:
+        assert self._shard is not None
         self._shards.append(self._shard.finish())
         self._shard = None
         self._table.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))

@@ -48,7 +48,8 @@ def in_order(function: Callable[[Any], Any], items: Sequence[Any], workers: int)
                     raise _death(worker, items[given]) from None
                 busy[worker.pipe] = worker, given
                 given += 1
-            for pipe in wait(list(busy)):
+            ready = wait(list(busy))
+            for pipe in [pipe for pipe in busy if pipe in ready]:
                 worker, index = busy.pop(pipe)
                 try:
                     finished[index] = pipe.recv()
@@ -89,7 +90,7 @@ def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
 
 def _death(worker: _Worker, item: Any) -> Exception:
     worker.process.join()
-    code = worker.process.exitcode
+    code = worker.process.exitcode or 0
     if code >= 0:
         return RuntimeError(f"a worker failed at {item}; its traceback is above")
     return UserError(

@@ -75,7 +75,7 @@ def _convert_scalar(value: Any, to: type) -> bool | int | float | str | None:
         return str(value)
     if to is int and not isinstance(value, float):
         with suppress(ValueError):  # text such as 1e3
-            return int(value)
+            return int(str(value))
     try:
         number = float(value)
     except (ValueError, OverflowError):

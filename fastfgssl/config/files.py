@@ -93,11 +93,12 @@ def write_config(config: Config, file: Path) -> None:
 def list_keys(cls: type = Config, prefix: str = "") -> tuple[Key, ...]:
     """Every leaf of the configuration, in the order of its sections."""
     keys: list[Key] = []
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for name, type in field_types(cls).items():
         if dataclasses.is_dataclass(type):
             keys += list_keys(type, f"{prefix}{name}.")
         else:
-            field = cls.__dataclass_fields__[name]
+            field = fields[name]
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             keys.append(Key(f"{prefix}{name}", type, field.default, required))
     return tuple(keys)
@@ -119,7 +120,7 @@ class _TextLoader(yaml.BaseLoader):
 def _find(file: str | Path) -> Path:
     """The file, or that of a configuration of the package which is called so."""
     path = Path(file)
-    if path.suffix or path.name != str(file) or path.exists():
+    if path.suffix or path.name != str(file) or path.is_file():
         return path
     known = {config.stem: config for config in sorted(_CONFIGS.glob("*.yaml"))}
     if path.name not in known:

@@ -38,17 +38,18 @@ def _docstrings(cls: type, prefix: str = "") -> dict[str, str]:
     """The docstring under each field, by dotted key: Python does not keep them, the source does."""
     hints = field_types(cls)
     try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+        definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     except OSError:
         return {}
-    texts = {}
-    for statement, after in itertools.pairwise(body):
-        if isinstance(statement, ast.AnnAssign) and statement.target.id in hints:
-            name = statement.target.id
+    assert isinstance(definition, ast.ClassDef)
+    texts: dict[str, str] = {}
+    for statement, after in itertools.pairwise(definition.body):
+        name = ast.unparse(statement.target) if isinstance(statement, ast.AnnAssign) else ""
+        if name in hints:
             if dataclasses.is_dataclass(hints[name]):
                 texts.update(_docstrings(hints[name], f"{prefix}{name}."))
             elif isinstance(after, ast.Expr):
-                texts[f"{prefix}{name}"] = inspect.cleandoc(after.value.value)
+                texts[f"{prefix}{name}"] = inspect.cleandoc(ast.literal_eval(after.value))
     return texts
 
 

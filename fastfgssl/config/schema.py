@@ -175,6 +175,7 @@ class TrainConfig(Section):
         """Steps of the run; an epoch that the batch size does not divide is rounded up to a whole step."""
         if self.steps is not None:
             return self.steps
+        assert self.epochs is not None  # one of the two is given
         return math.ceil(self.epochs * num_samples / self.batch_size)
 
     def check_world_size(self, world_size: int) -> None:

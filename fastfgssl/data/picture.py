@@ -20,7 +20,7 @@ def save_views_picture(
     batch: Batch, file: Path, *, grids: Sequence[int], mean: Sequence[float], std: Sequence[float]
 ) -> None:
     """Writes a PNG of the views that a batch has, with the normalisation undone; grids: of its puzzles."""
-    views = [("anchor", batch.anchor), ("puzzle view", batch.puzzle_view)]
+    views: list[tuple[str, torch.Tensor | None]] = [("anchor", batch.anchor), ("puzzle view", batch.puzzle_view)]
     views += [(f"puzzle {grid} x {grid}", puzzle) for grid, puzzle in zip(grids, batch.puzzles, strict=False)]
     columns = [(title, view) for title, view in views if view is not None]
     rows = min(_ROWS, len(batch.ids))
@@ -28,10 +28,10 @@ def save_views_picture(
     shown = side * -(-_SMALLEST // side)
     sheet = Image.new("RGB", (len(columns) * (shown + _GAP) + _GAP, _HEADER + rows * (shown + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (title, views) in enumerate(columns):
+    for column, (title, pictures) in enumerate(columns):
         left = _GAP + column * (shown + _GAP)
         draw.text((left, 2), title, fill="black", font=ImageFont.load_default(size=11))
-        for row, pixels in enumerate(_to_uint8(views[:rows], mean, std)):
+        for row, pixels in enumerate(_to_uint8(pictures[:rows], mean, std)):
             view = Image.fromarray(pixels.numpy()).resize((shown, shown), Image.Resampling.NEAREST)
             sheet.paste(view, (left, _HEADER + row * (shown + _GAP)))
     sheet.save(file)

@@ -72,7 +72,8 @@ def measure_reading(archive: Archive, batches: Iterator[np.ndarray], seconds: fl
                 samples += 1
             if spent > seconds or not fresh or len(seen) == archive.num_samples:
                 break
-    cached = None if None in probes else sum(probes) / len(probes)
+    told = [probe for probe in probes if probe is not None]
+    cached = sum(told) / len(told) if len(told) == len(probes) else None
     return ReadRate(samples, size, max(spent, 1e-9), cached)
 
 

@@ -90,7 +90,7 @@ def place_model(model: nn.Module, config: Config, world: World) -> nn.Module:
     """`model` on the device of `world`, in the layout of training and with the batch norms that were asked for."""
     if config.train.batch_norm == "sync":
         model = synchronise_batch_norm(model, world)
-    return model.to(world.device, memory_format=memory_format(config.train)).train()
+    return model.to(world.device).to(memory_format=memory_format(config.train)).train()
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:

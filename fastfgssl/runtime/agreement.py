@@ -62,7 +62,7 @@ class SharedFlag:
     def __init__(self, world: World) -> None:
         self._world = world
         self._raised = torch.zeros(1, dtype=torch.int32)
-        self._pending = None
+        self._pending: dist.Work | None = None
 
     def ask(self, raised: int) -> None:
         """Begins to tell the other ranks what the flag is here, 0 for not raised."""

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -66,7 +66,7 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = 130
     except SystemExit as ended:  # --help, SIGTERM
-        code = ended.code or 0
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         if code == 128 + signal.SIGTERM:
             print("terminated", file=sys.stderr)
     except Exception:
@@ -141,7 +141,7 @@ def print_table(
     console: Console, rows: Iterable[Sequence[str]], *, title: str = "", columns: Sequence[str] | None = None
 ) -> None:
     """Prints rows of text, all of it and as it is; columns: their names, for a table with lines."""
-    rows = [[_cell(text) for text in row] for row in rows]
+    cells = [[_cell(text) for text in row] for row in rows]
     if columns is None:
         table = Table.grid(padding=(0, 2))
         if title:
@@ -150,7 +150,7 @@ def print_table(
         table = Table(title=Text(_visible(title)) if title else None)
         for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
             table.add_column(_cell(name), justify="right" if all(map(_is_number, cells)) else "left")
-    for row in rows:
+    for row in cells:
         table.add_row(*row)
     if columns is not None and not console.is_terminal:  # lines of a file may be longer
         console.width = max(_WIDE, Measurement.get(console, console.options.update(max_width=10**5), table).maximum)
@@ -220,8 +220,9 @@ class ProgressLine:
 
     def update(self, done: int, total: int, text: str | None = None) -> None:
         """Moves the live line; `text` stands beside it."""
-        fields = {} if text is None else {"text": text}
-        self._bar.update(self._task, completed=done, total=total, **fields)
+        self._bar.update(self._task, completed=done, total=total)
+        if text is not None:
+            self._bar.update(self._task, text=text)
 
     def line(self, text: str, *, always: bool = False) -> None:
         """Prints a line where there is no live one: if the last was long enough ago, or `always`."""

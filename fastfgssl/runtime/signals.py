@@ -25,7 +25,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._since = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         for number in _STOPPING:

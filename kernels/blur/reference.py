@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 
@@ -14,7 +16,7 @@ def blur_reference(image: np.ndarray, sigma: float) -> np.ndarray:
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     kernel /= kernel.sum()
     # numpy's "reflect" refuses an axis of one sample, which reflection leaves as it is
-    modes = ["reflect" if length > 1 else "edge" for length in image.shape[:2]]
+    modes: list[Literal["reflect", "edge"]] = ["reflect" if length > 1 else "edge" for length in image.shape[:2]]
     padded = np.pad(image.astype(np.float64), ((radius, radius), (0, 0), (0, 0)), mode=modes[0])
     padded = np.pad(padded, ((0, 0), (radius, radius), (0, 0)), mode=modes[1])
     rows = sum(weight * padded[i : i + image.shape[0]] for i, weight in enumerate(kernel))

@@ -7,7 +7,7 @@ backward only multiplies. Nothing of size N x N or D x D outlives the call.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,7 +60,12 @@ def cross_correlation(
     # Triton launches on the current device
     with torch.autocast(z1.device.type, enabled=False), torch.cuda.device_of(z1):
         standardised = columns.standardise(*(received() for received in gathering), precision, **weights)
-        how = {"rows": rows, "precision": precision, "with_gradients": with_gradients, "columns": columns}
+        how: dict[str, Any] = {
+            "rows": rows,
+            "precision": precision,
+            "with_gradients": with_gradients,
+            "columns": columns,
+        }
         if algorithm == "gram":
             products = through_grams(standardised.views, standardised.totals[2:4], **how)
         else:

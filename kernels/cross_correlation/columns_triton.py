@@ -79,7 +79,7 @@ def standardise(
     grid = _grid(D, chunks)
     _launch(kernels._moments_kernel, grid, x1_ND, x2_ND, moments, N, D, chunks.rows)
     views = [torch.empty(N, D, device=device, dtype=precision) for _ in range(2)]
-    statistics_3D = tuple(torch.empty(3, D, device=device) for _ in range(2))
+    statistics_3D = torch.empty(3, D, device=device), torch.empty(3, D, device=device)
     slope_D, terms = torch.empty(D, device=device), torch.empty(5, D, device=device)
     _launch(
         kernels._standardise_kernel, grid, x1_ND, x2_ND, moments, *views, *statistics_3D, slope_D, terms,
@@ -101,7 +101,7 @@ def inner_product_and_shift(
     product_kernels._inner_product_and_shift_kernel[(len(shares),)](
         k1_nN, k2_nN, *shifted, shifts, shares, first_row, n, N, blocks, 1 / N**2, NUMBERS=_NUMBERS
     )
-    return shares, *shifted
+    return shares, shifted[0], shifted[1]
 
 
 def drop_diagonal(m_sD: torch.Tensor, start: int, dtype: torch.dtype, squared_norm: torch.Tensor) -> torch.Tensor:

@@ -67,6 +67,6 @@ def _distort(images: np.ndarray, flags: np.ndarray) -> np.ndarray:
 def _normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     # the constants are rounded to float32 twice, as the operator receives them and as it scales them
     white = float(np.iinfo(images.dtype).max)
-    scaled_mean = (white * np.float32(mean).astype(np.float64)).astype(np.float32)
-    inverse_std = (1 / (white * np.float32(std).astype(np.float64))).astype(np.float32)
+    scaled_mean = (white * np.asarray(mean, np.float32).astype(np.float64)).astype(np.float32)
+    inverse_std = (1 / (white * np.asarray(std, np.float32).astype(np.float64))).astype(np.float32)
     return (images.astype(np.float32) - scaled_mean) * inverse_std
