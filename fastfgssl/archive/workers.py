@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,7 +26,7 @@ class _Worker(NamedTuple):
     pipe: Connection
 
 
-def in_order(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+def in_order(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Generator[Any, None, None]:
     """Yields function(item) for each item, in order, computed by `workers` processes.
 
     A result waits for the earlier ones, so at most `AHEAD` results for each worker exist at a time. The processes end

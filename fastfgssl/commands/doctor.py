@@ -11,13 +11,17 @@ while nothing else runs.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
 from fastfgssl.runtime.environment import rank_environment
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from fastfgssl.config.schema import Config
 
 
 def main() -> None:
@@ -57,6 +61,7 @@ def main() -> None:
 
     asked, overrides = plan.split_words(arguments.words) if arguments.plan else ([], arguments.words)
     request = plan.parse_request(asked) if arguments.plan else None
+    configured: AbstractContextManager[Config]
     if arguments.config is None:
         configured = plan.generated_run(overrides, say)
     else:

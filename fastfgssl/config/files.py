@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -94,13 +94,13 @@ def list_keys(cls: type = Config, prefix: str = "") -> tuple[Key, ...]:
     """Every leaf of the configuration, in the order of its sections."""
     keys: list[Key] = []
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name, type in field_types(cls).items():
-        if dataclasses.is_dataclass(type):
-            keys += list_keys(type, f"{prefix}{name}.")
+    for name, hint in field_types(cls).items():
+        if dataclasses.is_dataclass(hint):
+            keys += list_keys(cast(type, hint), f"{prefix}{name}.")
         else:
             field = fields[name]
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-            keys.append(Key(f"{prefix}{name}", type, field.default, required))
+            keys.append(Key(f"{prefix}{name}", hint, field.default, required))
     return tuple(keys)
 
 

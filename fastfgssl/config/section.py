@@ -30,9 +30,10 @@ class Section:
     section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for name, type in field_types(self.__class__).items():
-            if not dataclasses.is_dataclass(type):
-                object.__setattr__(self, name, convert(self._key(name), getattr(self, name), type))
+        cls: type = self.__class__
+        for name, hint in field_types(cls).items():
+            if not dataclasses.is_dataclass(hint):
+                object.__setattr__(self, name, convert(self._key(name), getattr(self, name), hint))
         self._check()
 
     def _check(self) -> None:

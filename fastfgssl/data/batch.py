@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,12 +53,12 @@ class Batch(NamedTuple):
         """The same views with this memory format."""
         return self._each(lambda view: view.contiguous(memory_format=layout))
 
-    def rows(self, rows, of_ids) -> Batch:
+    def rows(self, rows: Any, of_ids: Any) -> Batch:
         """Some rows: an index of tensors, and the same one of `ids`."""
         part = self._each(lambda view: view[rows])
         return part._replace(ids=self.ids[of_ids], labels=None if self.labels is None else self.labels[rows])
 
-    def _each(self, change) -> Batch:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         anchor, view, *puzzles = (
             None if view is None else change(view) for view in (self.anchor, self.puzzle_view, *self.puzzles)
         )

@@ -10,6 +10,7 @@ long; on a GPU both are stock. Nothing here is random: every parameter comes in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def _declare_inputs(spec: GraphSpec) -> list[_Input]:
         inputs.append(_Input("permutations", lambda params: np.concatenate(params.permutations, axis=1)))
     for name, view in _made(spec):
         # DALI orders coordinates as the axes of an image: y, x
-        columns = {
+        columns: dict[str, tuple[Any, Callable[[Any], np.ndarray]]] = {
             "flags": (True, view_flags),
             "sigma": (view.blur, lambda draws: draws.sigma),
             "crop_start": (view.crop, lambda draws: draws.crop[:, [1, 0]]),
@@ -110,7 +111,7 @@ def _declare_inputs(spec: GraphSpec) -> list[_Input]:
             "affine": (view.affine, lambda draws: draws.affine),
         }
         for column, part in enumerate(_jitter_parts(view)):
-            columns[part] = (True, lambda draws, column=column: draws.jitter[:, column])
+            columns[part] = (True, partial(_jitter_column, column))
         for part, (is_needed, of_view) in columns.items():
             if is_needed:
                 values = lambda params, name=name, of_view=of_view: of_view(getattr(params, name))  # noqa: E731
@@ -127,6 +128,10 @@ def _made(spec: GraphSpec) -> list[tuple[str, ViewSpec]]:
 def _values(inputs: list[_Input], params: ViewParams) -> list[np.ndarray]:
     # DALI refuses strided arrays
     return [np.ascontiguousarray(given.values(params)) for given in inputs]
+
+
+def _jitter_column(column: int, draws: Any) -> np.ndarray:
+    return draws.jitter[:, column]
 
 
 def _named(inputs: list[_Input], nodes) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def draw_view_params(
     )
 
 
-def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:
+def _between(u: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
     return low + (high - low) * u
 
 

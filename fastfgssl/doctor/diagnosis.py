@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,7 +151,7 @@ def _try_input_settings(diagnosis: Diagnosis, say: Say) -> None:
             continue
         with _tried(f"trying data.{name} = {', '.join(map(str, others))}", diagnosis, say):
             specs = {"now": spec} | {str(value): replace(spec, **{name: value}) for value in others}
-            rates = in_turns({key: lambda of=of: bench.trainer_block(step, of, []) for key, of in specs.items()})
+            rates = in_turns({key: partial(bench.trainer_block, step, of, []) for key, of in specs.items()})
             trials = [Trial({f"data.{name}": value}, "trainer", rates["now"], rates[str(value)]) for value in others]
             diagnosis.tried += trials
             if best := best_of(trials):
@@ -168,7 +169,7 @@ def _try_step_settings(diagnosis: Diagnosis, say: Say, is_timed: bool) -> None:
     if is_timed:
         with _tried(f"trying twice the batch, {2 * rows} images a rank", diagnosis, say):
             sizes = {"before": rows, "after": 2 * rows}
-            rates = in_turns({key: lambda of=of: bench.step_block(found.step, of) for key, of in sizes.items()})
+            rates = in_turns({key: partial(bench.step_block, found.step, of) for key, of in sizes.items()})
             change = {"train.batch_size": 2 * config.train.batch_size}
             diagnosis.optional.append(Trial(change, "step", **rates))
     if bench.world.device.type == "cpu" and config.train.precision != "float32":
@@ -194,7 +195,7 @@ def _try_compiling(diagnosis: Diagnosis) -> None:
         diagnosis.notes.append(f"train.compile=true does not work here: {said}")
         return
     steps = {"before": found.step, "after": compiled}
-    rates = in_turns({key: lambda of=of: bench.step_block(of, rows) for key, of in steps.items()})
+    rates = in_turns({key: partial(bench.step_block, of, rows) for key, of in steps.items()})
     trial = Trial({"train.compile": True}, "step", **rates)
     diagnosis.tried.append(trial)
     diagnosis.chosen += [trial] * trial.helps

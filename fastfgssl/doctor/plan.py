@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -139,7 +140,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse_request(words: Sequence[str]) -> Request:
     """Reads `gpus=64 images=50e6 epochs=100 link=50e9`. Raises `UserError` for anything else."""
     known = [field.name for field in fields(Request)]
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for word in words:
         key, separator, text = word.partition("=")
         if not separator or key not in known:

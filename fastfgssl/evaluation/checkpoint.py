@@ -39,7 +39,7 @@ def evaluate(
         model, step = build_untrained(config, untrained), 0
     archive = Archive.open(Path(data))
     with start_world(device) as world:
-        model = model.to(world.device, memory_format=torch.channels_last)
+        model = model.to(world.device).to(memory_format=torch.channels_last)
         extractor = FeatureExtractor(model, config, archive, world.device, batch_size)
         report = run_protocol(extractor, archive, protocol, batch_statistics=batch_statistics, scoring=split, seed=seed)
     return replace(report, step=step)

@@ -7,7 +7,7 @@ them minimises. The loop (`training/trainer.py`) knows these types and no object
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +86,13 @@ class Objective:
         """Goes on from a `state_dict`."""
 
 
-def place_model(model: nn.Module, config: Config, world: World) -> nn.Module:
-    """`model` on the device of `world`, in the layout of training and with the batch norms that were asked for."""
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def place_model(model: Model, config: Config, world: World) -> Model:
+    """`model` itself, on the device of `world`, in the layout of training, with the batch norms that were asked for."""
     if config.train.batch_norm == "sync":
-        model = synchronise_batch_norm(model, world)
+        synchronise_batch_norm(model, world)
     return model.to(world.device).to(memory_format=memory_format(config.train)).train()
 
 

@@ -13,7 +13,9 @@ buckets take 369 MB, where one wrapper, as in `joint`, takes 171 MB.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ class HeadsUpdate(Update):
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """For each stage the embeddings [b, F] of its puzzle and of the anchor."""
-        anchors = self._forward(batch.anchor, self.stages)
+        anchors = self._forward(_made(batch.anchor), self.stages)
         # a puzzle's call is the same as the anchor's where there is one stage
         puzzles = [self._forward(_shown(batch, stage), (stage,))[0] for stage in self.stages]
         return tuple(embedding for pair in zip(puzzles, anchors, strict=True) for embedding in pair)
@@ -94,7 +96,7 @@ def build(config: Config, world: World, *, fresh: bool) -> FineGrained:
     return FineGrained(place_model(model, config, world), config, world)
 
 
-def _compiled(model: FGSSL):
+def _compiled(model: FGSSL) -> Callable[..., Any]:
     """The network's forward, compiled anew for each set of stages, with and without gradients; batches keep a shape."""
     from torch._dynamo import config as dynamo  # seconds, and not wanted otherwise
 
@@ -103,4 +105,9 @@ def _compiled(model: FGSSL):
 
 def _shown(batch: Batch, stage: Stage) -> Tensor:
     """What the anchor is compared with at a stage: its puzzle, or the whole view."""
-    return batch.puzzle_view if stage == "all" else batch.puzzles[stage]
+    return _made(batch.puzzle_view if stage == "all" else batch.puzzles[stage])
+
+
+def _made(view: Tensor | None) -> Tensor:
+    assert view is not None, "the graph makes what `needs` says"
+    return view

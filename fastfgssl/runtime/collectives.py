@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -40,14 +40,14 @@ def place_in(group: ProcessGroup) -> Place:
 
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    def forward(ctx: Any, values: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
         ctx.group = group
         total = values.clone()
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _SumOverRanks.apply(grad.contiguous(), ctx.group), None
 
 

@@ -141,17 +141,17 @@ def print_table(
     console: Console, rows: Iterable[Sequence[str]], *, title: str = "", columns: Sequence[str] | None = None
 ) -> None:
     """Prints rows of text, all of it and as it is; columns: their names, for a table with lines."""
-    cells = [[_cell(text) for text in row] for row in rows]
+    lines = [[_cell(text) for text in row] for row in rows]
     if columns is None:
         table = Table.grid(padding=(0, 2))
         if title:
             console.print(Text(f"\n{_visible(title)}", style="bold"), soft_wrap=True)
     else:
         table = Table(title=Text(_visible(title)) if title else None)
-        for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
+        for name, cells in zip(columns, zip(*lines, strict=True), strict=True):
             table.add_column(_cell(name), justify="right" if all(map(_is_number, cells)) else "left")
-    for row in cells:
-        table.add_row(*row)
+    for line in lines:
+        table.add_row(*line)
     if columns is not None and not console.is_terminal:  # lines of a file may be longer
         console.width = max(_WIDE, Measurement.get(console, console.options.update(max_width=10**5), table).maximum)
     console.print(table)

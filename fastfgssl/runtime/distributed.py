@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,7 +63,8 @@ def start_world(device: str) -> Iterator[World]:
     place = _device(device, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    group = control = None
+    group: ProcessGroup | None = None
+    control: Any = None
     if size > 1:
         os.environ.update(rendezvous_variables())  # torch reads them there; srun does not set them
         dist.init_process_group(
@@ -130,11 +132,12 @@ def data_parallel(module: nn.Module, world: World, *, gradient_dtype: str = "flo
         return module
     # training does not read buffers: each rank keeps its own running statistics; torch 2.15 has a new name for this
     is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    no_broadcast: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
     parallel = DistributedDataParallel(
         module,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         process_group=world.group,
-        **{"forward_sync_buffers" if is_new else "broadcast_buffers": False},
+        **no_broadcast,
     )
     if gradient_dtype == "bfloat16":
         parallel.register_comm_hook(world.group, _send_as_bfloat16)
@@ -151,7 +154,7 @@ def without_exchange(module: nn.Module, when: bool) -> Iterator[None]:
         yield
 
 
-def _send_as_bfloat16(group: ProcessGroup, bucket):
+def _send_as_bfloat16(group: ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     # torch's hook under another name: by that one DDP refuses it on builds without NCCL, where gloo can do it
     return bf16_compress_hook(group, bucket)
 

@@ -52,7 +52,8 @@ def available_memory(root: Path = Path("/")) -> int:
     root: of the file system whose /proc and /sys are read.
     """
     meminfo = (root / "proc/meminfo").read_text()
-    available = int(re.search(r"MemAvailable:\s+(\d+)", meminfo)[1]) * 1024
+    (kibibytes,) = re.findall(r"MemAvailable:\s+(\d+)", meminfo)
+    available = int(kibibytes) * 1024
     return max(0, min([available, *_left_in_groups(root)]))
 
 

@@ -89,7 +89,7 @@ def _mean(logs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _whole(parts: Sequence[Batch]) -> Batch:
     """What a loss of all parts may look at beside embeddings: their labels."""
-    labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
+    labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts if part.labels is not None])
     return Batch(None, None, (), parts[0].ids, labels)
 
 

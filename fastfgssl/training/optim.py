@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class LARS(Optimizer):
     _step_supports_amp_scaling = True
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -51,10 +51,10 @@ class LARS(Optimizer):
         self, group: dict[str, Any], weights: list[Tensor], scale: Tensor | None, found_inf: Tensor | None
     ) -> None:
         """All weights of a group at once: on a GPU a few launches, however many weights there are."""
-        gradients = [weight.grad for weight in weights]
+        gradients: Sequence[Tensor] = [weight.grad for weight in weights if weight.grad is not None]
         if scale is not None:
-            gradients = torch._foreach_div(gradients, scale)
-        updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+            gradients = torch._foreach_div(list(gradients), scale)
+        updates = torch._foreach_add(list(gradients), weights, alpha=group["weight_decay"])
         if group["trust"] is not None:
             lengths, of_updates = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))
             # computed on the device: a Python `if` would wait for it
@@ -65,7 +65,7 @@ class LARS(Optimizer):
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, updates)
         torch._foreach_add_(weights, velocities, alpha=-group["lr"])
-        if before is not None:
+        if found_inf is not None and before is not None:
             for tensor, kept in zip((*velocities, *weights), before, strict=True):
                 tensor.copy_(torch.where(found_inf > 0, kept, tensor))
 
@@ -114,7 +114,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 
 
-def _begin_momentum(optimizer: Optimizer, *_) -> None:
+def _begin_momentum(optimizer: Optimizer, *_: object) -> None:
     """Gives each parameter that has a gradient a velocity of zero, if it has none: its first step stays what it was.
 
     The fused SGD takes a group of which all parameters have one or none; an update of `progressive` meets both.

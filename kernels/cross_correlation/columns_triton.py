@@ -6,8 +6,9 @@ N rows of the whole batch, n rows of this rank, D features.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -171,11 +172,11 @@ def loss_and_terms(
     return loss, terms
 
 
-def _grid(D: int, chunks: Chunks):
+def _grid(D: int, chunks: Chunks) -> Callable[[dict[str, int]], tuple[int, int]]:
     return lambda tile: (triton.cdiv(D, tile["COLUMNS"]), chunks.number)
 
 
-def _launch(kernel, grid, *arguments, **constants) -> None:
+def _launch(kernel: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
     if AUTOTUNE:
         _tuned(kernel)[grid](*arguments, **constants)
     else:

@@ -9,7 +9,7 @@ N rows of the whole batch, D features.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -84,7 +84,7 @@ def through_slabs(
     views.clear()
     N, D = z1_ND.shape
     height = min(_SLAB[z1_ND.device.type], -(-D // 2))
-    sums = {"device": z1_ND.device, "dtype": torch.promote_types(z1_ND.dtype, torch.float32)}
+    sums: dict[str, Any] = {"device": z1_ND.device, "dtype": torch.promote_types(z1_ND.dtype, torch.float32)}
     squared_norm = torch.zeros(columns.NUM_SHARES, **sums)
     z1_nD, z2_nD = z1_ND[rows], z2_ND[rows]
     if with_gradients:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -73,7 +73,17 @@ def _for_channels(name: str, values: Sequence[float], images: torch.Tensor) -> l
     return [float(value) for value in values] * (channels // len(values))
 
 
-def _require_arguments(puzzle, anchor, puzzle_flags, anchor_flags, permutations, grids, *, std, dtype) -> None:
+def _require_arguments(
+    puzzle: Any,
+    anchor: Any,
+    puzzle_flags: Any,
+    anchor_flags: Any,
+    permutations: Any,
+    grids: Any,
+    *,
+    std: Any,
+    dtype: Any,
+) -> None:
     """Raises ValueError naming the first argument that does not fit."""
     for name, images in (("puzzle_images", puzzle), ("anchor_images", anchor)):
         if not isinstance(images, torch.Tensor) or images.dtype not in _WHITE or images.ndim != 4:
@@ -114,7 +124,7 @@ def _require_arguments(puzzle, anchor, puzzle_flags, anchor_flags, permutations,
         raise ValueError(f"dtype: must be float16 or float32, got {dtype}")
 
 
-def _describe(value) -> str:
+def _describe(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
@@ -150,7 +160,7 @@ def _empty_views(puzzle: torch.Tensor, grids: list[int], dtype: torch.dtype) -> 
     ]
 
 
-def _make_call(inputs: list[torch.Tensor], outputs: list[torch.Tensor], grids, mean, std) -> _Call:
+def _make_call(inputs: list[torch.Tensor], outputs: list[torch.Tensor], grids: Any, mean: Any, std: Any) -> _Call:
     puzzle, anchor, puzzle_flags, anchor_flags, *permutations = (tensor.data_ptr() for tensor in inputs)
     B, H, W, C = inputs[0].shape
     white = _WHITE[inputs[0].dtype]
