@@ -44,9 +44,7 @@ class TimmBackbone(Backbone):
         """side: of images to find out with what the network runs; whatever it refuses raises what it raises."""
         super().__init__()
         # lets go of the classifier, and of what stands behind the deepest tap
-        self._indices = network.prune_intermediate_layers(
-            taps.indices, prune_norm=not taps.normalised, prune_head=True
-        )
+        self._indices = network.prune_intermediate_layers(taps.indices, prune_norm=not taps.normalised, prune_head=True)
         self._normalised = taps.normalised
         self.tap_strides = taps.strides
         self.network = network
@@ -75,7 +73,8 @@ class TimmBackbone(Backbone):
             return self._run_on(torch.device("cpu"), side)
 
     def _run_on(self, device: torch.device, side: int) -> tuple[tuple[int, ...], list[set[str]]]:
-        tensors = {name: value.detach().to(device) for name, value in chain(self.named_parameters(), self.named_buffers())}
+        everything = chain(self.named_parameters(), self.named_buffers())
+        tensors = {name: value.detach().to(device) for name, value in everything}
         names = [name for name, _ in self.named_parameters()]
         parameters = [tensors[name].requires_grad_() for name in names]
         self.eval()  # draws nothing, moves no running average
@@ -103,8 +102,8 @@ def build_timm_backbone(config: ModelConfig, image_size: int | None = None) -> T
         backbone = TimmBackbone(network, _find_taps(network, config), side)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"model.backbone = {config.backbone}: cannot be built for images of {side} px ({_in_a_line(error)}); its own"
-            f" size is data.image_size={own_side}"
+            f"model.backbone = {config.backbone}: takes no images of {side} px ({_in_a_line(error)}); its own size is"
+            f" data.image_size={own_side}"
         ) from None
     if config.weights == "imagenet":
         _load_pretrained(timm, name, options, backbone)

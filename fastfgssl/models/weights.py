@@ -91,7 +91,7 @@ def require_finite(state: dict[str, Tensor], source: str) -> None:
     """Raises `UserError` that names `source` and the first tensor with NaN or an infinity."""
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{source}: {name} holds NaN or infinite values; take weights of a run that did not diverge")
+            raise UserError(f"{source}: {name} holds NaN or infinite values; take weights that were saved before them")
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
