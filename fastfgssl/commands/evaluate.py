@@ -4,7 +4,7 @@
     python tools/evaluate.py --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
 
 matching needs no labels: among all scoring images, how often is the anchor nearest to a puzzle view that of the same
-image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the fitting part.
+image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the training split.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
         "--batch-statistics",
         choices=("stored", "recomputed"),
         default="stored",
-        help="of batch norm: as the checkpoint has them, or of the fitting images",
+        help="of batch norm: as the checkpoint has them, or of the training split",
     )
     parser.add_argument(
         "--split", choices=("val", "test"), help="the archive's split that scores (default val, or test without val)"
@@ -87,7 +87,7 @@ def _print(report, step: int) -> None:
     console = Console()
     table = Table(
         title=f"{report.protocol} after {step} steps; {report.val_samples} images ({report.split}) scored"
-        + (f", {report.fit_samples} to fit" if report.fit_samples else "")
+        + (f", {report.fit_samples} to train" if report.fit_samples else "")
         + f"; batch statistics {report.batch_statistics}"
     )
     columns = [name for name in next(iter(report.results.values())) if name != "confusion"]

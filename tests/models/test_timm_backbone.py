@@ -182,7 +182,7 @@ def test_a_network_that_cannot_be_had_says_why(name, message):
 
 @pytest.mark.parametrize("change", [{"width": 0.5}, {"stem": "small"}])
 def test_width_and_stem_are_of_torchvision_alone(change):
-    with pytest.raises(UserError, match="model.width and model.stem change torchvision's ResNets alone"):
+    with pytest.raises(UserError, match=r"model\.width and model\.stem change torchvision's ResNets alone"):
         build("test_convnext", **change)
 
 
