@@ -152,6 +152,11 @@ def _create(timm: ModuleType, name: str, image_size: int | None) -> tuple[nn.Mod
 
 
 def _find_taps(network: nn.Module, config: ModelConfig) -> _Taps:
+    if not hasattr(network, "prune_intermediate_layers"):
+        raise UserError(
+            f"model.backbone = {config.backbone}: this version of timm gives no feature maps of it; update timm, or take"
+            " another network"
+        )
     strides = [info["reduction"] for info in network.feature_info]
     if set(_STRIDES) <= set(strides):
         last = {stride: index for index, stride in enumerate(strides)}
@@ -180,6 +185,8 @@ def _load_pretrained(timm: ModuleType, name: str, options: dict[str, Any], backb
             f"{KEY} = imagenet: timm cannot load {name} from {source} ({_in_a_line(error)}); see to the file or the"
             " network, or use model.weights=none"
         ) from None
+    if cached is None and (downloaded := _cached_file(published)):
+        require_checksum(downloaded)
     state = {key: value for key, value in whole.state_dict().items() if key in backbone.network.state_dict()}
     require_finite(state, f"{KEY} = imagenet: {source}")
     backbone.network.load_state_dict(state)

@@ -97,7 +97,7 @@ def require_finite(state: dict[str, Tensor], source: str) -> None:
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """The tensors of a state-dict file, a checkpoint or a .safetensors file, on the CPU. `UserError` if it is none."""
     if not file.is_file():
-        raise UserError(f"{KEY} = {file}: no such file")
+        raise UserError(f"{KEY} = {file}: no such file; name a file with a state dict, imagenet, or none")
     try:
         content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     except (UserError, MemoryError):
@@ -105,12 +105,24 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"cannot read the weights {file}: {error.strerror or error}") from None
     except Exception:  # unpickler, zip reader and legacy reader raise what they happen to raise
-        raise UserError(f"{KEY} = {file}: damaged, or not a file of tensors that can be read safely") from None
+        raise UserError(f"{KEY} = {file}: {_why_unreadable(file)}") from None
     if isinstance(content, dict):
         content = next((content[entry] for entry in _ENTRIES if isinstance(content.get(entry), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{KEY} = {file}: must hold a state dict (names and tensors)")
     return content
+
+
+def _why_unreadable(file: Path) -> str:
+    with file_errors("read the weights", file), file.open("rb") as opened:
+        head = opened.read(1024).lstrip().lower()
+    if not head:
+        return "is empty; download or copy it again"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page (of an error or a login, perhaps), not weights; download it again and look at it"
+    if head.startswith(b"version https://git-lfs"):
+        return "is not the weights but a Git LFS pointer to them; run `git lfs pull`"
+    return "damaged (cut, perhaps), or not a file of tensors that can be read safely; download or copy it again"
 
 
 def _read_torch(file: Path) -> object:
