@@ -154,8 +154,8 @@ def _create(timm: ModuleType, name: str, image_size: int | None) -> tuple[nn.Mod
 def _find_taps(network: nn.Module, config: ModelConfig) -> _Taps:
     if not hasattr(network, "prune_intermediate_layers"):
         raise UserError(
-            f"model.backbone = {config.backbone}: this version of timm gives no feature maps of it; update timm, or take"
-            " another network"
+            f"model.backbone = {config.backbone}: this version of timm gives no feature maps of it; update timm, or"
+            " take another network"
         )
     strides = [info["reduction"] for info in network.feature_info]
     if set(_STRIDES) <= set(strides):
