@@ -31,7 +31,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "dicom": ["pydicom>=3.0"],
     "timm": ["timm>=1.0.16"],
-    "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9", "timm>=1.0.31"],
+    "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "timm>=1.0.31"],
 }
 
 setup(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +14,27 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.benchmarks import reading
-from fastfgssl.benchmarks.archive import write_photographs
+from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.jigsaw import published_loop
-from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
+from fastfgssl.benchmarks.measure import CheckFailed, Record, Settings, Suite
+from fastfgssl.config.schema import IMAGENET_MEAN as MEAN
+from fastfgssl.config.schema import IMAGENET_STD as STD
+from fastfgssl.config.schema import Config, DataConfig, TrainConfig
 from fastfgssl.data.batch import Needs
 from fastfgssl.data.decode import GraphSpec, build_decoder
 from fastfgssl.data.graph import GraphInput, build_graph, view_flags
 from fastfgssl.data.order import Slots
-from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params
 from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 
 BATCH, SIDE, GRIDS, BATCHES, THREADS = 64, 224, (16, 8, 4), 16, 2
 SHORT_SIDE = 256
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PillowViews(Dataset):
@@ -74,23 +75,20 @@ class PillowViews(Dataset):
         return [anchor, puzzle, *puzzles]
 
 
-def run(device: torch.device, archive: Path | None = None, index_samples: int = 100_000_000) -> Iterator[Record]:
-    """The `paper` preset at 224 px from JPEG files and from shards, and what comes before the decoder.
-
-    archive: images to take instead of phantoms of 600 x 450; index_samples: length of the index that is opened.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder, whole, small = Path(name), archive, None
+def run(settings: Settings) -> Iterator[Record]:
+    """The `paper` preset at 224 px from JPEG files and from shards, and what comes before the decoder."""
+    suite = Suite("input", settings)
+    with ExitStack() as opened:
+        archive, small = settings.archive, None
         if archive is None:
-            whole, small = folder / "whole", folder / "small"
-            write_photographs(folder / "photographs", 16)
-            prepare(Options(sources=[folder / "photographs"], out=whole))
-            prepare(Options(sources=[folder / "photographs"], out=small, short_side=SHORT_SIDE))
-        yield from _graph(whole, small, device)
-        yield from reading.records(whole, index_samples)
+            archive, small = (
+                opened.enter_context(open_archive(None, count=16, short_side=side)) for side in (None, SHORT_SIDE)
+            )
+        yield from _graph(archive, small, suite)
+        yield from reading.records(archive, suite)
 
 
-def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[Record]:
+def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     """The whole graph on the images of `archive`, and on those of `small` against the files of `archive`."""
     opened = Archive.open(archive)
     if opened.is_sixteen_bit:
@@ -101,7 +99,7 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
     ids = np.arange(min(16, opened.num_samples))
     files = [np.array(file) for file in reader.read(ids)]
     case = f"paper preset, {SIDE} px, " + ("JPEG 600 x 450 quality 90" if small else "real images")
-    graph, decoder = _pipelines(files, reader.picture_sizes(ids), device)
+    graph, decoder = _pipelines(files, reader.picture_sizes(ids), suite.device)
     images = BATCHES * BATCH
     loaders = {
         loop: DataLoader(
@@ -115,11 +113,10 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
         for loop in (False, True)
     }
     # a graph works ahead: of the 16 batches of a call, one is made while the clock stands
-    options = {"items": images, "unit": "images/s", "runs": 5, "device": device}
+    options = {"items": images, "unit": "images/s", "runs": 5}
     limit = ("DALI decoding alone", lambda: [decoder.run() for _ in range(BATCHES)])
     for loop, loader in loaders.items():
-        yield compare(
-            "input",
+        yield suite.compare(
             f"{case}, {THREADS} threads",
             ours=lambda: [graph.run() for _ in range(BATCHES)],
             baseline=(
@@ -131,9 +128,8 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
         )
     if small is not None:
         reader = Reader(Archive.open(small))
-        small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), device)
-        yield compare(
-            "input",
+        small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), suite.device)
+        yield suite.compare(
             f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {THREADS} threads",
             ours=lambda: [small_graph.run() for _ in range(BATCHES)],
             baseline=(f"Pillow DataLoader on the files, {THREADS} workers", lambda: list(loaders[False])),
@@ -146,20 +142,10 @@ def _pipelines(files: list[np.ndarray], sizes: np.ndarray, device: torch.device)
     """The whole graph on batches of `files` again and again, checked, and its decoder alone."""
     turns = np.arange(BATCH) % len(files)
     batch, sizes, ids = [files[i] for i in turns], sizes[turns], np.arange(BATCH)
-    on_gpu = device.type == "cuda"
-    spec = GraphSpec(
-        batch_size=BATCH,
-        image_size=SIDE,
-        preset=PRESETS["paper"],
-        needs=Needs(grids=GRIDS),
-        mean=MEAN,
-        std=STD,
-        half=on_gpu,
-        sixteen_bit=False,
-        device_id=0 if on_gpu else None,
-        threads=THREADS,
-        prefetch=2,
+    config = Config(
+        data=DataConfig(path="none", image_size=SIDE, threads=THREADS), train=TrainConfig(steps=1, batch_size=BATCH)
     )
+    spec = GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), sixteen_bit=False)
 
     def source(iteration: int):
         slots = Slots(ids + iteration * BATCH, np.zeros_like(ids))

@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastfgssl.benchmarks import SUITES
+
 _TABLE = re.compile(r"(<!-- records: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_SUITES = ("loss", "jigsaw", "input", "step", "train", "scaling")
-_COLUMNS = ("suite", "case", "ours", "baseline", "ratio (iqr)", "limit", "of limit")
+COLUMNS = ("suite", "case", "ours", "baseline", "ratio (iqr)", "limit", "of limit")
 
 
 def fill(page: str, folder: Path) -> str:
@@ -24,15 +25,16 @@ def fill(page: str, folder: Path) -> str:
 
 
 def _table(folder: Path, pattern: str) -> str:
-    files = sorted(folder.glob(pattern), key=lambda file: _SUITES.index(file.name.partition("_")[0]))
+    files = sorted(folder.glob(pattern), key=lambda file: SUITES.index(file.name.partition("_")[0]))
     records = [record for file in files for record in json.loads(file.read_text())]
     if not records:
         raise ValueError(f"{folder}: no records in {pattern}")
-    rows = [_COLUMNS, ["---"] * len(_COLUMNS), *map(_row, records)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(row, records)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def _row(record: dict[str, Any]) -> tuple[str, ...]:
+def row(record: dict[str, Any]) -> tuple[str, ...]:
+    """Of a record, what `COLUMNS` name."""
     return (
         record["suite"],
         record["case"],

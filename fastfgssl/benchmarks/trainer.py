@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fastfgssl.benchmarks.measure import CheckFailed
-from fastfgssl.benchmarks.trace import nvtx_ranges, profiler, trace_file
+from fastfgssl.benchmarks.trace import Traces, nvtx_ranges, profiler
 from fastfgssl.config.files import load_config
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.data.batch import Batch
@@ -33,26 +33,27 @@ _TRACED_RUN = 8  # steps: pipelines have filled and memory is set up before the 
 NETWORK = {
     "cpu": "resnet18 of half width, 64 px, batch 32, float32",
     "cuda": "resnet50, 224 px, batch 200, bfloat16",
+    "rehearsal": "resnet18 of an eighth of its width, 32 px, batch 8, float32",
 }
-_SMALL = ModelConfig(backbone="resnet18", weights="none", width=0.5, grids=(8, 4, 2), embedding_dim=256, block_dim=256)
+_HALF = ModelConfig(backbone="resnet18", weights="none", width=0.5, grids=(8, 4, 2), embedding_dim=256, block_dim=256)
+_EIGHTH = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
+_RUNS = {  # network, pixels, batch, precision, device
+    "cpu": (_HALF, 64, 32, "float32", "cpu"),
+    "cuda": (ModelConfig(weights="none"), 224, 200, "bfloat16", "cuda"),
+    "rehearsal": (_EIGHTH, 32, 8, "float32", "cpu"),
+}
 
 
-def make_config(output: Path, archive: Path, kind: str, *, steps: int, log_every: int, **of_training) -> Config:
-    """The run of `NETWORK[kind]`, kind being the type of its device; of_training: further keys of `train`."""
-    on_gpu = kind == "cuda"
-    train = TrainConfig(
-        steps=steps,
-        log_every=log_every,
-        batch_size=200 if on_gpu else 32,
-        precision="bfloat16" if on_gpu else "float32",
-        device=kind,
-        **of_training,
-    )
+def make_config(output: Path, archive: Path, scale: str, *, steps: int, log_every: int, **of_training) -> Config:
+    """The run of `NETWORK[scale]`; of_training: further keys of `train`."""
+    model, image_size, batch_size, precision, device = _RUNS[scale]
     return Config(
         output=str(output),
-        data=DataConfig(path=str(archive), image_size=224 if on_gpu else 64),
-        model=ModelConfig(weights="none") if on_gpu else _SMALL,
-        train=train,
+        data=DataConfig(path=str(archive), image_size=image_size),
+        model=model,
+        train=TrainConfig(
+            steps=steps, log_every=log_every, batch_size=batch_size, precision=precision, device=device, **of_training
+        ),
         optim=OptimConfig(name="sgd", lr=1e-3),
     )
 
@@ -100,9 +101,9 @@ def train(
     return recorder.reports
 
 
-def trace_training(name: str, config: Config, world: World) -> None:
+def trace_training(name: str, config: Config, world: World, traces: Traces) -> None:
     """Makes the trace of some steps of the run `config`, if traces are wanted, in folders beside its output."""
-    if (file := trace_file(name)) is None:
+    if (file := traces.file(name)) is None:
         return
     if world.device.type == "cuda":
         with nvtx_ranges(name):

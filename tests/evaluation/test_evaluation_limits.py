@@ -13,7 +13,8 @@ from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import evaluate
-from fastfgssl.runtime.errors import UserError, check_writable
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.files import check_writable
 from fastfgssl.training.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -99,8 +100,9 @@ def test_matching_needs_two_images(config, phantom_folder, tmp_path, scoring):
 
 def checkpoint(config, folder, changes=()):
     model = build_untrained(config, 0).state_dict()
-    state = {"step": 1, "model": model, "optimizer": {}, "scaler": {}, "config": config_to_values(config)}
-    return save_checkpoint(folder, state | {"archive": "digest"} | dict(changes), keep=1)
+    state = {"step": 1, "model": model, "optimizer": {}, "scaler": {}, "objective": {}}
+    state |= {"config": config_to_values(config), "archive": "digest"}
+    return save_checkpoint(folder, state | dict(changes), keep=1)
 
 
 def test_a_whole_checkpoint_is_loaded(config, tmp_path):
