@@ -24,12 +24,14 @@ REQUIREMENTS = [
     "pyyaml>=6.0",
     "rich>=13.7",
     "scikit-learn>=1.5",
+    "scipy>=1.13",
     "tensorboard>=2.17",
 ]
 
 EXTRAS = {
     "dicom": ["pydicom>=3.0"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
+    "timm": ["timm>=1.0.16"],
     "test": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",
@@ -41,6 +43,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.9",
         "setuptools>=70",
+        "timm>=1.0.31",
         "types-PyYAML>=6.0",
         "wheel",
     ],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastfgssl.config.files import load_config as load_config
     from fastfgssl.evaluation.checkpoint import evaluate as evaluate
+    from fastfgssl.evaluation.pretrained import load as load
     from fastfgssl.pretraining import pretrain as pretrain
 
 __version__ = "0.1.0"

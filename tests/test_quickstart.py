@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
 
-from fastfgssl.evaluation import pretrained
 from helpers.paths import ROOT
 
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 
 
-@pytest.mark.skipif(not hasattr(pretrained, "load"), reason="fastfgssl.load, which it ends with, is not here yet")
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
