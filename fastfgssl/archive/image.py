@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -101,7 +102,9 @@ def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | No
     """
     format = _format(data)
     image = _open(data, format, max_pixels)
-    turned = format == "TIFF" and image.tag_v2.get(ORIENTATION, 1) in TURNED  # these, Pillow turns as it loads them
+    turned = (
+        isinstance(image, TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) in TURNED
+    )  # these, Pillow turns as it loads them
     try:
         image.load()
     except Exception as error:  # Pillow raises whatever the damage leads it to
@@ -180,7 +183,7 @@ def _bit_depth(data: bytes, image: Image.Image) -> int:
     depth = 8
     if image.format == "PNG":
         depth = data[24]  # IHDR
-    elif image.format == "TIFF":
+    elif isinstance(image, TiffImageFile):
         depth = max(image.tag_v2.get(258, (1,)))  # BitsPerSample
     return 16 if depth > 8 else 8
 
@@ -204,12 +207,13 @@ def plain_picture(image: Image.Image) -> Image.Image:
 
 def _shrink(picture: Image.Image, short_side: int) -> Image.Image:
     scale = short_side / min(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    size = width, height
     if picture.mode != "I;16":
         return picture.resize(size, Image.Resampling.BICUBIC)
     # In floats, because Pillow's 16-bit resampling goes wrong where bicubic weights overshoot the range.
     floats = Image.fromarray(np.asarray(picture, dtype=np.float32)).resize(size, Image.Resampling.BICUBIC)
-    return Image.fromarray(np.rint(floats).clip(0, 65535).astype(np.uint16))
+    return Image.fromarray(np.rint(np.asarray(floats)).clip(0, 65535).astype(np.uint16))
 
 
 def _encode(picture: Image.Image, format: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,5 +51,6 @@ def recompute_batch_statistics(model: FGSSL, batches: Iterable[torch.Tensor]) ->
     model.eval()
     for norm, pool, handle in zip(norms, pools, handles, strict=True):
         handle.remove()
-        norm.running_mean.copy_(pool.mean)
-        norm.running_var.copy_(pool.squares / (pool.count - 1))
+        statistics: Any = norm
+        statistics.running_mean.copy_(pool.mean)
+        statistics.running_var.copy_(pool.squares / (pool.count - 1))

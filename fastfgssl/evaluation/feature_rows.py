@@ -49,7 +49,7 @@ class FeatureRows:
         """Adds rows [B, D], on any device. Raises `UserError` if the disk is full."""
         try:
             self._file.seek(0, 2)
-            self._file.write(features.float().cpu().contiguous().numpy())
+            self._file.write(features.float().cpu().contiguous().numpy().data)
             self._file.flush()
         except OSError as error:
             raise _cannot_keep(error) from None
@@ -62,7 +62,7 @@ class FeatureRows:
         start, stop, _ = rows.indices(len(self))
         found = np.empty((max(0, stop - start), self.shape[1]), np.float32)
         self._file.seek(start * found.itemsize * self.shape[1])
-        self._file.readinto(found)
+        self._file.readinto(found.data)
         return torch.from_numpy(found)
 
 

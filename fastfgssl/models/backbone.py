@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,7 +102,7 @@ def _is_resnet(name: str) -> bool:
 
 
 def _out_channels(layer: nn.Sequential) -> int:
-    last = layer[-1]
+    last: Any = layer[-1]
     return (last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ def _synchronised(norm: nn.modules.batchnorm._BatchNorm, world: World) -> nn.Mod
     return new
 
 
-def _run_parts(norm: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+def _run_parts(norm: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
     return norm.act(norm.drop(output))
 
 
@@ -55,13 +57,15 @@ class _HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         others = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
         group, size = self._world.group, self._world.size
+        assert group is not None, "one rank keeps its own batch norm"
         mean = sum_over_ranks(input.float().mean(dim=others), group) / size
         centred = input.float() - mean.view(shape)
         variance = sum_over_ranks(centred.square().mean(dim=others), group) / size
         with torch.no_grad():
             count = input.numel() // input.shape[1] * size
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            tracked: Any = self
+            tracked.num_batches_tracked += 1
+            tracked.running_mean.lerp_(mean, self.momentum)
+            tracked.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         normalised = centred * (variance.view(shape) + self.eps).rsqrt()
         return (normalised * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)

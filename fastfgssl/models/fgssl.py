@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -47,14 +47,16 @@ class FGSSL(nn.Module):
         """What the heads of `stages` are given: [B, P] a stage, [B, 3 P] for "all"; the features that are evaluated."""
         stages = tuple(stages)
         taps = self.backbone(images, deepest_tap(stages))
-        of_tap = {tap: self.blocks[tap](taps[tap]) for tap in range(NUM_TAPS) if tap in stages or "all" in stages}
+        of_tap: dict[Any, torch.Tensor] = {
+            tap: self.blocks[tap](taps[tap]) for tap in range(NUM_TAPS) if tap in stages or "all" in stages
+        }
         if "all" in stages:
             return {**of_tap, "all": torch.cat([of_tap[tap] for tap in range(NUM_TAPS)], dim=1)}
         return of_tap
 
     def modules_of(self, stages: tuple[Stage, ...]) -> list[nn.Module]:
         """Modules whose parameters are exactly those that a loss of `stages` has gradients for: what it trains."""
-        taps = range(NUM_TAPS) if "all" in stages else stages
+        taps: list[Any] = list(range(NUM_TAPS) if "all" in stages else stages)
         heads = [self.heads[STAGES.index(stage)] for stage in stages]
         return [*self.backbone.modules_of(taps), *(self.blocks[tap] for tap in taps), *heads]
 

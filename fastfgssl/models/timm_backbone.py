@@ -40,14 +40,14 @@ class _Taps(NamedTuple):
 class TimmBackbone(Backbone):
     """A timm network without its classifier; `network` holds it, under timm's names."""
 
-    def __init__(self, network: nn.Module, taps: _Taps, side: int) -> None:
+    def __init__(self, network: Any, taps: _Taps, side: int) -> None:
         """side: of images to find out with what the network runs; whatever it refuses raises what it raises."""
         super().__init__()
         # lets go of the classifier, and of what stands behind the deepest tap
         self._indices = network.prune_intermediate_layers(taps.indices, prune_norm=not taps.normalised, prune_head=True)
         self._normalised = taps.normalised
         self.tap_strides = taps.strides
-        self.network = network
+        self.network: Any = network
         self.tap_channels, self._trained = self._examine(side)
 
     def forward(self, images: Tensor, deepest_tap: int = NUM_TAPS - 1) -> list[Tensor]:
@@ -140,7 +140,7 @@ def _require_known(timm: ModuleType, name: str, config: ModelConfig) -> None:
 
 def _create(timm: ModuleType, name: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
     """The network with random weights, for images of any side if it can take them, and the options that made it so."""
-    options = list(_ANY_SIDE)
+    options: list[dict[str, Any]] = list(_ANY_SIDE)
     if image_size and timm.get_pretrained_cfg(name).fixed_input_size:
         options.append({"img_size": image_size})
     for some in options:
@@ -151,7 +151,7 @@ def _create(timm: ModuleType, name: str, image_size: int | None) -> tuple[nn.Mod
     return timm.create_model(name, pretrained=False), {}
 
 
-def _find_taps(network: nn.Module, config: ModelConfig) -> _Taps:
+def _find_taps(network: Any, config: ModelConfig) -> _Taps:
     if not hasattr(network, "prune_intermediate_layers"):
         raise UserError(
             f"model.backbone = {config.backbone}: this version of timm gives no feature maps of it; update timm, or"
