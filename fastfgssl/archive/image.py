@@ -102,9 +102,8 @@ def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | No
     """
     format = _format(data)
     image = _open(data, format, max_pixels)
-    turned = (
-        isinstance(image, TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) in TURNED
-    )  # these, Pillow turns as it loads them
+    # these, Pillow turns as it loads them
+    turned = isinstance(image, TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) in TURNED
     try:
         image.load()
     except Exception as error:  # Pillow raises whatever the damage leads it to
