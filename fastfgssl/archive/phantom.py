@@ -284,8 +284,7 @@ def _streaks(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarr
 def _gyri(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Winding ridges, as on a brain: a dozen waves from all sides."""
     turns = (np.arange(12) + rng.random(12)) / 24
-    waves = (_wave(u, v, turn, rng.random()) for turn in turns.tolist())
-    return sum(waves, start=np.zeros_like(u))
+    return sum((_wave(u, v, turn, rng.random()) for turn in turns.tolist()), start=np.zeros_like(u))
 
 
 # From place, in waves, to the relief of the texture; the lesion is darker where it is higher.
