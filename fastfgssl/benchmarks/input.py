@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
-from fastfgssl.benchmarks import reading
+from fastfgssl.benchmarks import read_ahead, reading
 from fastfgssl.benchmarks.archive import write_photographs
 from fastfgssl.benchmarks.jigsaw import published_loop
 from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
@@ -88,6 +89,7 @@ def run(device: torch.device, archive: Path | None = None, index_samples: int = 
             prepare(Options(sources=[folder / "photographs"], out=small, short_side=SHORT_SIDE))
         yield from _graph(whole, small, device)
         yield from reading.records(whole, index_samples)
+        yield from read_ahead.records(small or whole, replace(_spec(device), batch_size=32))
 
 
 def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[Record]:
@@ -101,7 +103,8 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
     ids = np.arange(min(16, opened.num_samples))
     files = [np.array(file) for file in reader.read(ids)]
     case = f"paper preset, {SIDE} px, " + ("JPEG 600 x 450 quality 90" if small else "real images")
-    graph, decoder = _pipelines(files, reader.picture_sizes(ids), device)
+    spec = _spec(device)
+    graph, decoder = _pipelines(files, reader.picture_sizes(ids), spec)
     images = BATCHES * BATCH
     loaders = {
         loop: DataLoader(
@@ -129,9 +132,19 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
             limit=limit,
             **options,
         )
+    turns = np.arange(BATCH) % len(files)
+    batch = [files[turn] for turn in turns]
+    yield compare(
+        "input",
+        f"checksums, {case}",
+        ours=lambda: [reader.find_damage(ids[turns], batch) for _ in range(BATCHES)],
+        baseline=(f"the whole graph, {THREADS} threads", lambda: [graph.run() for _ in range(BATCHES)]),
+        limit=("copy of the bytes", lambda: [[file.copy() for file in batch] for _ in range(BATCHES)]),
+        **options | {"runs": 15},
+    )
     if small is not None:
         reader = Reader(Archive.open(small))
-        small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), device)
+        small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), spec)
         yield compare(
             "input",
             f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {THREADS} threads",
@@ -142,12 +155,9 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
         )
 
 
-def _pipelines(files: list[np.ndarray], sizes: np.ndarray, device: torch.device):
-    """The whole graph on batches of `files` again and again, checked, and its decoder alone."""
-    turns = np.arange(BATCH) % len(files)
-    batch, sizes, ids = [files[i] for i in turns], sizes[turns], np.arange(BATCH)
+def _spec(device: torch.device) -> GraphSpec:
     on_gpu = device.type == "cuda"
-    spec = GraphSpec(
+    return GraphSpec(
         batch_size=BATCH,
         image_size=SIDE,
         preset=PRESETS["paper"],
@@ -160,6 +170,12 @@ def _pipelines(files: list[np.ndarray], sizes: np.ndarray, device: torch.device)
         threads=THREADS,
         prefetch=2,
     )
+
+
+def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec):
+    """The whole graph on batches of `files` again and again, checked, and its decoder alone."""
+    turns = np.arange(BATCH) % len(files)
+    batch, sizes, ids = [files[i] for i in turns], sizes[turns], np.arange(BATCH)
 
     def source(iteration: int):
         slots = Slots(ids + iteration * BATCH, np.zeros_like(ids))
@@ -190,7 +206,7 @@ def _check(outputs, files: list[np.ndarray], params: ViewParams) -> None:
         puzzle_flags=view_flags(params.puzzle),
         anchor_flags=view_flags(params.anchor),
         permutations=params.permutations,
-        needs=Needs(grids=GRIDS),
+        grids=GRIDS,
         mean=MEAN,
         std=STD,
     )

@@ -57,8 +57,8 @@ class Loader(Iterator[Batch]):
         self._refusals = Refusals(self._reader, quarantine)
         self._host = HostBatches(spec, slots, self._reader, quarantine, self._refusals, seed=seed)
         self._step, self._stop = start, stop
-        self.substitutes = 0
-        """Samples of the batches so far that stood in for damaged ones."""
+        self.samples = self.substitutes = 0
+        """Samples of the batches so far, and those among them that stood in for damaged ones."""
         self._begin()
 
     def __next__(self) -> Batch:
@@ -67,6 +67,7 @@ class Loader(Iterator[Batch]):
         outputs = self._run()
         made = self._fed.popleft()
         self._step += 1
+        self.samples += len(made.ids)
         self.substitutes += made.substitutes
         needs, views = self._spec.needs, map(self._as_tensor, outputs)
         return Batch(

@@ -22,8 +22,8 @@ class ReadAhead(Iterator[T]):
     """`make(step)` for each step from `start` to `stop` - 1, in order, called by a thread ahead of who iterates.
 
     The thread pauses while `items` results are waiting to be taken, or results of `nbytes` bytes; one is made whatever
-    its size. An exception of `make` is raised where its result would have come, and ends the thread. So does `close`,
-    and so does dropping this object.
+    its size. An exception of `make` is raised where its result would have come, once, and ends the thread. So does
+    `close`, and so does dropping this object.
     """
 
     def __init__(self, make: Callable[[int], T], start: int, stop: int, *, items: int, nbytes: int) -> None:
@@ -59,7 +59,11 @@ class _Queue(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._made or self._end is not None)
             if not self._made:
-                raise self._end
+                error, self._end = self._end, StopIteration()
+                try:
+                    raise error
+                finally:
+                    del error  # its frames keep all that is alive in them: nothing here may keep it
             item = self._made.popleft()
             self._nbytes -= item.nbytes
             self._changed.notify_all()

@@ -6,7 +6,6 @@ alike. Only one DALI graph exists at a time: another, even idle, would fill its 
 
 from __future__ import annotations
 
-import gc
 import itertools
 import statistics
 import time
@@ -99,24 +98,20 @@ class Bench:
         probe = self._timed_loader(replace(self.spec, batch_size=self.rows))
         self.rows = min(self.spec.batch_size, max(self.rows, int(probe * seconds / 6)))
         # every kept batch once: what does not decode is known then, and all bytes are in memory
-        loader = self._loader(replace(self.spec, batch_size=self.rows))
-        self._batch = next(loader)
-        for _ in range(_KEPT - 1):
-            next(loader)
+        with self._loader(replace(self.spec, batch_size=self.rows)) as loader:
+            self._batch = next(loader)
+            for _ in range(_KEPT - 1):
+                next(loader)
         self.ids = [self._quarantine.substitute(self._kept(step, self.rows).ids) for step in range(_KEPT)]
         self.encoded = [self._reader.read(ids) for ids in self.ids]
-        del loader
-        gc.collect()
 
     def reader_block(self) -> float:
-        """Order, view parameters, and the bytes themselves, from memory."""
+        """Order, view parameters, and the bytes themselves, from memory: what the loader's thread does."""
         steps, preset, made, start = itertools.cycle(range(_KEPT)), self.spec.preset, 0, time.perf_counter()
         while not made or time.perf_counter() - start < self._block:
             slots = self._kept(next(steps), self.rows)
-            sizes = self._reader.picture_sizes(slots.ids)
-            self._params(slots, sizes, preset)
-            for encoded in self._reader.read(slots.ids):
-                encoded.copy()
+            ids, _ = self._quarantine.read(slots.ids, self._reader)
+            self._params(slots, self._reader.picture_sizes(ids), preset)
             made += len(slots.ids)
         return made / (time.perf_counter() - start)
 
@@ -188,22 +183,20 @@ class Bench:
 
     def trainer_block(self, step: TrainingStep, spec: GraphSpec, waits: list[float]) -> float:
         """Loader and step together, on whole batches; appends the share of time that the step waited for a batch."""
-        loader = self._loader(spec)
-        for _ in range(spec.prefetch + 1):
-            batch = next(loader)
-        step(batch)
-        self._synchronise()
-        clock, steps, start = Clock(0), 0, time.perf_counter()
-        while steps < 2 or time.perf_counter() - start < self._block:
-            with clock.waiting():
+        with self._loader(spec) as loader:
+            for _ in range(spec.prefetch + 1):
                 batch = next(loader)
             step(batch)
-            steps += 1
-        self._synchronise()
-        lap = clock.lap(steps)
+            self._synchronise()
+            clock, steps, start = Clock(0), 0, time.perf_counter()
+            while steps < 2 or time.perf_counter() - start < self._block:
+                with clock.waiting():
+                    batch = next(loader)
+                step(batch)
+                steps += 1
+            self._synchronise()
+            lap = clock.lap(steps)
         waits.append(lap.waited / lap.seconds)
-        del loader
-        gc.collect()
         return steps * spec.batch_size / lap.seconds
 
     def resident(self, rows: int) -> Batch:
@@ -239,11 +232,8 @@ class Bench:
         )
 
     def _timed_loader(self, spec: GraphSpec) -> float:
-        loader = self._loader(spec)
-        rate = self._timed(loader.__next__, spec)
-        del loader
-        gc.collect()  # it refers to itself; its graph would go on holding threads and memory
-        return rate
+        with self._loader(spec) as loader:
+            return self._timed(loader.__next__, spec)
 
     def _timed(self, run: Callable[[], object], spec: GraphSpec) -> float:
         """Images/s of calls that make a batch each, from when the queue of batches is in its steady state."""
