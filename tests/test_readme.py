@@ -36,14 +36,22 @@ def test_commands_name_what_exists(command):
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
-    assert words[0] in ("python", "torchrun"), command
-    tool = next(word for word in words if word.startswith("tools/"))
-    source = (ROOT / tool).read_text()
-    for option in (word for word in words[words.index(tool) :] if word.startswith("--")):
-        assert f'"{option}"' in source, f"{tool} has no {option}"
+    if words[0] == "pip":
+        return
+    assert words[0] in ("python", "torchrun", "fastfgssl"), command
+    start = words.index("fastfgssl") + 1 if "fastfgssl" in words else words.index(find_tool(words))
+    name = words[start].removeprefix("tools/").removesuffix(".py")
+    source = (ROOT / "fastfgssl" / "commands" / f"{name}.py").read_text()
+    for option in (word for word in words[start:] if word.startswith("--")):
+        assert f'"{option}"' in source, f"{name} has no {option}"
     if "--config" in words:
-        config = ROOT / words[words.index("--config") + 1]
-        load_config(config, [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)])
+        config = words[words.index("--config") + 1]
+        overrides = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)]
+        load_config(ROOT / config if "/" in config else config, overrides)
+
+
+def find_tool(words: list[str]) -> str:
+    return next(word for word in words if word.startswith("tools/"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

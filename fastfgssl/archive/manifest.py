@@ -191,7 +191,7 @@ def read_manifest(path: Path) -> dict:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is not an archive: it has no {MANIFEST}; tools/prepare.py makes one") from None
+        raise UserError(f"{path} is not an archive: it has no {MANIFEST}; `fastfgssl prepare` makes one") from None
     except OSError as error:
         raise UserError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
     except ValueError as error:

@@ -84,7 +84,7 @@ class Summary:
     seconds: float = 0.0
 
 
-class Step(NamedTuple):
+class Progress(NamedTuple):
     """How far it has come."""
 
     done: int
@@ -92,7 +92,7 @@ class Step(NamedTuple):
     quarantined: int
 
 
-def prepare(options: Options, on_progress: Callable[[Step], None] = lambda step: None) -> Summary:
+def prepare(options: Options, on_progress: Callable[[Progress], None] = lambda progress: None) -> Summary:
     """Makes the archive and calls `on_progress` after each image.
 
     Raises UserError for bad input and for whatever hinders the work, such as a full disk or a worker that is killed.
@@ -126,7 +126,7 @@ def prepare(options: Options, on_progress: Callable[[Step], None] = lambda step:
                 writer.add(_sample(entry, result, facts))
                 summary.changed.update(result.changes)
                 summary.notes.update(result.notes)
-            on_progress(Step(done, len(found.entries), summary.quarantined.total()))
+            on_progress(Progress(done, len(found.entries), summary.quarantined.total()))
         manifest = writer.commit()
     summary.samples = manifest["samples"]
     summary.labelled = manifest["labelled"]

@@ -1,1 +1,4 @@
 """Measured speed: one file a suite, each checked before it is timed."""
+
+SUITES = ("loss", "jigsaw", "input", "step", "train", "scaling")
+"""Modules with `run(settings)`, which yields records."""

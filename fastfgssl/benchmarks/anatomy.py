@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastfgssl.benchmarks.measure import interleaved, memory_of_call
 from fastfgssl.benchmarks.trace import peak_memory, seconds_by_part, write_trace
 from fastfgssl.data.batch import Batch
 from fastfgssl.training.step import TrainingStep
@@ -28,7 +26,7 @@ def anatomy(step: TrainingStep, batch: Batch, precision: str, device: torch.devi
     def call() -> None:
         step(batch)
 
-    seconds = _seconds(call, device)
+    (seconds,) = interleaved({"step": call}, runs=1, device=device)["step"]
     with FlopCounterMode(display=False) as counter:
         call()
     operations = counter.get_total_flops()
@@ -38,7 +36,7 @@ def anatomy(step: TrainingStep, batch: Batch, precision: str, device: torch.devi
         parts = seconds_by_part(file)
         step.optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
-            memory = _peak_memory_of_gpu(call, device)
+            memory = memory_of_call(call, device)
         else:
             write_trace(file, call, device, profile_memory=True)
             memory = peak_memory(file)
@@ -51,27 +49,8 @@ def anatomy(step: TrainingStep, batch: Batch, precision: str, device: torch.devi
     }
 
 
-def _peak_memory_of_gpu(call: Callable[[], Any], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    call()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def _matrix_product_rate(dtype: torch.dtype, device: torch.device) -> float:
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / statistics.median(_seconds(lambda: a @ b, device) for _ in range(5))
-
-
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    seconds = interleaved({"product": lambda: a @ b}, runs=5, device=device)
+    return 2 * side**3 / statistics.median(seconds["product"])

@@ -12,38 +12,26 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from fastfgssl.archive.manifest import FORMAT, MANIFEST, SHARDS, TABLE, VERSION
-from fastfgssl.archive.phantom import phantom_image
+from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.archive.shards import COLUMNS
 from fastfgssl.runtime.errors import UserError
 
-WIDTH, HEIGHT, QUALITY = 600, 450, 90
+WIDTH, HEIGHT = 600, 450
 ROW = 48  # bytes of a sample in a generated table, rounded up
-
-
-def write_photographs(folder: Path, count: int) -> list[Path]:
-    """`count` phantoms as JPEG files of 600 x 450 pixels, quality 90."""
-    folder.mkdir(parents=True)
-    files = []
-    for index in range(count):
-        files.append(folder / f"{index:04}.jpg")
-        picture = phantom_image(index, seed=0, width=WIDTH, height=HEIGHT).image
-        Image.fromarray(picture).save(files[-1], "JPEG", quality=QUALITY)
-    return files
 
 
 @contextmanager
 def open_archive(path: Path | None, *, count: int = 64, short_side: int | None = None) -> Iterator[Path]:
-    """`path`, or an archive of `count` photographs that is there for as long as the body runs."""
+    """`path`, or an archive of `count` phantoms, JPEG of quality 90, that is there for as long as the body runs."""
     if path is not None:
         yield path
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_photographs(folder / "photographs", count)
+        write_phantoms(folder / "photographs", count, width=WIDTH, height=HEIGHT)
         prepare(Options(sources=[folder / "photographs"], out=folder / "archive", short_side=short_side))
         yield folder / "archive"
 

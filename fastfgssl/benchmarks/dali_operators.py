@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from fastfgssl.benchmarks.measure import CheckFailed, Record, compare, copies
+from fastfgssl.benchmarks.measure import CheckFailed, Record, Suite, copies
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.build import load_plugin
 from fastfgssl.kernels.resize.reference import resize_reference
@@ -85,7 +85,7 @@ def _image_graph(images: list[np.ndarray], make):
     return lambda: [pipeline.run() for _ in range(_PASSES)]
 
 
-def resize(device: torch.device) -> Record:
+def resize(suite: Suite) -> Record:
     """Ours against DALI's stock operator."""
     load_plugin()
     count, height, width = 64, 450, 600
@@ -95,20 +95,18 @@ def resize(device: torch.device) -> Record:
     exact = resize_reference(images[0], SIDE, interpolation="linear")
     if not np.abs(np.array(ours()[0][0].at(0)) - exact).max() < 1:
         raise CheckFailed("the resize is more than a grey level from float64")
-    return compare(
-        "jigsaw",
+    return suite.compare(
         f"resize {width} x {height} to {SIDE} px, linear, antialiased",
         ours=ours,
         baseline=("DALI's stock resize", stock),
-        limit=("copy of the decoded images", copies(2 * count * images[0].nbytes, device, times=_PASSES)),
+        limit=("copy of the decoded images", copies(2 * count * images[0].nbytes, suite.device, times=_PASSES)),
         items=_PASSES * count,
         unit="images/s",
         runs=RUNS,
-        device=device,
     )
 
 
-def blur(device: torch.device) -> Iterator[Record]:
+def blur(suite: Suite) -> Iterator[Record]:
     """Blur and two views: the operator blurs as it makes them, the baseline blurs before it."""
     images = list(np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE, 3), dtype=np.uint8))
     views = {"std": 1 / 255, "dtype": types.FLOAT16}
@@ -124,8 +122,7 @@ def blur(device: torch.device) -> Iterator[Record]:
         blurred = np.array(ours()[0][0].at(0), dtype=np.float64).round()
         if not np.abs(blurred - blur_reference(images[0], sigma)).max() < 1:
             raise CheckFailed("the blur is more than a grey level from float64")
-        yield compare(
-            "jigsaw",
+        yield suite.compare(
             f"2 views of {SIDE} px with a blur of sigma {sigma:g}, float16",
             ours=ours,
             baseline=("DALI's stock blur first", _image_graph(images, stock_views)),
@@ -133,5 +130,4 @@ def blur(device: torch.device) -> Iterator[Record]:
             items=_PASSES * len(images),
             unit="images/s",
             runs=RUNS,
-            device=device,
         )

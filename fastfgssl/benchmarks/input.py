@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,26 +15,27 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import Options, prepare
 from fastfgssl.benchmarks import read_ahead, reading
-from fastfgssl.benchmarks.archive import write_photographs
+from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.jigsaw import published_loop
-from fastfgssl.benchmarks.measure import CheckFailed, Record, compare
+from fastfgssl.benchmarks.measure import CheckFailed, Record, Settings, Suite
+from fastfgssl.config.schema import IMAGENET_MEAN as MEAN
+from fastfgssl.config.schema import IMAGENET_STD as STD
+from fastfgssl.config.schema import Config, DataConfig, TrainConfig
 from fastfgssl.data.batch import Needs
 from fastfgssl.data.decode import GraphSpec, build_decoder
 from fastfgssl.data.graph import GraphInput, build_graph, view_flags
 from fastfgssl.data.order import Slots
-from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params
 from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 
 BATCH, SIDE, GRIDS, BATCHES, THREADS = 64, 224, (16, 8, 4), 16, 2
 SHORT_SIDE = 256
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PillowViews(Dataset):
@@ -75,24 +76,21 @@ class PillowViews(Dataset):
         return [anchor, puzzle, *puzzles]
 
 
-def run(device: torch.device, archive: Path | None = None, index_samples: int = 100_000_000) -> Iterator[Record]:
-    """The `paper` preset at 224 px from JPEG files and from shards, and what comes before the decoder.
-
-    archive: images to take instead of phantoms of 600 x 450; index_samples: length of the index that is opened.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder, whole, small = Path(name), archive, None
+def run(settings: Settings) -> Iterator[Record]:
+    """The `paper` preset at 224 px from JPEG files and from shards, and what comes before the decoder."""
+    suite = Suite("input", settings)
+    with ExitStack() as opened:
+        archive, small = settings.archive, None
         if archive is None:
-            whole, small = folder / "whole", folder / "small"
-            write_photographs(folder / "photographs", 16)
-            prepare(Options(sources=[folder / "photographs"], out=whole))
-            prepare(Options(sources=[folder / "photographs"], out=small, short_side=SHORT_SIDE))
-        yield from _graph(whole, small, device)
-        yield from reading.records(whole, index_samples)
-        yield from read_ahead.records(small or whole, replace(_spec(device), batch_size=32))
+            archive, small = (
+                opened.enter_context(open_archive(None, count=16, short_side=side)) for side in (None, SHORT_SIDE)
+            )
+        yield from _graph(archive, small, suite)
+        yield from reading.records(archive, suite)
+        yield from read_ahead.records(small or archive, replace(_spec(suite.device), batch_size=32), suite)
 
 
-def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[Record]:
+def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     """The whole graph on the images of `archive`, and on those of `small` against the files of `archive`."""
     opened = Archive.open(archive)
     if opened.is_sixteen_bit:
@@ -103,7 +101,7 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
     ids = np.arange(min(16, opened.num_samples))
     files = [np.array(file) for file in reader.read(ids)]
     case = f"paper preset, {SIDE} px, " + ("JPEG 600 x 450 quality 90" if small else "real images")
-    spec = _spec(device)
+    spec = _spec(suite.device)
     graph, decoder = _pipelines(files, reader.picture_sizes(ids), spec)
     images = BATCHES * BATCH
     loaders = {
@@ -118,11 +116,10 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
         for loop in (False, True)
     }
     # a graph works ahead: of the 16 batches of a call, one is made while the clock stands
-    options = {"items": images, "unit": "images/s", "runs": 5, "device": device}
+    options = {"items": images, "unit": "images/s", "runs": 5}
     limit = ("DALI decoding alone", lambda: [decoder.run() for _ in range(BATCHES)])
     for loop, loader in loaders.items():
-        yield compare(
-            "input",
+        yield suite.compare(
             f"{case}, {THREADS} threads",
             ours=lambda: [graph.run() for _ in range(BATCHES)],
             baseline=(
@@ -134,8 +131,7 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
         )
     turns = np.arange(BATCH) % len(files)
     batch = [files[turn] for turn in turns]
-    yield compare(
-        "input",
+    yield suite.compare(
         f"checksums, {case}",
         ours=lambda: [reader.find_damage(ids[turns], batch) for _ in range(BATCHES)],
         baseline=(f"the whole graph, {THREADS} threads", lambda: [graph.run() for _ in range(BATCHES)]),
@@ -145,8 +141,7 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
     if small is not None:
         reader = Reader(Archive.open(small))
         small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), spec)
-        yield compare(
-            "input",
+        yield suite.compare(
             f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {THREADS} threads",
             ours=lambda: [small_graph.run() for _ in range(BATCHES)],
             baseline=(f"Pillow DataLoader on the files, {THREADS} workers", lambda: list(loaders[False])),
@@ -156,20 +151,10 @@ def _graph(archive: Path, small: Path | None, device: torch.device) -> Iterator[
 
 
 def _spec(device: torch.device) -> GraphSpec:
-    on_gpu = device.type == "cuda"
-    return GraphSpec(
-        batch_size=BATCH,
-        image_size=SIDE,
-        preset=PRESETS["paper"],
-        needs=Needs(grids=GRIDS),
-        mean=MEAN,
-        std=STD,
-        half=on_gpu,
-        sixteen_bit=False,
-        device_id=0 if on_gpu else None,
-        threads=THREADS,
-        prefetch=2,
+    config = Config(
+        data=DataConfig(path="none", image_size=SIDE, threads=THREADS), train=TrainConfig(steps=1, batch_size=BATCH)
     )
+    return GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), sixteen_bit=False)
 
 
 def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec):

@@ -9,30 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastfgssl.benchmarks.measure import Record, compare, copies, replayed, require_close
+from fastfgssl.benchmarks.measure import Record, Settings, Suite, copies, replayed, require_close
+from fastfgssl.config.schema import IMAGENET_MEAN as MEAN
+from fastfgssl.config.schema import IMAGENET_STD as STD
 from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.fan_out.op import fan_out
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
 from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
 
 BATCH, SIDE, GRIDS = 256, 224, (16, 8, 4)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RUNS = 7
 _PASSES = 4  # of the fan-out in one call
 
 
-def run(device: torch.device) -> Iterator[Record]:
+def run(settings: Settings) -> Iterator[Record]:
     """Five views of tensors and by DALI's operator, three puzzles, and on the CPU resize and blur.
 
     Where DALI is not installed, what runs in its graphs is left out.
     """
-    yield from _fan_out(device)
-    yield _puzzles(device)
-    if device.type == "cpu" and _has_dali():  # a GPU resizes and blurs by DALI's own operators
+    suite = Suite("jigsaw", settings)
+    yield from _fan_out(suite)
+    yield _puzzles(suite)
+    if suite.device.type == "cpu" and _has_dali():  # a GPU resizes and blurs by DALI's own operators
         from fastfgssl.benchmarks import dali_operators
 
-        yield dali_operators.resize(device)
-        yield from dali_operators.blur(device)
+        yield dali_operators.resize(suite)
+        yield from dali_operators.blur(suite)
 
 
 def _has_dali() -> bool:
@@ -42,7 +44,8 @@ def _has_dali() -> bool:
         return False
 
 
-def _fan_out(device: torch.device) -> Iterator[Record]:
+def _fan_out(suite: Suite) -> Iterator[Record]:
+    device = suite.device
     rng = np.random.default_rng(0)
     puzzle, anchor = rng.integers(0, 256, (2, BATCH, SIDE, SIDE, 3), dtype=np.uint8)
     arguments = {
@@ -77,18 +80,19 @@ def _fan_out(device: torch.device) -> Iterator[Record]:
     _require_views("plain fan-out", plain(), expected, tolerance=2e-3)
     moved = puzzle.nbytes + anchor.nbytes + sum(view.nbytes for view in expected)
     case = f"{2 + len(GRIDS)} views of {SIDE} px, batch {BATCH}, float16"
+    options = {
+        "limit": ("copy of the same bytes", copies(moved, device, times=_PASSES)),
+        "items": _PASSES * BATCH,
+        "unit": "images/s",
+        "runs": RUNS,
+    }
     for version, ours in versions.items():
         calls = lambda ours=ours: [ours() for _ in range(_PASSES)]  # noqa: E731
-        yield compare(
-            "jigsaw",
+        yield suite.compare(
             f"fan-out {version}, {case}",
             ours=calls if "DALI" in version else replayed(calls, device),
             baseline=("vectorised PyTorch", lambda: [plain() for _ in range(_PASSES)]),
-            limit=("copy of the same bytes", copies(moved, device, times=_PASSES)),
-            items=_PASSES * BATCH,
-            unit="images/s",
-            runs=RUNS,
-            device=device,
+            **options,
         )
     if device.type == "cpu":  # on a GPU its 250,000 launches take seconds
         view = expected[1].permute(0, 3, 1, 2)
@@ -99,16 +103,11 @@ def _fan_out(device: torch.device) -> Iterator[Record]:
 
         for puzzles, order, grid in zip(loop(), turns, GRIDS, strict=True):
             require_close("published loop", puzzles, jigsaw_reference(view, _swapped(order), grid), tolerance=0)
-        yield compare(
-            "jigsaw",
+        yield suite.compare(
             f"fan-out of tensors, {case}",
             ours=lambda: [of_tensors() for _ in range(_PASSES)],
             baseline=("published loop, puzzles only", lambda: [loop() for _ in range(_PASSES)]),
-            limit=("copy of the same bytes", copies(moved, device, times=_PASSES)),
-            items=_PASSES * BATCH,
-            unit="images/s",
-            runs=RUNS,
-            device=device,
+            **options,
         )
 
 
@@ -165,7 +164,8 @@ def _swapped(orders: torch.Tensor) -> torch.Tensor:
     return permutations
 
 
-def _puzzles(device: torch.device) -> Record:
+def _puzzles(suite: Suite) -> Record:
+    device = suite.device
     generator = torch.Generator(device).manual_seed(0)
     images = torch.randn(BATCH, 3, SIDE, SIDE, device=device, generator=generator).half()
     images = images.contiguous(memory_format=torch.channels_last)
@@ -179,8 +179,7 @@ def _puzzles(device: torch.device) -> Record:
         for grid, puzzle, true in zip(GRIDS, all_puzzles(version), truth, strict=True):
             require_close(f"puzzles {grid}", puzzle, true, tolerance=0)
     moved = 2 * len(GRIDS) * images.numel() * images.element_size()
-    return compare(
-        "jigsaw",
+    return suite.compare(
         f"{len(GRIDS)} puzzles of tensors, {SIDE} px, batch {BATCH}, float16",
         ours=replayed(lambda: all_puzzles(jigsaw), device),
         baseline=("indexing of tiles", replayed(lambda: all_puzzles(_indexed_jigsaw), device)),
@@ -188,5 +187,4 @@ def _puzzles(device: torch.device) -> Record:
         items=BATCH,
         unit="images/s",
         runs=RUNS,
-        device=device,
     )

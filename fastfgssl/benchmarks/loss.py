@@ -12,11 +12,12 @@ import torch
 
 from fastfgssl.benchmarks.measure import (
     Record,
-    compare,
+    Settings,
+    Suite,
     describe_device,
     host_seconds,
     interleaved,
-    record_of,
+    memory_of_call,
     replayed,
     require_close,
 )
@@ -41,19 +42,20 @@ _VARIANTS = {
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
-def run(device: torch.device) -> Iterator[Record]:
+def run(settings: Settings) -> Iterator[Record]:
     """Speed against plain PyTorch, on a GPU with TF32 products and its peak memory; and what `auto` should choose."""
+    suite, device = Suite("loss", settings), settings.device
     on_gpu = device.type == "cuda"
     for N, D in SHAPES[device.type]:
         for precision in ("float32", "bfloat16") if on_gpu else ("float32",):
-            yield _against_plain(N, D, precision, device)
+            yield _against_plain(N, D, precision, suite)
         if on_gpu:
             yield _memory(N, D, device)
     for N, D in CHOICES[device.type]:
-        yield _choice(N, D, device)
+        yield _choice(N, D, suite)
     if on_gpu:
         for N, D in SHAPES[device.type]:
-            yield _columns(N, D, device)
+            yield _columns(N, D, suite)
 
 
 def _embeddings(N: int, D: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +87,8 @@ def _require_right(z1: torch.Tensor, z2: torch.Tensor, **options) -> None:
         require_close(f"loss {case}, {options}, {name}", got, want, tolerance=tolerance)
 
 
-def _against_plain(N: int, D: int, precision: str, device: torch.device) -> Record:
+def _against_plain(N: int, D: int, precision: str, suite: Suite) -> Record:
+    device = suite.device
     z1, z2 = _embeddings(N, D, device)
     _require_right(z1, z2, precision=precision)
     dtype, on_gpu = getattr(torch, precision), device.type == "cuda"
@@ -111,8 +114,7 @@ def _against_plain(N: int, D: int, precision: str, device: torch.device) -> Reco
         launching = {
             f"seconds_of_the_host_{name}": host_seconds(case, device) for name, case in cases.items() if on_gpu
         }
-        return compare(
-            "loss",
+        return suite.compare(
             f"forward + backward, N {N}, D {D}" + (f", {precision}, as a CUDA graph" if on_gpu else ""),
             ours=replayed(cases["ours"], device),
             baseline=("plain PyTorch, direct form", replayed(cases["plain"], device)),
@@ -120,26 +122,24 @@ def _against_plain(N: int, D: int, precision: str, device: torch.device) -> Reco
             items=1,
             unit="calls/s",
             runs=20 if on_gpu or N * D < 10**6 else 5,
-            device=device,
             details=launching,
         )
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
-def _choice(N: int, D: int, device: torch.device) -> Record:
+def _choice(N: int, D: int, suite: Suite) -> Record:
     """`auto` beside both: neither the ratio nor the fraction may be below 0.9."""
-    z1, z2 = _embeddings(N, D, device)
+    z1, z2 = _embeddings(N, D, suite.device)
     for algorithm in ("gram", "direct"):
         _require_right(z1, z2, algorithm=algorithm)
     calls = {
         algorithm: replayed(
-            lambda algorithm=algorithm: _both(cross_correlation_loss, z1, z2, algorithm=algorithm), device
+            lambda algorithm=algorithm: _both(cross_correlation_loss, z1, z2, algorithm=algorithm), suite.device
         )
         for algorithm in ("auto", "gram", "direct")
     }
-    return compare(
-        "loss",
+    return suite.compare(
         f"the choice of auto, N {N}, D {D}",
         ours=calls["auto"],
         baseline=("gram", calls["gram"]),
@@ -147,7 +147,6 @@ def _choice(N: int, D: int, device: torch.device) -> Record:
         items=1,
         unit="calls/s",
         runs=20,
-        device=device,
     )
 
 
@@ -157,10 +156,7 @@ def _memory(N: int, D: int, device: torch.device) -> Record:
 
     def numbers(loss: Callable[..., torch.Tensor]) -> float:
         _both(loss, z1, z2)  # what libraries keep for themselves is not the loss's
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        _both(loss, z1, z2)
-        return (torch.cuda.max_memory_allocated(device) - before) / 4
+        return memory_of_call(lambda: _both(loss, z1, z2), device) / 4
 
     ours, plain, limit = numbers(cross_correlation_loss), numbers(_plain), 3 * (N * N + N * D)
     return Record(
@@ -181,8 +177,9 @@ def _memory(N: int, D: int, device: torch.device) -> Record:
     )
 
 
-def _columns(N: int, D: int, device: torch.device) -> Record:
+def _columns(N: int, D: int, suite: Suite) -> Record:
     """What a call does to columns, without its matrix products: as it stands beside tiles that Triton has measured."""
+    device = suite.device
     from fastfgssl.kernels.cross_correlation import triton_steps
 
     z1, z2 = (z.detach() for z in _embeddings(N, D, device))
@@ -220,14 +217,11 @@ def _columns(N: int, D: int, device: torch.device) -> Record:
 
     cases = {name: replayed(lambda settings=settings: steps(settings), device) for name, settings in _VARIANTS.items()}
     seconds = interleaved(cases | {"limit": replayed(copies, device)}, runs=20, device=device)
-    return record_of(
-        "loss",
+    return suite.record(
         f"steps over columns, N {N}, D {D}",
         seconds | {"ours": seconds["as_it_stands"], "baseline": seconds["autotuned"]},
         baseline="tiles that Triton has measured",
         limit="embeddings read and gradients written, once",
-        items=1,
         unit="calls/s",
-        device=device,
         details={f"seconds_{name}": statistics.median(seconds[name]) for name in seconds},
     )

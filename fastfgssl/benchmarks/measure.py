@@ -6,14 +6,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastfgssl.benchmarks.trace import trace_call
+from fastfgssl.benchmarks.trace import Traces, synchronise
 from fastfgssl.runtime.versions import versions
 
 Case = Callable[[], Any]
@@ -46,6 +46,18 @@ class Record:
     versions: dict[str, str]
     details: dict[str, float] = field(default_factory=dict)
     """Further numbers of the case, by name and unit; seconds and bytes unless the name says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What suites are run with; each takes what concerns it."""
+
+    device: torch.device
+    archive: Path | None = None
+    """Images to read instead of phantoms of 600 x 450."""
+    index_samples: int = 100_000_000
+    """Length of the index that is opened."""
+    traces: Traces = field(default_factory=Traces)
 
 
 def interleaved(cases: Mapping[str, Case], *, runs: int, device: torch.device) -> dict[str, list[float]]:
@@ -83,7 +95,7 @@ def host_seconds(case: Case, device: torch.device, *, calls: int = 10) -> float:
     """What the host takes to launch a call, the median."""
     seconds = []
     for _ in range(calls):
-        torch.cuda.synchronize(device)
+        synchronise(device)
         seconds.append(_host_seconds(case, device))
     return statistics.median(seconds)
 
@@ -101,7 +113,7 @@ def _gpu_seconds(case: Case, device: torch.device) -> float:
     the device is behind the host.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
+    synchronise(device)
     _cache_filler(device).zero_()
     begin.record()
     case()
@@ -145,70 +157,84 @@ def ceilings(device: torch.device) -> dict[str, float]:
     }
 
 
-def compare(
-    suite: str,
-    case: str,
-    *,
-    ours: Case,
-    baseline: tuple[str, Case],
-    limit: tuple[str, Case],
-    items: float,
-    unit: str,
-    runs: int,
-    device: torch.device,
-    details: Mapping[str, float] | None = None,
-) -> Record:
-    """Measures `ours` beside a baseline and a limit, which are (name, call); each call makes `items` items."""
-    seconds = interleaved({"ours": ours, "baseline": baseline[1], "limit": limit[1]}, runs=runs, device=device)
-    trace_call(f"{suite}: {case}", ours, device)
-    return record_of(
-        suite,
-        case,
-        seconds,
-        baseline=baseline[0],
-        limit=limit[0],
-        items=items,
-        unit=unit,
-        device=device,
-        details=details,
-    )
+@dataclass(frozen=True)
+class Suite:
+    """Makes the records of a suite."""
+
+    name: str
+    settings: Settings
+
+    @property
+    def device(self) -> torch.device:
+        return self.settings.device
+
+    def on_host(self) -> Suite:
+        """The same for what no GPU takes part in."""
+        return replace(self, settings=replace(self.settings, device=torch.device("cpu")))
+
+    def compare(
+        self,
+        case: str,
+        *,
+        ours: Case,
+        baseline: tuple[str, Case],
+        limit: tuple[str, Case],
+        items: float,
+        unit: str,
+        runs: int,
+        details: Mapping[str, float] | None = None,
+    ) -> Record:
+        """Measures `ours` beside a baseline and a limit, which are (name, call); each call makes `items` items."""
+        calls = {"ours": ours, "baseline": baseline[1], "limit": limit[1]}
+        seconds = interleaved(calls, runs=runs, device=self.device)
+        self.settings.traces.call(f"{self.name}: {case}", ours, self.device)
+        named = {"baseline": baseline[0], "limit": limit[0]}
+        return self.record(case, seconds, **named, items=items, unit=unit, details=details)
+
+    def record(
+        self,
+        case: str,
+        seconds: Mapping[str, list[float]],
+        *,
+        baseline: str,
+        limit: str,
+        items: float = 1,
+        unit: str,
+        details: Mapping[str, float] | None = None,
+    ) -> Record:
+        """The record of `seconds` for `items` items, of "ours", "baseline" and "limit", run by run."""
+        ratios = [b / a for a, b in zip(seconds["ours"], seconds["baseline"], strict=True)]
+        value, baseline_value, limit_value = (
+            items / statistics.median(seconds[name]) for name in ("ours", "baseline", "limit")
+        )
+        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [0, 0, 0]
+        return Record(
+            suite=self.name,
+            case=case,
+            value=value,
+            unit=unit,
+            baseline=baseline,
+            baseline_value=baseline_value,
+            ratio=statistics.median(ratios),
+            limit=limit,
+            limit_value=limit_value,
+            fraction_of_limit=value / limit_value,
+            runs=len(ratios),
+            spread=quartiles[2] - quartiles[0],
+            device=describe_device(self.device),
+            versions=versions(),
+            details={**(details or {}), **(ceilings(self.device) if self.device.type == "cuda" else {})},
+        )
 
 
-def record_of(
-    suite: str,
-    case: str,
-    seconds: Mapping[str, list[float]],
-    *,
-    baseline: str,
-    limit: str,
-    items: float,
-    unit: str,
-    device: torch.device,
-    details: Mapping[str, float] | None = None,
-) -> Record:
-    """The record of `seconds` for `items` items, of "ours", "baseline" and "limit", run by run."""
-    ratios = [b / a for a, b in zip(seconds["ours"], seconds["baseline"], strict=True)]
-    value, baseline_value, limit_value = (
-        items / statistics.median(seconds[name]) for name in ("ours", "baseline", "limit")
-    )
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [0, 0, 0]
-    return Record(
-        suite=suite,
-        case=case,
-        value=value,
-        unit=unit,
-        baseline=baseline,
-        baseline_value=baseline_value,
-        ratio=statistics.median(ratios),
-        limit=limit,
-        limit_value=limit_value,
-        fraction_of_limit=value / limit_value,
-        runs=len(ratios),
-        spread=quartiles[2] - quartiles[0],
-        device=describe_device(device),
-        versions=versions(),
-        details={**(details or {}), **(ceilings(device) if device.type == "cuda" else {})},
-    )
+def memory_of_call(case: Case, device: torch.device) -> int:
+    """The most bytes that torch holds on a GPU during a call beside those from before it."""
+    synchronise(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    case()
+    synchronise(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def copies(moved: int, device: torch.device, times: int = 1) -> Case:
@@ -228,10 +254,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads of {_processor()}"
-
-
-def as_json(records: list[Record]) -> list[dict[str, Any]]:
-    return [asdict(record) for record in records]
 
 
 def _processor() -> str:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.benchmarks.measure import CheckFailed, Record, record_of
+from fastfgssl.benchmarks.measure import CheckFailed, Record, Suite
 from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.host_batch import HostBatches
@@ -29,7 +28,7 @@ FIRST, STEPS, TURNS = 10, 30, 3
 """Steps that fill the queues, steps that are timed, and how often each kind takes its turn."""
 
 
-def records(path: Path, spec: GraphSpec) -> Iterator[Record]:
+def records(path: Path, spec: GraphSpec, suite: Suite) -> Iterator[Record]:
     """A record for each latency, on batches of `spec` from the archive at `path`."""
     archive = Archive.open(path)
     order = Order(archive.shard_sizes, seed=0, window=16)
@@ -50,8 +49,7 @@ def records(path: Path, spec: GraphSpec) -> Iterator[Record]:
                 spent, waited = _train(batches(), slots)
                 seconds[kind].append(spent)
                 waits[kind].append(waited / spent)
-        yield record_of(
-            "input",
+        yield suite.record(
             f"reader {1000 * latency * STEP:.0f} ms late each batch, step of {1000 * STEP:.0f} ms,"
             f" batch {spec.batch_size}",
             seconds,
@@ -59,7 +57,6 @@ def records(path: Path, spec: GraphSpec) -> Iterator[Record]:
             limit="a reader that is not late",
             items=STEPS,
             unit="steps/s",
-            device=torch.device("cpu" if spec.device_id is None else f"cuda:{spec.device_id}"),
             details={f"share_of_time_waiting_{kind}": statistics.median(share) for kind, share in waits.items()},
         )
 

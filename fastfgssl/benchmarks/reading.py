@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
+
+if TYPE_CHECKING:  # they import torch, which would count in the memory of opening an index
+    from fastfgssl.benchmarks.measure import Record, Suite
 
 BATCH, SIDE, GRIDS = 256, 224, (16, 8, 4)
 
@@ -44,21 +48,21 @@ class HostPart:
         return encoded
 
 
-def records(archive: Path, index_samples: int) -> Iterator:
+def records(archive: Path, suite: Suite) -> Iterator[Record]:
     """A record for the host's part of a batch, and one for opening an index of `index_samples` samples.
 
     The first batch's images are also put into files of their own, for the baseline.
     """
-    with tempfile.TemporaryDirectory() as name:
-        yield _reading(archive, Path(name))
-    with tempfile.TemporaryDirectory() as name:
-        yield _opening(Path(name), index_samples)
+    suite = suite.on_host()
+    for measure in (_reading, _opening):
+        with tempfile.TemporaryDirectory() as name:
+            yield measure(archive, Path(name), suite)
 
 
-def _reading(path: Path, folder: Path):
+def _reading(path: Path, folder: Path, suite: Suite) -> Record:
     import torch
 
-    from fastfgssl.benchmarks.measure import CheckFailed, compare
+    from fastfgssl.benchmarks.measure import CheckFailed
 
     archive, batches = Archive.open(path), 20
     part = HostPart(archive)
@@ -82,8 +86,7 @@ def _reading(path: Path, folder: Path):
                     rng.random()
                 files[index].read_bytes()
 
-    return compare(
-        "input",
+    return suite.compare(
         f"reader, checksums, order and view parameters, batch {BATCH}",
         ours=lambda: [part.make(step) for step in range(batches)],
         baseline=("a numpy generator and a file opened for each image", plain),
@@ -91,17 +94,13 @@ def _reading(path: Path, folder: Path):
         items=batches * BATCH,
         unit="images/s",
         runs=15,
-        device=torch.device("cpu"),
     )
 
 
-def _opening(folder: Path, num_samples: int):
-    import torch
-
+def _opening(_: Path, folder: Path, suite: Suite) -> Record:
     from fastfgssl.benchmarks.archive import write_index
-    from fastfgssl.benchmarks.measure import record_of
-    from fastfgssl.benchmarks.trace import trace_file
 
+    num_samples = suite.settings.index_samples
     case = f"opening an index of {num_samples:,} samples, and its first batch"
     write_index(folder, num_samples)
     seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": []}
@@ -112,17 +111,14 @@ def _opening(folder: Path, num_samples: int):
         memory.append(told["resident_memory"])
         seconds["baseline"].append(_seconds(lambda: _read_through(folder / TABLE)))
         seconds["limit"].append(_seconds(lambda: json.loads((folder / MANIFEST).read_bytes())))
-    if (file := trace_file(f"input: {case}")) is not None:
+    if (file := suite.settings.traces.file(f"input: {case}")) is not None:
         _open_alone(folder, file)
-    return record_of(
-        "input",
+    return suite.record(
         case,
         seconds,
         baseline="reading the table once",
         limit="reading the manifest",
-        items=1,
         unit="openings/s",
-        device=torch.device("cpu"),
         details={"resident_memory": statistics.median(memory), "seconds": statistics.median(seconds["ours"])},
     )
 

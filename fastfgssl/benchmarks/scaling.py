@@ -17,15 +17,16 @@ from pathlib import Path
 import torch
 
 from fastfgssl.benchmarks.archive import open_archive
-from fastfgssl.benchmarks.measure import CheckFailed, Record, record_of
-from fastfgssl.benchmarks.trace import seconds_by_part, trace_file
+from fastfgssl.benchmarks.measure import CheckFailed, Record, Settings, Suite
+from fastfgssl.benchmarks.trace import seconds_by_part
 from fastfgssl.benchmarks.trainer import TRACED, make_config, traced_config
 from fastfgssl.config.files import write_config
 from fastfgssl.config.schema import Config
-from fastfgssl.loss import bytes_to_send
 from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
+from fastfgssl.runtime.signals import run_child
+from fastfgssl.training.exchange import step_exchange
 from fastfgssl.training.sinks import read_metrics
 
 TURNS = 2  # of a run of one rank and a run of several
@@ -43,11 +44,12 @@ _PROFILED = ("-m", "fastfgssl.benchmarks.trainer")
 _LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 
 
-def run(device: torch.device, archive: Path | None = None) -> Iterator[Record]:
+def run(settings: Settings) -> Iterator[Record]:
     """A record for each number of ranks that this machine can hold, and one for gradients sent as bfloat16."""
+    device = settings.device
     counts = [1, 2, 4] if device.type == "cpu" else [n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()]
-    with tempfile.TemporaryDirectory() as name, open_archive(None) as phantoms, open_archive(archive) as path:
-        runs = _Runs(Path(name), path, phantoms, device)
+    with tempfile.TemporaryDirectory() as name, open_archive(None) as phantoms, open_archive(settings.archive) as path:
+        runs = _Runs(Path(name), path, phantoms, Suite("scaling", settings))
         reference, still = runs.curve(1), runs.curve(1, lr=1e-14)
         other_threads = runs.curve(1, threads=1 if cores_per_rank(1) > 1 else 2)
         for ranks in counts:
@@ -64,8 +66,8 @@ def run(device: torch.device, archive: Path | None = None) -> Iterator[Record]:
 class _Runs:
     """Runs of the trainer on several ranks, each in a folder of its own."""
 
-    def __init__(self, folder: Path, archive: Path, phantoms: Path, device: torch.device) -> None:
-        self.device, self._folder, self._made = device, folder, 0
+    def __init__(self, folder: Path, archive: Path, phantoms: Path, suite: Suite) -> None:
+        self.suite, self.device, self._folder, self._made = suite, suite.device, folder, 0
         self._archive, self._phantoms = archive, phantoms
 
     def config(self, *, steps: int, **of_training) -> Config:
@@ -100,7 +102,7 @@ class _Runs:
     def parts(self, config: Config, ranks: int, case: str) -> dict[str, float]:
         """Seconds of each part of a step on the first rank; its trace is kept if traces are wanted."""
         config = traced_config(config, "traced")
-        file = trace_file(f"scaling: {case}") or Path(config.output).with_suffix(".json")
+        file = self.suite.settings.traces.file(f"scaling: {case}") or Path(config.output).with_suffix(".json")
         self.start(config, ranks, program=_PROFILED, arguments=[str(file.resolve())])
         return {f"seconds_{name}": value for name, value in seconds_by_part(file, steps=TRACED).items()}
 
@@ -121,22 +123,17 @@ class _Runs:
         file, told = (Path(f"{config.output}.{ending}") for ending in ("yaml", "log"))
         write_config(config, file)
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        settings = {"OMP_NUM_THREADS": str(threads or cores_per_rank(ranks)), **(environment or {})}
+        # torchrun leaves a folder of its own behind if it is interrupted
+        settings = {"OMP_NUM_THREADS": str(threads or cores_per_rank(ranks)), "TMPDIR": str(self._folder)}
         command = [sys.executable, *launcher, *program, str(file), *arguments]
-        with (
-            told.open("w") as log,
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | settings) as process,
-        ):
-            try:
-                process.wait()
-            except BaseException:  # Ctrl-C: torchrun ends its ranks if it is asked to, not if it is killed
-                process.terminate()
-                process.wait()
-                raise
-        if process.returncode:
+        with told.open("w") as log:
+            code = run_child(
+                command, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | settings | (environment or {})
+            )
+        if code:
             lines = told.read_text().strip().splitlines() or ["no output"]
             last = next((line for line in lines if line.startswith("error: ")), lines[-1])
-            raise CheckFailed(f"{ranks} ranks: the run ended with {process.returncode}: {last}")
+            raise CheckFailed(f"{ranks} ranks: the run ended with {code}: {last}")
 
 
 def compare_curves(name: str, curve: list[float], reference: list[float], still: list[float]) -> dict[str, float]:
@@ -181,33 +178,21 @@ def _record(runs: _Runs, ranks: int, details: dict[str, float], *, gradient_dtyp
         counted = details["bytes_a_step"] = (sent[LONG] - sent[SHORT]) / (LONG - SHORT)
         if ranks > 1 and not 0.9 < counted / expected < 1.2:
             raise CheckFailed(f"{ranks} ranks send {counted:.3g} bytes a step, not {expected:.3g}")
-    return record_of(
-        "scaling",
+    return runs.suite.record(
         case,
         seconds,
         baseline="gradients sent as float32" if gradient_dtype else "one rank",
         limit="as many times one rank",
-        items=1,
         unit="images/s",
-        device=runs.device,
         details=details | runs.parts(config, ranks, case),
     )
 
 
 def bytes_a_step(config: Config, ranks: int) -> float:
-    """Bytes that all ranks send in a step: each update's gradients around the ring, and the loss of each head.
-
-    A ring of W ranks that adds up P bytes sends 2 (W - 1) P in all, one that gathers sends (W - 1) of them.
-    """
-    if ranks == 1:
-        return 0.0
+    """Bytes that all ranks send in a step."""
     updates = build_objective(config, World.alone(torch.device("cpu")), fresh=False).updates
-    sent_as = getattr(torch, config.train.gradient_dtype).itemsize
-    gradients = sent_as * sum(weight.numel() for update in updates for weight in update.parameters())
-    dim, heads = config.model.embedding_dim, len(config.train.heads)
-    sums, element = 4 * (1 + 4 * dim), 4 if config.train.precision == "float32" else 2
-    gathered = ranks * (bytes_to_send(config.train.batch_size, dim, ranks, element) - sums)
-    return (ranks - 1) * (2 * gradients + heads * (gathered + 2 * sums))
+    exchange = step_exchange(updates, config, config.train.batch_size // ranks)
+    return ranks * sum(part.sent(ranks) for part in exchange)
 
 
 def _sent() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastfgssl.benchmarks.anatomy import anatomy
-from fastfgssl.benchmarks.measure import Record, compare, require_close
+from fastfgssl.benchmarks.measure import Case, Record, Settings, Suite, require_close
 from fastfgssl.config.schema import STAGES, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.data.batch import Batch
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
@@ -24,56 +24,50 @@ from fastfgssl.training.step import TrainingStep
 WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))
 
 
-def run(device: torch.device) -> Iterator[Record]:
+def run(settings: Settings) -> Iterator[Record]:
     """Each schedule on resnet50 with four heads, with full and light blocks; and the optimisers' updates alone."""
-    side, batch_size = (224, 200) if device.type == "cuda" else (96, 16)
-    precision = "bfloat16" if device.type == "cuda" else "float32"
-    batch, plain_batch = _batches(side, batch_size, device, half=precision != "float32")
+    suite, device = Suite("step", settings), settings.device
+    on_gpu = device.type == "cuda"
+    side, batch_size, precision, runs = (224, 200, "bfloat16", 10) if on_gpu else (96, 16, "float32", 3)
+    batch, plain_batch = _batches(side, batch_size, device, half=on_gpu)
     world = World.alone(device)
-    full = {schedule: _config(schedule, "full", side, batch_size, precision) for schedule in ("progressive", "joint")}
-    options = {"items": batch_size, "unit": "images/s", "runs": 10 if device.type == "cuda" else 3, "device": device}
+    full, light = (
+        {schedule: _config(schedule, block, side, batch_size, precision) for schedule in ("progressive", "joint")}
+        for block in ("full", "light")
+    )
+    plain = _PlainStep(full["joint"], device)
+
+    def timed(case: str, step: TrainingStep, baseline: tuple[str, Case], details: dict | None = None) -> Record:
+        return suite.compare(
+            f"{case}, resnet50, {side} px, batch {batch_size}, {precision}",
+            ours=lambda: step(batch),
+            baseline=baseline,
+            limit=("one full forward and backward", lambda: plain.one_pass(batch)),
+            items=batch_size,
+            unit="images/s",
+            runs=runs,
+            details=details,
+        )
+
     for schedule, config in full.items():
         _check(config, world, batch, plain_batch)
-        step, plain = _step(config, world), _PlainStep(config, device)
-        yield compare(
-            "step",
-            f"{schedule}, resnet50, {side} px, batch {batch_size}, {precision}",
-            ours=lambda step=step: step(batch),
-            baseline=("published loop in plain PyTorch", lambda plain=plain: plain(plain_batch)),
-            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
-            details=anatomy(step, batch, precision, device),
-            **options,
-        )
+        step, published = _step(config, world), ("published loop in plain PyTorch", lambda: plain(plain_batch))
+        yield timed(schedule, step, published, anatomy(step, batch, precision, device))
     for schedule, config in full.items():
         step = _step(config, world)
-        light = _step(_config(schedule, "light", side, batch_size, precision), world)
-        yield compare(
-            "step",
-            f"{schedule} with light blocks, resnet50, {side} px, batch {batch_size}, {precision}",
-            ours=lambda light=light: light(batch),
-            baseline=("with full blocks", lambda step=step: step(batch)),
-            limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
-            **options,
-        )
+        with_full = ("with full blocks", lambda step=step: step(batch))
+        yield timed(f"{schedule} with light blocks", _step(light[schedule], world), with_full)
     for name in ("sgd", "adamw"):
-        yield _optimizer(name, device)
-    if device.type == "cuda":
+        yield _optimizer(name, suite)
+    if on_gpu:
         for schedule, config in full.items():
-            compiled = _step(replace(config, train=replace(config.train, compile=True)), world)
-            step = _step(config, world)
-            yield compare(
-                "step",
-                f"{schedule}, compiled, resnet50, {side} px, batch {batch_size}, {precision}",
-                ours=lambda compiled=compiled: compiled(batch),
-                baseline=("eager", lambda step=step: step(batch)),
-                limit=("one full forward and backward", lambda plain=plain: plain.one_pass(batch)),
-                **options,
-            )
+            step, compiled = _step(config, world), replace(config, train=replace(config.train, compile=True))
+            yield timed(f"{schedule}, compiled", _step(compiled, world), ("eager", lambda step=step: step(batch)))
 
 
-def _optimizer(name: Literal["sgd", "adamw"], device: torch.device) -> Record:
+def _optimizer(name: Literal["sgd", "adamw"], suite: Suite) -> Record:
     """The optimiser's update of the whole network alone: fused, against what torch takes unasked."""
-    model, twin = (build_model(ModelConfig(weights="none")).to(device) for _ in range(2))
+    model, twin = (build_model(ModelConfig(weights="none")).to(suite.device) for _ in range(2))
     twin.load_state_dict(model.state_dict())
     for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
         parameter.grad = torch.randn_like(parameter)
@@ -94,9 +88,8 @@ def _optimizer(name: Literal["sgd", "adamw"], device: torch.device) -> Record:
     # weights, gradients and state are read once, weights and state written once
     states = 1 if name == "sgd" else 2
     count = sum(parameter.numel() for parameter in model.parameters())
-    numbers = torch.zeros(count * (3 + 2 * states) // 2, device=device)
-    return compare(
-        "step",
+    numbers = torch.zeros(count * (3 + 2 * states) // 2, device=suite.device)
+    return suite.compare(
         f"{name}'s update alone, resnet50 with its heads, float32",
         ours=ours.step,
         baseline=("torch's default", baseline.step),
@@ -104,7 +97,6 @@ def _optimizer(name: Literal["sgd", "adamw"], device: torch.device) -> Record:
         items=1,
         unit="updates/s",
         runs=15,
-        device=device,
     )
 
 

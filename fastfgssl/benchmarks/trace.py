@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +19,47 @@ PARTS = ("forward", "loss", "backward", "optimizer")  # the ranges that updates 
 _WORK = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of what a GPU does
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 
-_folder: Path | None = None
 
+@dataclass(frozen=True)
+class Traces:
+    """Chrome traces of cases, in a folder; None wants none."""
 
-@contextmanager
-def traces(folder: Path | None) -> Iterator[None]:
-    """Within the body every case also leaves a Chrome trace in `folder`; None leaves none.
+    folder: Path | None = None
 
-    On a GPU the case is run once more with NVTX ranges, which Nsight Systems shows.
-    """
-    global _folder
-    _folder = folder
-    try:
-        yield
-    finally:
-        _folder = None
+    def file(self, name: str) -> Path | None:
+        """Where the trace of the case `name` belongs; None if no traces are wanted."""
+        if self.folder is None:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / (re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") + ".json")
 
+    def call(self, name: str, case: Callable[[], Any], device: torch.device) -> None:
+        """Makes the trace of one call of `case`, if traces are wanted.
 
-def trace_file(name: str) -> Path | None:
-    """Where the trace of the case `name` belongs; None if no traces are wanted."""
-    if _folder is None:
-        return None
-    _folder.mkdir(parents=True, exist_ok=True)
-    return _folder / (re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") + ".json")
-
-
-def trace_call(name: str, case: Callable[[], Any], device: torch.device) -> None:
-    """Makes the trace of one call of `case`, if traces are wanted."""
-    if (file := trace_file(name)) is None:
-        return
-    if device.type == "cuda":
-        with nvtx_ranges(name):
-            case()
-            torch.cuda.synchronize(device)
-    # calls of Python too: DALI's graphs and the reader have no operation of torch to show
-    write_trace(file, case, device, with_stack=True)
+        On a GPU the case is run once more with NVTX ranges, which Nsight Systems shows.
+        """
+        if (file := self.file(name)) is None:
+            return
+        if device.type == "cuda":
+            with nvtx_ranges(name):
+                case()
+                synchronise(device)
+        # calls of Python too: DALI's graphs and the reader have no operation of torch to show
+        write_trace(file, case, device, with_stack=True)
 
 
 def write_trace(file: Path, case: Callable[[], Any], device: torch.device, **options: Any) -> None:
     """Writes the trace of one call of `case`; options: of torch's profiler, such as profile_memory."""
     with profiler(device, **options) as started:
         case()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
     started.export_chrome_trace(str(file))
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for all that a GPU was given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def profiler(device: torch.device, **options: Any) -> profile:

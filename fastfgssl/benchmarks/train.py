@@ -11,10 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from fastfgssl.benchmarks.archive import open_archive
-from fastfgssl.benchmarks.measure import Record, record_of
+from fastfgssl.benchmarks.measure import Record, Settings, Suite
 from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, train
 from fastfgssl.runtime.distributed import World
 
@@ -22,15 +20,17 @@ TURNS, STEPS, LAP = {"cpu": 3, "cuda": 1}, {"cpu": 100, "cuda": 40}, {"cpu": 20,
 """Trainings of each kind, their steps, and the steps that are timed together."""
 
 
-def run(device: torch.device, archive: Path | None = None) -> Iterator[Record]:
+def run(settings: Settings) -> Iterator[Record]:
     """On a CPU a half-width ResNet-18 at 64 px, on a GPU the paper's network; both on the archive's full images."""
-    with tempfile.TemporaryDirectory() as folder, open_archive(archive) as path:
+    suite = Suite("train", settings)
+    with tempfile.TemporaryDirectory() as folder, open_archive(settings.archive) as path:
         for schedule in ("progressive", "joint"):
-            yield _measure(device, path, schedule, Path(folder))
+            yield _measure(suite, path, schedule, Path(folder))
 
 
-def _measure(device: torch.device, archive: Path, schedule: str, folder: Path) -> Record:
+def _measure(suite: Suite, archive: Path, schedule: str, folder: Path) -> Record:
     """Pairs each lap with the same lap of the resident run of the same turn."""
+    device = suite.device
     world, case = World.alone(device), f"{schedule}, {NETWORK[device.type]}"
     seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
     waits = []
@@ -43,16 +43,13 @@ def _measure(device: torch.device, archive: Path, schedule: str, folder: Path) -
         seconds[name] += [1 / report["images_per_second"] for report in later]
         if name == "ours":
             waits += [report["data_wait"] for report in later]
-    trace_training(f"train: {case}", config, world)
-    return record_of(
-        "train",
+    trace_training(f"train: {case}", config, world, suite.settings.traces)
+    return suite.record(
         case,
         {**seconds, "limit": seconds["baseline"]},
         baseline="one resident batch",
         limit="one resident batch",
-        items=1,
         unit="images/s",
-        device=device,
         details={
             "share_of_time_waiting": statistics.median(waits),
             "trainings": turns,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fastfgssl.benchmarks.measure import CheckFailed
-from fastfgssl.benchmarks.trace import nvtx_ranges, profiler, trace_file
+from fastfgssl.benchmarks.trace import Traces, nvtx_ranges, profiler
 from fastfgssl.config.files import load_config
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.data.batch import Batch
@@ -100,9 +100,9 @@ def train(
     return recorder.reports
 
 
-def trace_training(name: str, config: Config, world: World) -> None:
+def trace_training(name: str, config: Config, world: World, traces: Traces) -> None:
     """Makes the trace of some steps of the run `config`, if traces are wanted, in folders beside its output."""
-    if (file := trace_file(name)) is None:
+    if (file := traces.file(name)) is None:
         return
     if world.device.type == "cuda":
         with nvtx_ranges(name):

@@ -1,7 +1,7 @@
 """Scores what a pretrained network has learned, from frozen features.
 
-    python tools/evaluate.py --checkpoint runs/first/checkpoints/step_000001000.pt --data ARCHIVE --protocol matching
-    python tools/evaluate.py --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
+fastfgssl evaluate --checkpoint runs/first/checkpoints/step_000001000.pt --data ARCHIVE --protocol matching
+fastfgssl evaluate --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
 
 matching needs no labels: among all scoring images, how often is the anchor nearest to a puzzle view that of the same
 image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the fitting part.
@@ -9,20 +9,15 @@ image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weigh
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from fastfgssl.runtime.console import Parser
-from fastfgssl.runtime.errors import check_writable
+from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
+from fastfgssl.runtime.files import check_writable, write_json
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="FILE")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="a prepared archive")
     parser.add_argument("--protocol", required=True, choices=("matching", "knn", "linear"))
@@ -75,38 +70,35 @@ def main() -> None:
             scoring=args.split,
             seed=args.seed,
         )
-    if not args.quiet:
-        _print(report, step)
-    if args.json:
-        record = dataclasses.asdict(report) | {"checkpoint": str(args.checkpoint), "data": str(args.data), "step": step}
-        record |= {"untrained_seed": args.untrained, "seed": args.seed}
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    try:
+        if args.json:
+            told = {"checkpoint": str(args.checkpoint), "data": str(args.data), "step": step, "seed": args.seed}
+            write_json(args.json, dataclasses.asdict(report) | told | {"untrained_seed": args.untrained})
+    finally:
+        if not args.quiet:
+            _print(report, step)
 
 
 def _print(report, step: int) -> None:
-    console = Console()
-    table = Table(
-        title=f"{report.protocol} after {step} steps; {report.val_samples} images ({report.split}) scored"
-        + (f", {report.fit_samples} to fit" if report.fit_samples else "")
-        + f"; batch statistics {report.batch_statistics}"
+    console = make_console()
+    title = f"{report.protocol} after {step} steps; {report.val_samples} images ({report.split}) scored"
+    title += f", {report.fit_samples} to fit" if report.fit_samples else ""
+    names = [name for name in next(iter(report.results.values())) if name != "confusion"]
+    print_table(
+        console,
+        [(name, *(f"{result[column]:.4g}" for column in names)) for name, result in report.results.items()],
+        title=f"{title}; batch statistics {report.batch_statistics}",
+        columns=["features", *(name.replace("_", " ") for name in names)],
     )
-    columns = [name for name in next(iter(report.results.values())) if name != "confusion"]
-    table.add_column("features")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for name, result in report.results.items():
-        table.add_row(name, *(f"{result[column]:.4g}" for column in columns))
-    console.print(table)
     if report.protocol != "matching":
-        confusion = Table(title="confusion of features 'all': true class by row, predicted by column")
-        confusion.add_column("")
-        for name in report.classes:
-            confusion.add_column(name, justify="right")
-        for name, counts in zip(report.classes, report.results["all"]["confusion"], strict=True):
-            confusion.add_row(name, *map(str, counts))
-        console.print(confusion)
-        console.print(
-            f"standard errors: over {report.val_groups} groups of the scoring images, drawn again (bootstrap)"
+        counts = zip(report.classes, report.results["all"]["confusion"], strict=True)
+        print_table(
+            console,
+            [(name, *map(str, row)) for name, row in counts],
+            title="confusion of features 'all': true class by row, predicted by column",
+            columns=["", *report.classes],
         )
+        groups = f"over {report.val_groups} groups of the scoring images, drawn again (bootstrap)"
+        print_line(console, f"standard errors: {groups}")
     if report.left_out:
-        console.print("left out, by split:", ", ".join(f"{name} {count}" for name, count in report.left_out.items()))
+        print_line(console, "left out, by split: " + ", ".join(f"{name} {n}" for name, n in report.left_out.items()))

@@ -1,65 +1,25 @@
-"""Makes an archive for training from folders of images, or checks one: `python tools/prepare.py --help`."""
+"""Makes an archive for training from folders of images, or checks one.
+
+fastfgssl prepare photographs more/photo.png --out archive --labels labels.csv --short-side 512
+fastfgssl prepare --verify archive
+
+Every image is decoded completely, by Pillow and by the decoder that training uses. What is not usable is listed with
+the reason in the archive's quarantine.csv. The archive appears at --out when it is complete, and not before.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from fastfgssl.archive.manifest import QUARANTINE, Archive
-from fastfgssl.archive.prepare import MIB, Options, Step, Summary, prepare
-from fastfgssl.runtime.console import Parser
+from fastfgssl.archive.prepare import MIB, Options, Progress, Summary, prepare
+from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line, print_table
 from fastfgssl.runtime.errors import UserError
-
-DETAILS = """
-Every image is decoded completely, by Pillow and by the decoder that training uses. What is not usable is listed with
-the reason in the archive's quarantine.csv. The archive appears at --out when it is complete, and not before.
-
-example:
-  python tools/prepare.py photographs more/photo.png --out archive --labels labels.csv --short-side 512
-"""
-SECONDS_BETWEEN_LINES = 10.0  # of progress, where the output is no terminal
-
-
-class Display:
-    """Progress: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("finding images", total=None)
-        self._interval = 0.1 if console.is_terminal else SECONDS_BETWEEN_LINES
-        self._started: float | None = None
-        self._shown = 0.0
-
-    def __enter__(self) -> Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def update(self, step: Step) -> None:
-        """Shows that `step` is reached, if it is time to."""
-        now = time.monotonic()
-        if self._started is None:  # starting the workers took time, too
-            self._started = self._shown = now
-        if now < self._shown + self._interval:
-            return
-        self._shown = now
-        state = f"{step.done / (now - self._started):.0f} images/s, {step.quarantined:,} quarantined"
-        if self._console.is_terminal:
-            self._bar.update(self._task, completed=step.done, total=step.total, description=state)
-        else:
-            print(f"{step.done:,} of {step.total:,} images, {state}", flush=True)
 
 
 def main() -> int | None:
@@ -69,15 +29,25 @@ def main() -> int | None:
     if arguments.out is None:
         raise UserError("--out is missing: the folder to make the archive in")
     options = Options(**{name: value for name, value in vars(arguments).items() if name != "verify"})
-    console = Console(highlight=False)
-    with Display(console) as display:
-        summary = prepare(options, display.update)
-    report(console, options, summary)
+    console = make_console()
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn()
+    with ProgressLine(console, *columns) as line:
+
+        def show(progress: Progress) -> None:
+            rate = f"{line.speed:.0f} images/s, " if line.speed else ""
+            state = f"{rate}{progress.quarantined:,} quarantined"
+            line.update(progress.done, progress.total, state)
+            line.line(f"{progress.done:,} of {progress.total:,} images, {state}")
+
+        summary = prepare(options, show)
+    print_table(console, report_rows(options, summary))
+    archive = shlex.quote(str(options.out))
+    print_line(console, f"\nnext: fastfgssl train --config paper data.path={archive} output=runs/first")
     return None
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, epilog=DETAILS, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add(
         "sources", nargs="*", type=Path, metavar="SOURCE", help="folder of JPEG, PNG, TIFF, BMP, WebP; or one such file"
@@ -108,20 +78,9 @@ def parse_arguments() -> argparse.Namespace:
 def verify(path: Path) -> int:
     archive = Archive.open(path)
     problems = archive.verify()
-    for problem in problems:
-        print(problem)
-    if not problems:
-        print(f"{path}: all {archive.num_samples:,} samples are as they were written")
+    for line in problems or [f"{path}: all {archive.num_samples:,} samples are as they were written"]:
+        print_line(make_console(), line)
     return 1 if problems else 0
-
-
-def report(console: Console, options: Options, summary: Summary) -> None:
-    table = Table.grid(padding=(0, 2))
-    for name, text in report_rows(options, summary):
-        table.add_row(name, Text(text))  # a Text, because file names may look like markup
-    console.print(table)
-    command = f"python tools/train.py --config configs/paper.yaml data.path={shlex.quote(str(options.out))}"
-    console.print(f"\nnext: {command}", soft_wrap=True, markup=False)
 
 
 def report_rows(options: Options, summary: Summary) -> Iterator[tuple[str, str]]:

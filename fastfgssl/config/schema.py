@@ -26,7 +26,7 @@ class DataConfig(Section):
     section = "data"
 
     path: str
-    """Folder of a prepared archive (tools/prepare.py)."""
+    """Folder of a prepared archive (fastfgssl prepare)."""
     image_size: int = 224
     """Side of every view in pixels; divisible by every grid."""
     views: str = "paper"

@@ -116,10 +116,10 @@ class Quarantine:
         with suppress(Exception):  # it is listed; what a handler of the log makes of it is not worth the run
             if self._count <= _TOLD_EACH:
                 log.warning(
-                    "sample %d (%s) does not decode: %s; the next one stands in for it", sample, sample_id, reason
+                    "sample %d (%s) is left out: %s; the next one stands in for it", sample, sample_id, reason
                 )
             elif self._count & (self._count - 1) == 0:
-                log.warning("%d samples do not decode by now; the next ones stand in for them", self._count)
+                log.warning("%d samples are left out by now; the next ones stand in for them", self._count)
 
     def _take_over(self, file: io.FileIO) -> None:
         """Lists what other ranks, or an earlier start of this run, have found since the file was read last."""

@@ -18,12 +18,12 @@ from fastfgssl.config.schema import Config
 from fastfgssl.data.stream import rank_slots
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
-from fastfgssl.doctor.memory import available_memory
 from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, in_turns, rate_of
 from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
-from fastfgssl.runtime.memory import OutOfMemory, memory_errors
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.memory import OutOfMemory, available_memory, memory_errors
 from fastfgssl.training.step import TrainingStep
 
 Say = Callable[[str], None]
@@ -167,10 +167,10 @@ def _try_step_settings(diagnosis: Diagnosis, say: Say, is_timed: bool) -> None:
             _try_compiling(diagnosis)
     if is_timed:
         with _tried(f"trying twice the batch, {2 * rows} images a rank", diagnosis, say):
-            sizes = {"now": rows, "twice": 2 * rows}
+            sizes = {"before": rows, "after": 2 * rows}
             rates = in_turns({key: lambda of=of: bench.step_block(found.step, of) for key, of in sizes.items()})
             change = {"train.batch_size": 2 * config.train.batch_size}
-            diagnosis.optional.append(Trial(change, "step", rates["now"], rates["twice"]))
+            diagnosis.optional.append(Trial(change, "step", **rates))
     if bench.world.device.type == "cpu" and config.train.precision != "float32":
         with _tried("trying train.precision=float32", diagnosis, say):
             exact = untrained_step(replace(config, train=replace(config.train, precision="float32")), bench.world)
@@ -193,9 +193,9 @@ def _try_compiling(diagnosis: Diagnosis) -> None:
         said = str(error).partition("\n")[0] or type(error).__name__
         diagnosis.notes.append(f"train.compile=true does not work here: {said}")
         return
-    steps = {"now": found.step, "compiled": compiled}
+    steps = {"before": found.step, "after": compiled}
     rates = in_turns({key: lambda of=of: bench.step_block(of, rows) for key, of in steps.items()})
-    trial = Trial({"train.compile": True}, "step", rates["now"], rates["compiled"])
+    trial = Trial({"train.compile": True}, "step", **rates)
     diagnosis.tried.append(trial)
     diagnosis.chosen += [trial] * trial.helps
 
@@ -246,7 +246,7 @@ def _try_short_side(bench: Bench) -> ShortSide | None:
         }
     )
     ratio = sum(map(len, smaller)) / sum(map(len, larger))
-    return ShortSide(wanted, now, rates["before"], rates["after"], ratio)
+    return ShortSide(wanted, now, **rates, bytes_ratio=ratio)
 
 
 def untrained_step(config: Config, world: World) -> TrainingStep:
@@ -255,6 +255,14 @@ def untrained_step(config: Config, world: World) -> TrainingStep:
     return TrainingStep(build_objective(config, world, fresh=False), config, world)
 
 
-def planned_world(world: World, ranks: int) -> World:
-    """`world`, one process, as the first of `ranks` on this machine: it takes its part of batch and cores."""
-    return replace(world, size=ranks, local_size=ranks)
+def planned_world(alone: World, ranks: int | None, config: Config) -> World:
+    """`alone`, one process, as the first of `ranks` on this machine: it takes its part of batch and cores.
+
+    ranks: None for one a GPU, or one. Raises `UserError` for a number that the batch cannot be split into.
+    """
+    if ranks is None:
+        ranks = torch.cuda.device_count() if alone.device.type == "cuda" else 1
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: must be at least 1")
+    config.train.check_world_size(ranks)
+    return replace(alone, size=ranks, local_size=ranks)

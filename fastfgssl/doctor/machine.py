@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-from fastfgssl.doctor.memory import available_memory
 from fastfgssl.kernels.build import BuildError, describe_plugin
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import available_cores
+from fastfgssl.runtime.memory import available_memory
 from fastfgssl.runtime.versions import versions
 
 GIB, MIB = 2**30, 2**20

@@ -1,31 +1,33 @@
-"""What a run on many GPUs will take, computed from the rates of one: hours, storage, network, scaling efficiency.
-
-Every number comes with its formula, so that a reader can put in numbers of their own.
-"""
+"""What a run on many GPUs will take, computed from the rates of one: hours, storage, network, scaling efficiency."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
 
+from fastfgssl.archive.phantom import write_phantoms
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.config.files import list_keys, load_config
 from fastfgssl.config.schema import Config
-from fastfgssl.doctor.advice import figures
-from fastfgssl.loss import bytes_to_send
-from fastfgssl.objectives.fgssl import HeadsUpdate
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.doctor.diagnosis import Examination
+from fastfgssl.runtime.errors import UserError, nearest
+from fastfgssl.training.exchange import StepExchange, step_exchange
 
 LINK = 50e9
 """Bytes a second that a GPU sends, if the user does not say: one 400 Gbit/s port for each, as in an NDR cluster."""
+EXAMPLE = "--plan gpus=64 images=50e6 epochs=100"
+_IMAGES = 64  # that are generated where the user has none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is planned; each field is a key of `--plan`."""
+    """What is planned; each field is a word of `--plan`."""
 
     gpus: int
     images: float
@@ -50,36 +52,99 @@ class Device:
     """Of the archive."""
     shares_cores: bool
     """Whether step and input path compute on the same cores: then their times add up."""
+    updates: int
+    """Of each batch."""
+    exchange: StepExchange
+    """What the device hands to collectives in a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """What ranks exchange for one update."""
+class Plan:
+    """What the run takes; each number follows from those above it and from what was measured."""
 
-    gradients: int
-    """Bytes of the gradients of the parameters that it trains."""
-    heads: int
-    """Losses, each of which gathers embeddings."""
+    request: Request
+    device: Device
+    of_one_gpu: float
+    """Images/s."""
+    global_batch: int
+    steps: float
+    compute: float
+    """Seconds of a step."""
+    gradients: float
+    """Bytes that each GPU sends in a step."""
+    embeddings: float
+    """The same, of the losses."""
+    exchange: float
+    """Seconds that sending both takes."""
+    least_efficiency: float
+    """Compute over the whole step, if nothing overlaps."""
+    most_efficiency: float
+    """The same, if all overlaps."""
+    of_all_gpus: float
+    """Images/s, at the least efficiency."""
+    hours: float
+    storage: float
+    """Bytes a second that are read."""
 
 
-class Line(NamedTuple):
-    name: str
-    text: str
-    """The number, with its unit."""
-    formula: str
-    value: float
+def make_plan(request: Request, device: Device) -> Plan:
+    gpus, images = request.gpus, request.images * request.epochs
+    rate = 1 / (1 / device.step + 1 / device.graph) if device.shares_cores else min(device.step, device.graph)
+    compute = device.batch / rate
+    gradients, embeddings = (part.sent(gpus) for part in device.exchange)
+    exchange = (gradients + embeddings) / request.link
+    efficiency = compute / (compute + exchange)
+    speed = gpus * rate * efficiency
+    return Plan(
+        request=request,
+        device=device,
+        of_one_gpu=rate,
+        global_batch=gpus * device.batch,
+        steps=images / (gpus * device.batch),
+        compute=compute,
+        gradients=gradients,
+        embeddings=embeddings,
+        exchange=exchange,
+        least_efficiency=efficiency,
+        most_efficiency=compute / max(compute, exchange),
+        of_all_gpus=speed,
+        hours=images / speed / 3600,
+        storage=speed * device.bytes_per_image,
+    )
+
+
+def device_of(found: Examination) -> Device:
+    """What was measured of this one."""
+    measured, batch, updates = found.measured, found.bench.spec.batch_size, found.step.objective.updates
+    return Device(
+        batch=batch,
+        step=measured.step.value,
+        graph=measured.graph.value,
+        decode=measured.decode.value,
+        bytes_per_image=found.reading.bytes_per_sample,
+        shares_cores=measured.shares_cores,
+        updates=len(updates),
+        exchange=step_exchange(updates, found.bench.config, batch),
+    )
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words behind `--plan` that are about the plan, and those that set a key of the configuration."""
+    top = {key.name for key in list_keys() if "." not in key.name}
+    keys = {word: word.partition("=")[0] for word in words}
+    overrides = [word for word in words if "." in keys[word] or keys[word] in top]
+    return [word for word in words if word not in overrides], overrides
 
 
 def parse_request(words: Sequence[str]) -> Request:
     """Reads `gpus=64 images=50e6 epochs=100 link=50e9`. Raises `UserError` for anything else."""
-    known = {field.name: field for field in fields(Request)}
+    known = [field.name for field in fields(Request)]
     values: dict[str, float] = {}
     for word in words:
         key, separator, text = word.partition("=")
         if not separator or key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(f'{name}=' for name in known)}"
-            raise UserError(f"--plan {word!r}: {hint}")
+            takes = ", ".join(f"{name}=" for name in known)
+            raise UserError(f"--plan {word!r}: it takes {takes}{nearest(key, known)}")
         if key in values:
             raise UserError(f"--plan {key} is given twice; keep one of the two")
         try:
@@ -96,106 +161,17 @@ def parse_request(words: Sequence[str]) -> Request:
     return Request(**values)
 
 
-EXAMPLE = "--plan gpus=64 images=50e6 epochs=100"
-
-
-def exchanges(updates: Sequence[HeadsUpdate], config: Config) -> list[Exchange]:
-    """What each update sends, from the parameters that it trains and the type that their gradients are sent in."""
-    element = getattr(torch, config.train.gradient_dtype).itemsize
-    return [
-        Exchange(
-            gradients=element * sum(weight.numel() for weight in update.parameters()),
-            heads=len(update.stages),
-        )
-        for update in updates
-    ]
-
-
-def make_plan(request: Request, device: Device, updates: Sequence[Exchange], config: Config) -> list[Line]:
-    """The plan's lines, each computed from those before it and from what was measured."""
-    w, b, f = request.gpus, device.batch, config.model.embedding_dim
-    if device.shares_cores:
-        rate, how = 1 / (1 / device.step + 1 / device.graph), "1 / (1 / step + 1 / input): they share the cores"
-    else:
-        rate, how = min(device.step, device.graph), "min(step, input): they overlap"
-    compute = b / rate
-    of_a_rank = sum(update.gradients for update in updates)
-    gradients = 2 * (w - 1) / w * of_a_rank
-    # embeddings leave autocast in its 16 bits, but for the one loss over micro-batches
-    is_cached = config.loss.cache and config.train.accumulate > 1
-    element = 4 if config.train.precision == "float32" or is_cached else 2
-    heads = sum(update.heads for update in updates)
-    sums = heads * 4 * (1 + 4 * f)
-    gathered = heads * bytes_to_send(w * b, f, w, element) - sums
-    embeddings = (w - 1) * gathered + 2 * (w - 1) / w * sums
-    sent = gradients + embeddings
-    exchange = sent / request.link
-    apart, overlapped = compute / (compute + exchange), compute / max(compute, exchange)
-    speed = w * rate * apart
-    steps = request.images * request.epochs / (w * b)
-    hours = request.images * request.epochs / speed / 3600
-    storage = speed * device.bytes_per_image
-    return [
-        Line(
-            "images/s of a GPU",
-            figures(rate),
-            f"{how}; step {figures(device.step)}, input {figures(device.graph)} (decoding {figures(device.decode)})",
-            rate,
-        ),
-        Line("global batch", f"{w * b:,}", f"gpus x {b} images of a GPU, as measured", w * b),
-        Line(
-            "steps",
-            f"{steps:,.0f}",
-            f"images x epochs / global batch = {request.images:,.0f} x {request.epochs:g} / {w * b:,}",
-            steps,
-        ),
-        Line("compute of a step", _seconds(compute), f"images of a GPU / images/s = {b} / {figures(rate)}", compute),
-        Line(
-            "gradients of a step",
-            _bytes(gradients),
-            f"for each update 2 (W - 1) / W x bytes of its gradients; {len(updates)} updates, {_bytes(of_a_rank)},"
-            f" W = {w}",
-            gradients,
-        ),
-        Line(
-            "embeddings of a step",
-            _bytes(embeddings),
-            f"(W - 1) x {heads} heads x 2 x {b} x {f} x {element} bytes, gathered,"
-            f" + 2 (W - 1) / W x {_bytes(sums)} of sums of columns",
-            embeddings,
-        ),
-        Line("sent by each GPU a step", _bytes(sent), "gradients + embeddings", sent),
-        Line(
-            "exchange of a step",
-            _seconds(exchange),
-            f"sent / link of {request.link:g} bytes/s (set link=...)",
-            exchange,
-        ),
-        Line("scaling efficiency, at least", f"{apart:.1%}", "compute / (compute + exchange): nothing overlaps", apart),
-        Line(
-            "scaling efficiency, at most",
-            f"{overlapped:.1%}",
-            "compute / max(compute, exchange): all overlaps",
-            overlapped,
-        ),
-        Line("images/s of all GPUs", figures(speed), "gpus x images/s of a GPU x efficiency (the lower)", speed),
-        Line("time", f"{figures(hours)} h", "images x epochs / images/s of all GPUs / 3600", hours),
-        Line(
-            "storage bandwidth",
-            f"{_bytes(storage)}/s",
-            f"images/s of all GPUs x {_bytes(device.bytes_per_image)} an image; {_bytes(storage / w)}/s a GPU",
-            storage,
-        ),
-    ]
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.4g} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:,.3g} s" if seconds >= 1 else f"{seconds * 1000:,.3g} ms"
+@contextmanager
+def generated_run(overrides: Sequence[str], say: Callable[[str], object]) -> Iterator[Config]:
+    """The paper's configuration for who has none yet, on generated images unless `overrides` name an archive."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = [f"data.path={folder / 'archive'}", f"output={folder / 'run'}"]
+        if not torch.cuda.is_available():
+            words.append("train.precision=float32")  # a CPU takes a minute for a step in the file's float16
+        config = load_config("paper", [*words, *overrides])
+        if Path(config.data.path) == folder / "archive":
+            say("generating images")
+            write_phantoms(folder / "images", _IMAGES)
+            prepare(Options(sources=[folder / "images"], out=folder / "archive"))
+        yield config

@@ -95,14 +95,11 @@ class Bench:
         self._quarantine = Quarantine(archive.num_samples)
         self._reader = Reader(archive)
         self.rows = min(8, self.spec.batch_size)
-        probe = self._timed_loader(replace(self.spec, batch_size=self.rows))
-        self.rows = min(self.spec.batch_size, max(self.rows, int(probe * seconds / 6)))
-        # every kept batch once: what does not decode is known then, and all bytes are in memory
+        self.rows = min(self.spec.batch_size, max(self.rows, int(self.graph_block() * seconds / 6)))
+        # every kept batch once: what does not decode is replaced then, and all bytes are in memory
         with self._loader(replace(self.spec, batch_size=self.rows)) as loader:
             self._batch = next(loader)
-            for _ in range(_KEPT - 1):
-                next(loader)
-        self.ids = [self._quarantine.substitute(self._kept(step, self.rows).ids) for step in range(_KEPT)]
+            self.ids = [self._batch.ids, *(next(loader).ids for _ in range(_KEPT - 1))]
         self.encoded = [self._reader.read(ids) for ids in self.ids]
 
     def reader_block(self) -> float:
@@ -115,10 +112,9 @@ class Bench:
             made += len(slots.ids)
         return made / (time.perf_counter() - start)
 
-    def decode_block(self, encoded: list[list[np.ndarray]] | None = None) -> float:
+    def decode_block(self) -> float:
         """The decoder alone, on batches of encoded images."""
-        batches = itertools.cycle(encoded or self.encoded)
-        spec = replace(self.spec, batch_size=max(map(len, encoded or self.encoded)))
+        batches, spec = itertools.cycle(self.encoded), replace(self.spec, batch_size=self.rows)
         decoder = build_decoder(lambda: next(batches), spec)
         decoder.build()
         return self._timed(decoder.run, spec)
@@ -136,9 +132,11 @@ class Bench:
         del decoder  # not before: the images lie in its memory
         return rate
 
-    def graph_block(self, spec: GraphSpec | None = None) -> float:
+    def graph_block(self) -> float:
         """The whole input path: reader, decoder, views, and tensors on the device."""
-        return self._timed_loader(replace(spec or self.spec, batch_size=self.rows))
+        spec = replace(self.spec, batch_size=self.rows)
+        with self._loader(spec) as loader:
+            return self._timed(loader.__next__, spec)
 
     def graph_of_block(self, encoded: list[np.ndarray], sizes: np.ndarray) -> float:
         """The whole graph on one batch of encoded images with pictures of `sizes` (int64 [B, 2])."""
@@ -230,10 +228,6 @@ class Bench:
             start=0,
             stop=_ENDLESS,
         )
-
-    def _timed_loader(self, spec: GraphSpec) -> float:
-        with self._loader(spec) as loader:
-            return self._timed(loader.__next__, spec)
 
     def _timed(self, run: Callable[[], object], spec: GraphSpec) -> float:
         """Images/s of calls that make a batch each, from when the queue of batches is in its steady state."""

@@ -2,10 +2,10 @@
 
 from fastfgssl.loss.cross_correlation import (
     LossTerms,
-    bytes_to_send,
+    bytes_to_exchange,
     cross_correlation_loss,
     cross_correlation_terms,
     effective_rank,
 )
 
-__all__ = ["LossTerms", "bytes_to_send", "cross_correlation_loss", "cross_correlation_terms", "effective_rank"]
+__all__ = ["LossTerms", "bytes_to_exchange", "cross_correlation_loss", "cross_correlation_terms", "effective_rank"]

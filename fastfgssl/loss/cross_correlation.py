@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from fastfgssl.kernels import cross_correlation as kernels
 from fastfgssl.kernels.cross_correlation.op import ALONE
 from fastfgssl.kernels.cross_correlation.reference import standardise
-from fastfgssl.runtime.collectives import GroupRanks, group_name, ranks_named
+from fastfgssl.runtime.collectives import Exchange, GroupRanks, group_name, ranks_named
 
 
 class LossTerms(NamedTuple):
@@ -137,15 +137,13 @@ def effective_rank(z: torch.Tensor, group: ProcessGroup | None = None, *, most_r
         return torch.where(is_finite, rank, torch.nan).float()
 
 
-def bytes_to_send(num_rows: int, dim: int, num_ranks: int, element_size: int = 4, with_gradients: bool = True) -> int:
-    """Bytes that each rank hands to collectives for one loss: its rows of both views, and four sums a column.
+def bytes_to_exchange(num_rows: int, dim: int, element_size: int = 4, with_gradients: bool = True) -> Exchange:
+    """What a rank hands to collectives for one loss: its rows [num_rows, dim] of both views, and four sums a column.
 
-    num_rows: of the whole batch; element_size: bytes of an embedding's number. Sums are float32 or wider.
+    element_size: bytes of an embedding's number. Sums are float32 or wider.
     """
-    if num_ranks == 1:
-        return 0
     sums = 1 + (4 * dim if with_gradients else 0)
-    return 2 * (num_rows // num_ranks) * dim * element_size + max(4, element_size) * sums
+    return Exchange(gathered=2 * num_rows * dim * element_size, summed=max(4, element_size) * sums)
 
 
 _BROUGHT = "N, D, dtypes, whether gradients are asked for, lambd, form, algorithm, precision"

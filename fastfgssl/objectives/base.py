@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from fastfgssl.config.schema import Config, TrainConfig
 from fastfgssl.data.batch import Batch, Needs
 from fastfgssl.models.batch_norm import synchronise_batch_norm
+from fastfgssl.runtime.collectives import Exchange
 from fastfgssl.runtime.distributed import World
 
 __all__ = ["Needs", "Objective", "Output", "Update", "memory_format", "place_model"]
@@ -43,6 +44,13 @@ class Update(nn.Module):
     def compare(self, embeddings: tuple[Tensor, ...], batch: Batch, *, log: bool) -> Output:
         """The loss of the embeddings of `batch`; log: with what is worth its time only where it is reported."""
         raise NotImplementedError
+
+    def exchange(self, rows: int, *, element_size: int) -> Exchange:
+        """What `compare` hands to collectives for `rows` images of a rank, a number of whose embeddings has that size.
+
+        Nothing, unless an update's loss looks at other ranks' embeddings.
+        """
+        return Exchange()
 
     def forward(self, batch: Batch, *, gradients: Sequence[Tensor] | None = None, log: bool = False) -> Output | Tensor:
         """The output; or, with the `gradients` of a loss by each embedding, a scalar whose backward has them."""

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from fastfgssl.config.schema import STAGES, Config, Stage
 from fastfgssl.data.batch import Batch, Needs
-from fastfgssl.loss import cross_correlation_terms, effective_rank
+from fastfgssl.loss import bytes_to_exchange, cross_correlation_terms, effective_rank
 from fastfgssl.models import FGSSL, build_model
 from fastfgssl.objectives.base import Objective, Output, Update, place_model
+from fastfgssl.runtime.collectives import Exchange
 from fastfgssl.runtime.distributed import World
 
 
@@ -34,7 +35,7 @@ class HeadsUpdate(Update):
         self.trained = nn.ModuleList(model.modules_of(stages))
         self.stages = stages
         self._forward = _compiled(model) if config.train.compile else model.forward
-        self._loss = config.loss
+        self._loss, self._dim = config.loss, config.model.embedding_dim
         weights = dict(zip(STAGES, config.loss.weights, strict=True))
         self._weights = torch.tensor([weights[stage] for stage in stages], device=world.device)
         self._group = world.group
@@ -67,6 +68,10 @@ class HeadsUpdate(Update):
             rank = effective_rank(anchor, self._group) if log else terms.loss.new_full((), float("nan"))
             logs[f"effective_rank_{stage}"] = rank
         return Output((torch.stack(losses) * self._weights).sum(), logs)
+
+    def exchange(self, rows: int, *, element_size: int) -> Exchange:
+        of_head = bytes_to_exchange(rows, self._dim, element_size)
+        return Exchange(*(len(self.stages) * size for size in of_head))
 
 
 class FineGrained(Objective):

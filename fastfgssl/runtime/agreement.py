@@ -91,7 +91,7 @@ def lost_ranks(doing: str) -> Iterator[None]:
     except RuntimeError as error:  # torch's DistBackendError and DistNetworkError are such
         if not dist.is_initialized() or not _LOST.search(str(error)):
             raise
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()).splitlines()[0].partition(". ")[0]
         raise RankError(f"another rank is gone or did not answer while {doing}: {reason}") from None
 
 

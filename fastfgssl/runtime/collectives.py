@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
+
+
+class Exchange(NamedTuple):
+    """Bytes that each rank hands to collectives."""
+
+    gathered: int = 0
+    """That every other rank gets as they are."""
+    summed: int = 0
+    """That are added up over ranks."""
+
+    def sent(self, num_ranks: int) -> float:
+        """Bytes that each rank sends in a ring: W - 1 times what is gathered, 2 (W - 1) / W times what is summed."""
+        return (num_ranks - 1) * (self.gathered + 2 / num_ranks * self.summed)
 
 
 class GroupRanks:

@@ -1,7 +1,8 @@
 """What commands do around their work: arguments, messages, progress, exit codes. The library itself prints nothing.
 
-Bad input becomes one line and exit code 2, Ctrl-C exits quietly with 130. Nobody has to listen: where the reader of the
-output is gone, as after `| head`, the work goes on.
+Bad input becomes one line and exit code 2, Ctrl-C exits quietly with 130, SIGTERM with 143. What is shown can neither
+end the work nor lose its result: nobody has to listen, as after `| head`, and a name is no markup, whatever it looks
+like, and can be shown on every terminal.
 """
 
 from __future__ import annotations
@@ -9,27 +10,39 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
+import signal
 import sys
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import Progress, ProgressColumn, TaskID
 from rich.table import Table
 from rich.text import Text
 
 from fastfgssl.runtime.environment import rank_environment
 from fastfgssl.runtime.errors import RankError, UserError
+from fastfgssl.runtime.signals import exit_on_sigterm
 
-_WIDE = 200  # columns of an output that is a file and does not wrap
+_WIDE = 200  # columns of an output that is no terminal
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where the output is no terminal
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every command reports bad input: in one line."""
+    """Takes words and options in any order, and reports a wrong command line as bad input is: in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -42,49 +55,29 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     program and keeps its traceback. Of several ranks the first of each machine prints it, which has files and a log of
     its own, and every rank prints a `RankError`.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name from outside that the terminal cannot show must not end the work
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = _Outlet(sys.stdout), _Outlet(sys.stderr)
     try:
-        code = main() or 0
+        with exit_on_sigterm():
+            code = main() or 0
     except UserError as error:
         _print_error(error)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except SystemExit as ended:  # --help, SIGTERM
+        code = ended.code or 0
+        if code == 128 + signal.SIGTERM:
+            print("terminated", file=sys.stderr)
     except Exception:
         traceback.print_exc()
         code = 1
-    _leave(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """Exits; at once if this rank is still among others, whom the end of Python's interpreter could wait for."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
+        stream.flush()
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        os._exit(code)
-    if code == 0:
-        _forget_a_closed_pipe()
+        os._exit(code)  # this rank is still among others, whom the end of Python's interpreter could wait for
     sys.exit(code)
-
-
-def _forget_a_closed_pipe() -> None:
-    """Lets Python flush what it still holds of stdout into nothing, if its reader is gone."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        _drop_output()
-
-
-def _drop_output() -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    with suppress(OSError, ValueError):
-        os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _print_error(error: UserError) -> None:
@@ -94,39 +87,90 @@ def _print_error(error: UserError) -> None:
         rank = local_rank = 0
     if local_rank == 0 or isinstance(error, RankError):
         where = f"rank {rank}: " if rank > 0 else ""
-        print(f"error: {where}{error}", file=sys.stderr)
+        print(f"error: {where}{_visible(str(error))}", file=sys.stderr)
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """rich would end the program here."""
-        self.quiet = True
-        _drop_output()
+class _Outlet:
+    """stdout or stderr, which takes whatever is written: what it cannot encode escaped, what nobody reads into nothing.
+
+    None, which Python has for a stream that was closed before it started, is one that nobody reads.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if stream is not None else Path(os.devnull).open("w")  # noqa: SIM115
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self._do(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _do(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            # what Python still holds of it, and what is written from now on, goes nowhere; children's output too
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+            if self is sys.stdout and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                print(f"the output cannot be written, so it ends here: {error.strerror}", file=sys.stderr)
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that does not wrap in a file, takes no text for markup, and outlives the reader of its output."""
-    console = _Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    """A console that takes no text for markup; where it is no terminal, of a fixed width."""
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDE
     return console
 
 
+def print_line(console: Console, text: str) -> None:
+    """Prints text as it is, without a break where the terminal ends: it may be there to be pasted."""
+    console.print(Text(_visible(text)), soft_wrap=True)
+
+
 def print_table(
     console: Console, rows: Iterable[Sequence[str]], *, title: str = "", columns: Sequence[str] | None = None
 ) -> None:
-    """Prints rows of text, which is shown as it is; columns: their names, for a table with lines."""
+    """Prints rows of text, all of it and as it is; columns: their names, for a table with lines."""
+    rows = [[_cell(text) for text in row] for row in rows]
     if columns is None:
         table = Table.grid(padding=(0, 2))
         if title:
-            console.print(Text(f"\n{title}", style="bold"))
+            console.print(Text(f"\n{_visible(title)}", style="bold"), soft_wrap=True)
     else:
-        table = Table(title=Text(title) if title else None)
-        for index, name in enumerate(columns):
-            table.add_column(Text(name), justify="right" if index else "left")
+        table = Table(title=Text(_visible(title)) if title else None)
+        for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
+            table.add_column(_cell(name), justify="right" if all(map(_is_number, cells)) else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*row)
+    if columns is not None and not console.is_terminal:  # lines of a file may be longer
+        console.width = max(_WIDE, Measurement.get(console, console.options.update(max_width=10**5), table).maximum)
     console.print(table)
+
+
+def _is_number(cell: Text) -> bool:
+    return re.fullmatch(r"[-+]?[\d.,]+(e[-+]\d+)?%?|nan|-?inf", cell.plain) is not None
+
+
+def _cell(text: str) -> Text:
+    return Text(_visible(text).replace("\n", r"\n"), overflow="fold")
+
+
+def _visible(text: str) -> str:
+    """`text`, in which what would move a terminal's cursor or change its colours is escaped."""
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cs") and char != "\n" else char
+        for char in text
+    )
 
 
 class _LogHandler(logging.Handler):
@@ -138,7 +182,7 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._console.print(self.format(record), soft_wrap=True)
+            print_line(self._console, self.format(record))
         except Exception:  # what is shown is not worth the work
             self.handleError(record)
 
@@ -185,7 +229,7 @@ class ProgressLine:
         if self._quiet or self.is_live or (not always and now < self._shown + _SECONDS_BETWEEN_LINES):
             return
         self._shown = now
-        self._console.print(text, soft_wrap=True)
+        print_line(self._console, text)
 
     @property
     def speed(self) -> float | None:

@@ -100,9 +100,11 @@ def _chosen_algorithms(device: torch.device) -> Iterator[None]:
 
 def set_timeout(world: World, seconds: float) -> None:
     """How long ranks wait for each other from now on, before they end with an error."""
+    # torch 2.11 has it under another name
+    set_of_group = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     for group in (world.group, world.control):
         if group is not None:
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+            set_of_group(timedelta(seconds=seconds), group)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

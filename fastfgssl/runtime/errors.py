@@ -25,15 +25,6 @@ def file_errors(action: str, path: Path) -> Iterator[None]:
         raise UserError(f"cannot {action} {path}: {error.strerror or error}") from None
 
 
-def check_writable(path: Path) -> None:
-    """Raises `UserError` unless a file can be written at `path`: to be asked before the work that fills it."""
-    existed = path.exists()
-    with file_errors("write", path):
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-
-
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """`; did you mean ...?` for the known word nearest to `word`; empty if none is near."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)

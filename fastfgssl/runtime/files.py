@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from fastfgssl.runtime.errors import file_errors
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Gives `path` what `write` writes, once all of it is on the disk; until then, and after an error, what it had.
 
-    Raises what the system or `write` raises; nothing half-written is left.
+    Raises what the system or `write` raises; nothing half-written is left. What is no file, such as /dev/stdout, is
+    written to as it is.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    if _is_special(path):
+        with path.open("wb") as stream:
+            write(stream)
+        return
+    path = path.resolve()  # the file, where `path` is a link to it
+    partial = _partial(path)
     try:
         with partial.open("wb") as file:
             write(file)
@@ -29,6 +38,32 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
     with suppress(OSError):  # the name, too; not every file system can
         sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raises `UserError` unless `write_whole` can write `path`: to be asked before the work that fills it."""
+    with file_errors("write", path):
+        if path.is_dir():
+            raise IsADirectoryError(None, "Is a directory")
+        if not _is_special(path):
+            partial = _partial(path.resolve())
+            partial.open("wb").close()
+            partial.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, whole. Raises `UserError` if that cannot be."""
+    with file_errors("write", path):
+        write_whole(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is there and no file: a device, a pipe."""
+    return path.exists() and not path.is_file()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastfgssl.config.schema import OptimConfig
@@ -42,26 +42,38 @@ class LARS(Optimizer):
                 loss = closure()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                gradient = parameter.grad if scale is None else parameter.grad / scale
-                update = gradient.add(parameter, alpha=group["weight_decay"])
-                if group["trust"] is not None:
-                    weight_norm, update_norm = parameter.norm(), update.norm()
-                    # computed on the device: a Python `if` would wait for it
-                    ratio = group["trust"] * weight_norm / update_norm
-                    update *= torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                velocity = state["momentum_buffer"]
-                before = [] if found_inf is None else [velocity.clone(), parameter.clone()]
-                velocity.mul_(group["momentum"]).add_(update)
-                parameter.add_(velocity, alpha=-group["lr"])
-                for value, kept in zip((velocity, parameter) if before else (), before, strict=True):
-                    value.copy_(torch.where(found_inf > 0, kept, value))
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._step_group(group, weights, scale, found_inf)
         return loss
+
+    def _step_group(
+        self, group: dict[str, Any], weights: list[Tensor], scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        """All weights of a group at once: on a GPU a few launches, however many weights there are."""
+        gradients = [weight.grad for weight in weights]
+        if scale is not None:
+            gradients = torch._foreach_div(gradients, scale)
+        updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+        if group["trust"] is not None:
+            lengths, of_updates = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))
+            # computed on the device: a Python `if` would wait for it
+            ratios = torch.where((lengths > 0) & (of_updates > 0), group["trust"] * lengths / of_updates, 1.0)
+            torch._foreach_mul_(updates, list(ratios.unbind()))
+        velocities = [self._velocity(weight) for weight in weights]
+        before = None if found_inf is None else [tensor.clone() for tensor in (*velocities, *weights)]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates)
+        torch._foreach_add_(weights, velocities, alpha=-group["lr"])
+        if before is not None:
+            for tensor, kept in zip((*velocities, *weights), before, strict=True):
+                tensor.copy_(torch.where(found_inf > 0, kept, tensor))
+
+    def _velocity(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        return state["momentum_buffer"]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:

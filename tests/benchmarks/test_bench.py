@@ -17,18 +17,18 @@ from fastfgssl.benchmarks import loss as loss_suite
 from fastfgssl.benchmarks import reading, scaling
 from fastfgssl.benchmarks import train as train_suite
 from fastfgssl.benchmarks.archive import open_archive, write_index
-from fastfgssl.benchmarks.measure import CheckFailed, compare, record_of, require_close
-from fastfgssl.benchmarks.trace import PARTS, peak_memory, seconds_by_part, traces, write_trace
+from fastfgssl.benchmarks.measure import CheckFailed, Settings, Suite, require_close
+from fastfgssl.benchmarks.trace import PARTS, Traces, peak_memory, seconds_by_part, write_trace
 from fastfgssl.benchmarks.trainer import TRACED, make_config, train
 from fastfgssl.commands import bench as bench_command
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.trainer import Run
 from helpers.paths import TOOLS
 
 CPU = torch.device("cpu")
+SUITE = Suite("s", Settings(device=CPU))
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_wrong_results_have_no_speed(bench, tmp_path, monkeypatch, capsys):
 
 def test_ratios_are_of_the_same_turn():
     seconds = {"limit": [0.5, 0.5, 1.0], "ours": [1.0, 2.0, 4.0], "baseline": [2.0, 4.0, 4.0]}
-    record = record_of("s", "c", seconds, baseline="b", limit="l", items=10, unit="u", device=CPU)
+    record = SUITE.record("c", seconds, baseline="b", limit="l", items=10, unit="u")
     assert (record.value, record.baseline_value, record.limit_value) == (5, 2.5, 20)
     assert (record.ratio, record.fraction_of_limit, record.runs) == (2, 0.25, 3)
 
@@ -82,11 +82,8 @@ def test_ratios_are_of_the_same_turn():
 def test_cases_take_turns_and_the_first_round_is_not_counted():
     calls = []
     cases = {name: (lambda name=name: calls.append(name)) for name in ("ours", "baseline", "limit")}
-    with traces(None):
-        record = compare(
-            "s", "c", ours=cases["ours"], baseline=("b", cases["baseline"]), limit=("l", cases["limit"]), items=1,
-            unit="u", runs=2, device=CPU,
-        )  # fmt: skip
+    options = {"baseline": ("b", cases["baseline"]), "limit": ("l", cases["limit"]), "items": 1, "unit": "u"}
+    record = SUITE.compare("c", ours=cases["ours"], **options, runs=2)
     assert calls == ["ours", "baseline", "limit"] * 3
     assert record.runs == 2
 
@@ -156,8 +153,7 @@ def test_an_index_that_has_no_room_is_one_line(tmp_path):
 def test_the_train_suite_pairs_laps_and_prints_nothing(archive_path, tmp_path, monkeypatch, capsys):
     for name, number in (("TURNS", 2), ("STEPS", 6), ("LAP", 2)):
         monkeypatch.setitem(getattr(train_suite, name), "cpu", number)
-    with traces(tmp_path):
-        record = next(train_suite.run(CPU, archive_path))
+    record = next(train_suite.run(Settings(device=CPU, archive=archive_path, traces=Traces(tmp_path))))
     assert record.runs == 2 * 2  # trainings, laps but the first
     assert capsys.readouterr().out == ""
     (file,) = tmp_path.iterdir()
@@ -172,7 +168,7 @@ def test_wrong_gradients_make_another_curve(tmp_path):
     def curve(name: str, lr: float) -> list[float]:
         config = make_config(tmp_path / name, archive, "cpu", steps=scaling.CURVE, log_every=1)
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, weight_decay=0.0))
-        return [metrics.loss for metrics in train(Run, config, World.alone(CPU))]
+        return [report["loss"] for report in train(config, World.alone(CPU))]
 
     threads, lr = torch.get_num_threads(), scaling.CURVE_LR
     with open_archive(None) as archive:
@@ -238,8 +234,8 @@ def test_peak_memory_is_of_what_is_held_at_once(tmp_path):
 
 
 def test_reader_and_index_are_measured_and_traced_on_any_archive(archive_path, tmp_path):
-    with traces(tmp_path):
-        reader, index = reading.records(archive_path, 1000)
+    settings = Settings(device=CPU, index_samples=1000, traces=Traces(tmp_path))
+    reader, index = reading.records(archive_path, Suite("input", settings))
     assert reader.case.startswith("reader")
     assert index.case == "opening an index of 1,000 samples, and its first batch"
     assert index.details["resident_memory"] > 0

@@ -182,6 +182,6 @@ def test_the_image_has_all_that_it_runs():
     assert {"setup.py", "pyproject.toml", "constraints.txt", "fastfgssl", "kernels", "configs", "tools"} <= copied
     assert all((ROOT / path).exists() for path in copied)
     statement = re.search(r'RUN python -c "(.*?)"', text)[1]
-    subprocess.run([sys.executable, "-c", f"{statement.partition(';')[0]}; build_plugin"], check=True)
+    subprocess.run([sys.executable, "-c", statement.partition("; ")[0]], check=True)
     read = (ROOT / "kernels" / "build.py").read_text()
     assert all(name in read for name in re.findall(r"FASTFGSSL_\w+", text))

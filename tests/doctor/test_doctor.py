@@ -13,17 +13,13 @@ import pytest
 import torch
 
 from fastfgssl.commands.doctor import main
-from fastfgssl.config.files import config_to_values, load_config, write_config
+from fastfgssl.config.files import load_config, write_config
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, as_overrides, best_of, judge
-from fastfgssl.doctor.diagnosis import Diagnosis
 from fastfgssl.doctor.machine import busy_cores, examine
 from fastfgssl.doctor.rates import Rate, rate_of
 from fastfgssl.runtime.console import run_tool
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
-from helpers.paths import TOOLS
-
-TOOL = TOOLS / "doctor.py"
 
 
 @pytest.fixture
@@ -49,11 +45,10 @@ def config_file(make_config, tmp_path) -> Path:
     return tmp_path / "config.yaml"
 
 
-def test_the_doctor_examines_and_applies_what_it_says(doctor, config_file, tmp_path):
-    text, before = config_file.read_text(), config_to_values(load_config(config_file))
-    override = "data.threads=1"  # a value that the run has from the command line, not from the file
-    record_file = tmp_path / "doctor.json"
-    code, out, _ = doctor("--config", config_file, "--seconds", 0.2, override, "--apply", "--json", record_file)
+def test_the_doctor_examines_and_says_what_to_paste(doctor, config_file, tmp_path):
+    text, record_file = config_file.read_text(), tmp_path / "doctor.json"
+    words = ("data.threads=1", "--seconds", 0.2, "train.steps=5", "--json", record_file)  # in any order
+    code, out, _ = doctor("--config", config_file, *words)
     assert code == 0
     for name in ("python", "torch", "DALI", "driver", "plugin", "GPUs", "cores", "load", "memory", "output"):
         assert re.search(rf"^{name} ", out, re.MULTILINE), name
@@ -67,43 +62,26 @@ def test_the_doctor_examines_and_applies_what_it_says(doctor, config_file, tmp_p
     assert rates["views"] > rates["graph"]
     assert min(record["trainer"]["value"], *rates.values()) > 0
     assert 0 <= record["data_wait"] <= 1
-    # nothing but what it says has changed
-    after = config_to_values(load_config(config_file))
-    expected = {key: value for key, value in record["overrides"].items() if before[key] != value}
-    assert {key: after[key] for key in after if after[key] != before[key]} == expected
-    assert (text == config_file.read_text()) == (not expected)
     assert (f"paste: {record['paste']}" in out) == bool(record["overrides"])
+    load_config(config_file, record["paste"].split())
     for trial in record["tried"]:
         assert trial["helps"] or not trial["change"].items() <= record["overrides"].items()
+    assert config_file.read_text() == text
     assert not (tmp_path / "run").exists()  # the output folder was made to be tried, and is gone
 
 
-def test_what_only_the_command_line_makes_valid_can_be_applied(doctor, config_file, monkeypatch):
-    monkeypatch.setattr(Diagnosis, "overrides", {"data.prefetch": 3})
-    text = config_file.read_text()
-    config_file.write_text(text.replace("  steps: 4\n", ""))
-    code, out, _ = doctor("--config", config_file, "--seconds", 0.05, "train.steps=4", "--apply")
-    assert (code, out.splitlines()[-1]) == (0, f"{config_file}: data.prefetch: 2 -> 3")
-    assert config_file.read_text() == text.replace("  steps: 4\n", "").replace("prefetch: 2", "prefetch: 3")
-
-
 def test_a_plan_prints_every_number_with_its_formula(doctor, config_file, archive_path, tmp_path):
-    words = [
-        "gpus=64",
-        "images=50e6",
-        "epochs=100",
-        "link=25e9",
-        f"data.path={archive_path}",
-        "seed=1",
-        f"output={tmp_path / 'planned'}",
-    ]
-    code, out, _ = doctor("--plan", *words, "--config", config_file, "--seconds", 0.1, "--json", tmp_path / "plan.json")
+    words = ["gpus=64", "images=50e6", "epochs=100", "link=25e9", f"data.path={archive_path}", "seed=1"]
+    planned = f"output={tmp_path / 'planned'}"
+    options = ("--config", config_file, planned, "--seconds", 0.1, "--json", tmp_path / "plan.json")
+    code, out, _ = doctor("--plan", *words, *options)
     assert code == 0
     record = json.loads((tmp_path / "plan.json").read_text())
     assert {"time", "storage bandwidth", "sent by each GPU a step"} < {line["name"] for line in record["plan"]}
     for line in record["plan"]:
-        assert line["name"] in out
-        assert line["formula"]
+        assert re.search(
+            rf"^{re.escape(line['name'])} +{re.escape(line['text'])} +{re.escape(line['formula'])}", out, re.M
+        )
     assert "link of 2.5e+10 bytes/s" in out
     assert f"{tmp_path / 'planned'}: takes" in out
 
@@ -121,11 +99,13 @@ def test_a_plan_prints_every_number_with_its_formula(doctor, config_file, archiv
         (["--config", "{config}", "--ranks", "0"], "--ranks 0: must be at least 1"),
         (["--config", "{config}", "--seconds", "0"], "--seconds 0: must be from"),
         (["--config", "{config}", "--json", "/proc/doctor.json"], "cannot write /proc/doctor.json"),
-        (["--apply", "--plan", "gpus=1", "images=1", "epochs=1"], "a plan suggests no settings"),
-        (["--plan", "gpu=64", "images=1", "epochs=1"], "--plan 'gpu=64': did you mean 'gpus'?"),
+        (
+            ["--plan", "gpu=64", "images=1", "epochs=1"],
+            "--plan 'gpu=64': it takes gpus=, images=, epochs=, link=; did you mean 'gpus'?",
+        ),
         (["--plan", "gpus=64", "images=1"], "--plan needs epochs=..."),
         (["--plan", "gpus=1", "images=1", "epochs=1", "seed=x"], "seed = 'x': must be an integer"),
-        (["--config", "{config}", "--apply", "train.steps="], "train.steps, train.epochs: give one"),
+        (["--config", "{config}", "--apply"], "unrecognized arguments: --apply"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(doctor, config_file, arguments, message):

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Needs
@@ -14,10 +15,13 @@ from fastfgssl.data.decode import build_decoder
 from fastfgssl.data.graph import build_graph, build_views
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.stream import rank_slots
-from fastfgssl.doctor.diagnosis import _try_short_side, untrained_step
+from fastfgssl.doctor.advice import judge
+from fastfgssl.doctor.diagnosis import Diagnosis, _try_short_side, _try_step_settings, examine_rates, untrained_step
 from fastfgssl.doctor.disk import measure_reading, measure_writing
 from fastfgssl.doctor.rates import BLOCKS, UNREPEATED, Bench
 from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.memory import OutOfMemory
+from fastfgssl.training.step import TrainingStep
 
 
 def bench_of(config, world) -> Bench:
@@ -77,6 +81,29 @@ def test_a_step_is_made_smaller_where_it_takes_too_long(make_config):
         rate, rows = bench.time_step(step)
         assert (rows, len(rate.blocks)) == (12, BLOCKS)
         assert len(bench.resident(30).anchor) == 30
+
+
+def test_a_batch_that_does_not_fit_ends_the_examination_and_one_that_is_tried_does_not(make_config, monkeypatch):
+    most = [0]  # images of a step that fit
+    step = TrainingStep.__call__
+
+    def limited(self, batch, **options):
+        if len(batch.anchor) > most[0]:
+            torch.empty(2**60, dtype=torch.uint8)
+        return step(self, batch, **options)
+
+    monkeypatch.setattr(TrainingStep, "__call__", limited)
+    config = make_config(train__heads=[0])
+    archive, rows = Archive.open(config.data.path), config.train.batch_size
+    with start_world("cpu") as world:
+        with pytest.raises(OutOfMemory, match=r"^out of memory while timing the training step: lower train"):
+            examine_rates(config, archive, world, 0.1, print)
+        most[0] = rows
+        found = examine_rates(config, archive, world, 0.1, print)._replace(step_rows=rows)
+        diagnosis = Diagnosis(found, judge(found.measured))
+        _try_step_settings(diagnosis, print, is_timed=True)
+    assert diagnosis.notes == ["trying twice the batch, 24 images a rank: there is not enough memory"]
+    assert diagnosis.optional == []
 
 
 def test_every_sample_is_read_once_and_all_of_it(archive_path):

@@ -13,7 +13,8 @@ from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import evaluate
-from fastfgssl.runtime.errors import UserError, check_writable
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.files import check_writable
 from fastfgssl.training.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,14 @@ from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.trace import PARTS
 from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.data.batch import Batch
-from fastfgssl.models import build_model
+from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import start_world
+from fastfgssl.training.resume import find_state
+from fastfgssl.training.sinks import make_sinks, read_metrics
 from fastfgssl.training.step import TrainingStep
+from fastfgssl.training.trainer import fit
 from helpers.embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
+from helpers.gpu import GPU, never_waits, on_hardware
 from helpers.loss_accuracy import (
     before_the_standardisation,
     hard_embeddings,
@@ -24,7 +30,6 @@ from helpers.loss_accuracy import (
 )
 
 pytestmark = pytest.mark.gpu
-GPU = torch.device("cuda", 0)
 MODEL = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
 
 
@@ -62,6 +67,7 @@ def test_the_loss_of_hard_embeddings(algorithm, case):
     require_as_exact_as_plain([value.cpu() for value in got], plain, truth, before)
 
 
+@on_hardware
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_loss_is_the_same_each_time_and_in_a_cuda_graph(algorithm):
     z1, z2 = (z.detach().to(GPU) for z in embeddings(200, 512))
@@ -80,6 +86,7 @@ def test_the_loss_is_the_same_each_time_and_in_a_cuda_graph(algorithm):
         assert (a - b).norm() <= 1e-5 * a.norm()
 
 
+@on_hardware
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("N", "D"), [(256, 8192), (2048, 8192), (4096, 2048)])
 def test_the_loss_takes_little_memory_and_never_waits(N, D, precision):
@@ -87,11 +94,8 @@ def test_the_loss_takes_little_memory_and_never_waits(N, D, precision):
     loss_and_gradients(z1, z2, precision=precision)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waits():
         loss_and_gradients(z1, z2, precision=precision)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     numbers = (torch.cuda.max_memory_allocated() - before) / 4
     # 3 (N^2 + N D), and slabs of C, which a float32 result is made of again in bfloat16
     assert numbers < 3 * (N * N + N * D) + (3 * 1024 * D if 4 * N > 3 * D else 0)
@@ -111,7 +115,6 @@ def make_batch(*, half: bool, seed: int = 0, device: torch.device = GPU) -> Batc
 
 
 def make_step(world, *, loss: LossConfig | None = None, optim: OptimConfig | None = None, **train) -> TrainingStep:
-    torch.manual_seed(0)
     config = Config(
         data=DataConfig(path="none", image_size=32),
         model=MODEL,
@@ -119,16 +122,22 @@ def make_step(world, *, loss: LossConfig | None = None, optim: OptimConfig | Non
         loss=loss or LossConfig(),
         optim=optim or OptimConfig(name="sgd", lr=1e-3),
     )
-    return TrainingStep(build_model(config.model), config, world)
+    torch.manual_seed(0)
+    return TrainingStep(build_objective(config, world), config, world)
+
+
+def losses_of(logs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[4]: of the heads."""
+    return torch.stack([logs[f"loss_{stage}"] for stage in STAGES])
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_steps_never_wait_for_the_gpu(precision, schedule, optimizer, accumulate):
-    batch = make_batch(half=precision != "float32")
-    with start_world("cuda") as world:
+    batch = make_batch(half="16" in precision)
+    with start_world(GPU.type) as world:
         step = make_step(
             world,
             loss=LossConfig(cache=accumulate > 1),
@@ -139,42 +148,38 @@ def test_steps_never_wait_for_the_gpu(precision, schedule, optimizer, accumulate
         )
         for _ in range(3):  # sets up memory, the optimiser's state, and what libraries choose by trying
             step(batch)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with never_waits():
             values = [step(batch) for _ in range(3)]
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert all(loss.isfinite() for heads in values for loss, _ in heads.values())
+    assert all(logs[name].isfinite() for logs in values for name in step.objective.weights)
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_steps_learn(precision, schedule):
-    batch = make_batch(half=precision != "float32")
-    with start_world("cuda") as world:
+    batch = make_batch(half="16" in precision)
+    with start_world(GPU.type) as world:
         step = make_step(world, optim=OptimConfig(name="adamw", lr=2e-3), schedule=schedule, precision=precision)
-        losses = [torch.stack([loss for loss, _ in step(batch).values()]) for _ in range(40)]
+        losses = [losses_of(step(batch)) for _ in range(40)]
     assert (losses[-1] < 0.8 * losses[0]).all()
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])
 def test_the_first_losses_are_those_of_the_cpu(schedule):
     first = {}
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", GPU.type):
         with start_world(device) as world:
             # updates would amplify what differs: weights stand still
             still = OptimConfig(name="sgd", lr=1e-12)
             step = make_step(world, optim=still, schedule=schedule, precision="float32")
-            values = step(make_batch(half=False, device=world.device))
-            first[device] = torch.stack([values[stage][0] for stage in STAGES]).cpu()
-    torch.testing.assert_close(first["cuda"], first["cpu"], rtol=0.02, atol=0)
+            first[device] = losses_of(step(make_batch(half=False, device=world.device))).cpu()
+    torch.testing.assert_close(first[GPU.type], first["cpu"], rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_state_that_was_saved_goes_on(precision, optimizer, tmp_path):
-    batches = [make_batch(half=precision != "float32", seed=seed) for seed in range(4)]
-    with start_world("cuda") as world:
+    batches = [make_batch(half="16" in precision, seed=seed) for seed in range(4)]
+    with start_world(GPU.type) as world:
         # small: what libraries compute in another order each time would be amplified
         options = {"precision": precision, "optim": OptimConfig(name=optimizer, lr=1e-6)}
         step = make_step(world, **options)
@@ -187,8 +192,42 @@ def test_a_state_that_was_saved_goes_on(precision, optimizer, tmp_path):
             assert torch.equal(own, other) if isinstance(own, torch.Tensor) else own == other
         for batch in batches[2:]:
             expected, got = step(batch), resumed(batch)
-    for head, (loss, _) in expected.items():
-        torch.testing.assert_close(got[head][0], loss, rtol=0.01, atol=0)
+    torch.testing.assert_close(losses_of(got), losses_of(expected), rtol=0.01, atol=0)
+
+
+class Synthetic:
+    """Data for `fit` without an archive."""
+
+    num_samples, fingerprint = 48, "synthetic"
+
+    @contextmanager
+    def batches(self, start, stop):
+        yield (make_batch(half=True, seed=step) for step in range(start, stop))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_the_loop_goes_on_from_its_checkpoint(precision, tmp_path):
+    """As far as the GPU computes alike each time: what runs on differs in the last places."""
+    losses = {}
+    for name, lengths in (("whole", [6]), ("resumed", [3, 6])):
+        for steps in lengths:
+            config = Config(
+                output=str(tmp_path / name),
+                data=DataConfig(path="none", image_size=32),
+                model=MODEL,
+                train=TrainConfig(steps=6, batch_size=12, precision=precision, log_every=1),
+                optim=OptimConfig(name="sgd", lr=1e-6),
+            )
+            stop = iter([None] * (steps - 1) + [15] * 9)
+            with start_world(GPU.type) as world:
+                state = find_state(config, Synthetic(), world)
+                torch.manual_seed(0)
+                objective = build_objective(config, world, fresh=state is None)
+                data, sinks = Synthetic(), make_sinks(())
+                fit(config, world, objective, data, sinks, state=state, stop_signal=stop.__next__)
+        losses[name] = [record["loss"] for record in read_metrics(tmp_path / name)]
+    assert len(losses["whole"]) == len(losses["resumed"]) == 6
+    assert losses["resumed"] == pytest.approx(losses["whole"], rel=0.01)
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])
@@ -196,15 +235,15 @@ def test_a_compiled_step_is_the_same_step(schedule):
     torch._dynamo.reset()
     batch = make_batch(half=True)
     losses = {}
-    with start_world("cuda") as world:
+    with start_world(GPU.type) as world:
         for compile in (False, True):
             step = make_step(world, schedule=schedule, precision="bfloat16", compile=compile)
-            losses[compile] = torch.stack([step(batch)[stage][0] for stage in STAGES])
+            losses[compile] = losses_of(step(batch))
     torch.testing.assert_close(losses[True], losses[False], rtol=0.05, atol=0)
 
 
 def test_the_parts_of_a_step_are_found_in_its_trace():
-    with start_world("cuda") as world:
+    with start_world(GPU.type) as world:
         found = anatomy(make_step(world, precision="bfloat16"), make_batch(half=True), "bfloat16", GPU)
     assert all(found[f"seconds_{part}"] > 0 for part in PARTS)
     assert found["peak_memory_of_a_step"] > 0

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.multiprocessing
@@ -15,15 +16,18 @@ import torch.multiprocessing
 from fastfgssl.runtime.distributed import start_world
 
 
-def run_on_ranks(function: Callable, world_size: int, *arguments) -> list:
-    """Results of function(world, *arguments) on each rank, in the order of ranks. `function` is not a nested one."""
+def run_on_ranks(function: Callable, world_size: int, *arguments, join: bool = True) -> list:
+    """Results of function(world, *arguments) on each rank, in the order of ranks. `function` is not a nested one.
+
+    join: False leaves it to the function to join the ranks, and gives it None for a world.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     place = (inspect.getfile(function), function.__module__, function.__name__)
-    torch.multiprocessing.spawn(_run, (world_size, port, results, place, arguments), nprocs=world_size)
+    torch.multiprocessing.spawn(_run, (world_size, port, results, place, arguments, join), nprocs=world_size)
     collected = dict(results.get() for _ in range(world_size))
     return [torch.load(collected[rank], weights_only=False) for rank in range(world_size)]
 
@@ -37,7 +41,7 @@ def _find(file: str, module: str, name: str) -> Callable:
     return getattr(sys.modules[module], name)
 
 
-def _run(rank: int, world_size: int, port: int, results, place: tuple[str, str, str], arguments: tuple) -> None:
+def _run(rank: int, world_size: int, port: int, results, place: tuple, arguments: tuple, join: bool) -> None:
     import tempfile
 
     function = _find(*place)
@@ -45,7 +49,7 @@ def _run(rank: int, world_size: int, port: int, results, place: tuple[str, str, 
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with start_world("cpu") as world:
+    with start_world("cpu") if join else nullcontext() as world:
         result = function(world, *arguments)
     # by file: a tensor in a queue lives only as long as the process that made it
     with tempfile.NamedTemporaryFile(suffix=".pt", delete=False) as file:

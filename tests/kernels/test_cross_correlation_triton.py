@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastfgssl.benchmarks import loss as loss_suite
-from fastfgssl.benchmarks.measure import CheckFailed
+from fastfgssl.benchmarks.measure import CheckFailed, Settings, Suite
 from fastfgssl.kernels.cross_correlation import torch_steps, triton_steps
 from fastfgssl.kernels.cross_correlation.op import cross_correlation
 from helpers.embeddings import ALGORITHMS, embeddings
@@ -106,12 +106,12 @@ def test_variants_are_measured_and_undone(monkeypatch):
     variants = {"as_it_stands": {}, "autotuned": {"PROGRAMS_PER_SM": 3}}  # Triton measures tiles on a GPU alone
     monkeypatch.setattr(loss_suite, "_VARIANTS", variants)
     standing = triton_steps.PROGRAMS_PER_SM
-    record = loss_suite._columns(40, 33, DEVICE)
+    record = loss_suite._columns(40, 33, Suite("loss", Settings(device=DEVICE)))
     assert record.details.keys() == {"seconds_as_it_stands", "seconds_autotuned", "seconds_limit"}
     assert standing == triton_steps.PROGRAMS_PER_SM
     monkeypatch.setitem(variants, "autotuned", {"TILE": {"ROWS": 16, "COLUMNS": 16}, "STANDARDISE_EPS": 1.0})
     with pytest.raises(CheckFailed, match="steps over columns, 40 x 33, autotuned"):
-        loss_suite._columns(40, 33, DEVICE)
+        loss_suite._columns(40, 33, Suite("loss", Settings(device=DEVICE)))
 
 
 def test_measuring_tiles_leaves_no_trace(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from fastfgssl.kernels.cross_correlation import cross_correlation, torch_steps
-from fastfgssl.loss import bytes_to_send, cross_correlation_loss, cross_correlation_terms, effective_rank
+from fastfgssl.loss import bytes_to_exchange, cross_correlation_loss, cross_correlation_terms, effective_rank
 from fastfgssl.runtime.distributed import data_parallel
 from helpers.embeddings import ALGORITHMS, FORMS, embeddings
 from helpers.ranks import run_on_ranks
@@ -103,7 +103,7 @@ def test_every_rank_knows_the_terms_of_the_whole_batch_and_sends_what_the_formul
             results = [rank[dtype, algorithm] for rank in ranks]
             for *values, sent, _, _ in results:
                 assert values == pytest.approx([term.item() for term in terms], rel=tolerance["rtol"])
-                assert sent == bytes_to_send(40, 96, world_size, element_size=dtype.itemsize)
+                assert sent == sum(bytes_to_exchange(40 // world_size, 96, element_size=dtype.itemsize))
             assert len({tuple(result[:4]) for result in results}) == 1, "ranks log different values"
             for side, expected in enumerate(alone):
                 together = torch.cat([result[5 + side] for result in results])

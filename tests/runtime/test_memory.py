@@ -1,4 +1,4 @@
-"""Memory that the doctor finds, in control groups of both versions, and what it says where there is not enough."""
+"""Memory that is available, in control groups of both versions, and what is said where there is not enough."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastfgssl.archive.manifest import Archive
-from fastfgssl.doctor.advice import judge
-from fastfgssl.doctor.diagnosis import Diagnosis, _try_step_settings, examine_rates
-from fastfgssl.doctor.memory import available_memory
-from fastfgssl.runtime.distributed import start_world
-from fastfgssl.runtime.memory import OutOfMemory, memory_errors
-from fastfgssl.training.step import TrainingStep
+from fastfgssl.runtime.memory import OutOfMemory, available_memory, memory_errors
 
 NO_LIMIT = 2**63 - 4096
 
@@ -110,26 +104,3 @@ def test_the_message_of_the_allocator_of_the_cpu_is_known():
 def test_other_errors_are_not_about_memory():
     with pytest.raises(RuntimeError, match="shapes"), memory_errors("timing"):
         raise RuntimeError("shapes cannot be multiplied")
-
-
-def test_a_batch_that_does_not_fit_ends_the_examination_and_one_that_is_tried_does_not(make_config, monkeypatch):
-    most = [0]  # images of a step that fit
-    step = TrainingStep.__call__
-
-    def limited(self, batch, **options):
-        if len(batch.anchor) > most[0]:
-            torch.empty(2**60, dtype=torch.uint8)
-        return step(self, batch, **options)
-
-    monkeypatch.setattr(TrainingStep, "__call__", limited)
-    config = make_config(train__heads=[0])
-    archive, rows = Archive.open(config.data.path), config.train.batch_size
-    with start_world("cpu") as world:
-        with pytest.raises(OutOfMemory, match=r"^out of memory while timing the training step: lower train"):
-            examine_rates(config, archive, world, 0.1, print)
-        most[0] = rows
-        found = examine_rates(config, archive, world, 0.1, print)._replace(step_rows=rows)
-        diagnosis = Diagnosis(found, judge(found.measured))
-        _try_step_settings(diagnosis, print, is_timed=True)
-    assert diagnosis.notes == ["trying twice the batch, 24 images a rank: there is not enough memory"]
-    assert diagnosis.optional == []

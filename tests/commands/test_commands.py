@@ -1,0 +1,184 @@
+"""The commands as people run them: by their three names, without a reader, with names of all kinds, and stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.commands import COMMANDS
+from fastfgssl.config.files import write_config
+from fastfgssl.pretraining import pretrain
+from fastfgssl.training.checkpoint import list_checkpoints
+from fastfgssl.training.sinks import read_metrics
+from helpers.paths import ROOT, TOOLS
+
+MODULE = (sys.executable, "-m", "fastfgssl")
+INSTALLED = (sys.executable, "-c", "import sys; sys.argv[0] = 'fastfgssl'; from fastfgssl.commands import run; run()")
+# of which one is markup that has no beginning, and one markup that would be left out
+CLASSES = ["melanoma [/in situ]", "nevus [benign]", "naevus naïf", "[red]"]
+
+
+def run(*command, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"} | options.pop("variables", {})
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, **options)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_three_names(name):
+    ways = {
+        f"{name}.py": (sys.executable, TOOLS / f"{name}.py"),
+        f"fastfgssl {name}": (*MODULE, name),
+        f"fastfgssl {name} ": (*INSTALLED, name),
+    }
+    helps, wrong = set(), set()
+    for program, command in ways.items():
+        told = run(*command, "--help")
+        assert (told.returncode, told.stderr) == (0, "")
+        assert told.stdout.startswith(f"usage: {program.strip()} [-h]")
+        # the usage is broken where the program's name leaves room
+        helps.add(" ".join(told.stdout.removeprefix(f"usage: {program.strip()}").split()))
+        told = run(*command, "--no-such-option")
+        wrong.add((told.returncode, told.stdout, told.stderr))
+    assert len(helps) == 1
+    assert "tools/" not in helps.pop()
+    ((code, out, errors),) = wrong
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: .*; see --help\n", errors)
+
+
+def test_the_commands_are_listed_and_a_misspelt_one_is_told():
+    told = run(*MODULE)
+    assert told.returncode == 0
+    assert all(re.search(rf"^  {name} ", told.stdout, re.MULTILINE) for name in COMMANDS)
+    assert {path.stem for path in TOOLS.glob("*.py")} == set(COMMANDS)
+    told = run(*MODULE, "trian")
+    assert (told.returncode, told.stderr) == (
+        2,
+        "error: 'trian' is not a command; did you mean 'train'?; see fastfgssl --help\n",
+    )
+
+
+def unread(*command) -> str:
+    """Runs a command whose stdout nobody reads, as behind `| true`, to its end; what it says on stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        list(map(str, command)),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+    )
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_images_are_generated_and_prepared_without_a_reader(tmp_path):
+    unread(*MODULE, "phantom", tmp_path / "images", "--images", 20, "--width", 48, "--height", 40)
+    unread(*MODULE, "prepare", tmp_path / "images", "--out", tmp_path / "archive")
+    assert Archive.open(tmp_path / "archive").num_samples == 20
+    unread(*MODULE, "prepare", "--verify", tmp_path / "archive")
+    unread(*MODULE, "train", "--help")
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_run_goes_on_to_its_end_without_a_reader(make_config, tmp_path, ranks):
+    config = make_config(train__heads=[0], train__steps=30)
+    write_config(config, tmp_path / "config.yaml")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    unread(sys.executable, *launcher, "-m", "fastfgssl", "train", "--config", tmp_path / "config.yaml")
+    assert [record["step"] for record in read_metrics(Path(config.output))] == list(range(1, 31))
+
+
+def test_a_diagnosis_is_kept_without_a_reader(make_config, tmp_path):
+    write_config(make_config(train__heads=[0]), tmp_path / "config.yaml")
+    told = tmp_path / "doctor.json"
+    unread(*MODULE, "doctor", "--config", tmp_path / "config.yaml", "--seconds", 0.05, "--json", told)
+    assert json.loads(told.read_text())["verdict"]
+
+
+def test_a_measurement_is_kept_without_a_reader(tmp_path):
+    program = """
+from fastfgssl.benchmarks import loss
+from fastfgssl.commands import run
+loss.SHAPES = loss.CHOICES = {"cpu": ((20, 24), (20, 50))}
+run()"""
+    unread(sys.executable, "-c", program, "bench", "loss", "--json", tmp_path / "loss.json")
+    assert len(json.loads((tmp_path / "loss.json").read_text())) == 4
+
+
+@pytest.fixture
+def scored(make_config, phantom_folder, tmp_path) -> list:
+    """A command that scores a network on classes whose names look like markup."""
+    rows = list(csv.DictReader((phantom_folder / "labels.csv").open()))
+    names = sorted({row["label"] for row in rows})
+    with (tmp_path / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0].keys())
+        table.writeheader()
+        table.writerows(row | {"label": CLASSES[names.index(row["label"]) % len(CLASSES)]} for row in rows)
+    prepare(Options(sources=[phantom_folder], out=tmp_path / "archive", labels=tmp_path / "labels.csv"))
+    config = make_config(train__steps=1)
+    pretrain(config)
+    checkpoint = list_checkpoints(Path(config.output) / "checkpoints")[-1]
+    words = ("--checkpoint", checkpoint, "--data", tmp_path / "archive", "--protocol", "knn")
+    return [*MODULE, "evaluate", *words, "--json", tmp_path / "scores.json"]
+
+
+def test_classes_that_look_like_markup_are_shown_as_they_are(scored, tmp_path):
+    for variables in ({"PYTHONIOENCODING": "utf-8"}, {"PYTHONIOENCODING": "ascii"}):
+        told = run(*scored, variables=variables)
+        assert told.returncode == 0, told.stderr
+        for name in CLASSES:
+            escaped = name.encode("ascii", "backslashreplace").decode()
+            assert told.stdout.count(escaped if "ascii" in variables.values() else name) == 2, name
+        assert sorted(json.loads((tmp_path / "scores.json").read_text())["classes"]) == sorted(CLASSES)
+    (tmp_path / "scores.json").unlink()
+    unread(*scored)
+    assert json.loads((tmp_path / "scores.json").read_text())["results"]["all"]["confusion"]
+
+
+def living_with(word: str) -> list[str]:
+    """Command lines of processes in which `word` stands."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # gone meanwhile
+            continue
+        if word in line:
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_stopped_ends_its_ranks(tmp_path, number):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [*MODULE, "bench", "scaling"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 240
+    while not any("train --config" in line and "torch.distributed" not in line for line in living_with(str(tmp_path))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(number)  # to this process alone, not to its group as a terminal does
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    while living_with(str(tmp_path)):
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.2)
+    assert not list(tmp_path.iterdir())  # nor what it wrote to measure

@@ -1,0 +1,28 @@
+"""The device of tests that only a GPU makes worth running. REHEARSE=1 runs them on the CPU, so that they run at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+REHEARSE = os.environ.get("REHEARSE") == "1"
+GPU = torch.device("cpu") if REHEARSE else torch.device("cuda", 0)
+
+on_hardware = pytest.mark.skipif(REHEARSE, reason="means nothing on a CPU")
+
+
+@contextmanager
+def never_waits() -> Iterator[None]:
+    """An operation of the body for which the host would wait for the GPU is an error."""
+    if REHEARSE:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

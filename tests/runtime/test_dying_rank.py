@@ -1,0 +1,76 @@
+"""A rank that ends alone in the middle of a step tells why and is gone; the others do not wait for it for ever."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers.paths import ROOT
+
+SCRIPT = ROOT / "tests" / "helpers" / "dying_rank.py"
+SOON = 30.0  # seconds on a busy machine; a rank that waits for another waits for a thousand
+
+
+def start_ranks(how: str, archive_path, output) -> list[subprocess.Popen]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, str(SCRIPT), how, str(archive_path), str(output)]
+        ranks.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    return ranks
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("raise", 1, r"Traceback[\s\S]*RuntimeError: a defect of the program\n$"),
+        ("user_error", 2, r"^error: rank 1: a sample that nobody foresaw\n$"),
+        ("memory", 2, r"^error: rank 1: out of memory while making step 3: lower train.batch_size.*\n$"),
+        ("kill", -signal.SIGKILL, ""),
+    ],
+)
+def test_a_rank_that_dies_alone_tells_why_and_is_gone(how, code, said, archive_path, tmp_path):
+    first, dying = start_ranks(how, archive_path, tmp_path / "run")
+    out, err = dying.communicate(timeout=240)
+    ended = time.time()
+    assert dying.returncode == code, err
+    assert ended - float(re.search(r"leaving at ([\d.]+)", out)[1]) < SOON
+    assert re.search(said, err), err
+    _, err = first.communicate(timeout=SOON)
+    assert first.returncode == 2
+    assert re.search(r"^error: another rank is gone or did not answer while making step 3: .+\n$", err), err
+
+
+def test_a_rank_that_hangs_is_waited_for_as_long_as_was_said(archive_path, tmp_path):
+    first, hanging = start_ranks("stop", archive_path, tmp_path / "run")
+    try:
+        _, err = first.communicate(timeout=240)
+        assert first.returncode == 2
+        assert "error: another rank is gone or did not answer while making step 3" in err
+    finally:
+        hanging.kill()
+        out, _ = hanging.communicate()
+    assert 3.5 < time.time() - float(re.search(r"leaving at ([\d.]+)", out)[1]) < SOON
+
+
+def test_the_launcher_is_told(archive_path, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
+    done = subprocess.run(
+        [*command, "user_error", str(archive_path), str(tmp_path / "run")], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode != 0
+    assert "error: rank 1: a sample that nobody foresaw" in done.stderr
+    assert not subprocess.run(["pgrep", "-f", f"{SCRIPT.name}.*{tmp_path}"], capture_output=True, text=True).stdout

@@ -1,0 +1,57 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import pytest
+
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.files import check_writable, write_json, write_whole
+
+
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("kept")
+
+    def fail(stream) -> None:
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(file, fail)
+    assert file.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_link_stays_one_and_its_file_keeps_its_mode(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.touch(0o640)
+    link.symlink_to(target)
+    write_json(link, {"value": 1})
+    assert link.is_symlink()
+    assert json.loads(target.read_text()) == {"value": 1}
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_json(pipe, [1])
+    reader.join()
+    assert (json.loads(read[0]), pipe.is_fifo()) == ([1], True)
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+    check_writable(tmp_path / "new")
+    (tmp_path / "old").write_text("kept")
+    check_writable(tmp_path / "old")
+    check_writable(tmp_path.__class__("/dev/stdout"))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old", "kept")]
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no" / "file", "No such file or directory")):
+        with pytest.raises(UserError, match=f"^cannot write {path}: {reason}$"):
+            check_writable(path)

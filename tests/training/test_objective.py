@@ -1,0 +1,151 @@
+"""The proof of the seam: an objective of a test's own, trained by the unchanged loop, resumed, on one and two ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fastfgssl.objectives import build_objective, register
+from fastfgssl.objectives.base import Needs, Objective, Output, Update, place_model
+from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.hooks import Hook, Moment
+from fastfgssl.training.sinks import read_metrics
+from helpers.ranks import run_on_ranks
+
+CLASSES = 7
+
+
+class Classify(Update):
+    """Cross-entropy of the puzzle view's class."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def embed(self, batch):
+        return (self.model(batch.puzzle_view),)
+
+    def compare(self, embeddings, batch, *, log):
+        (logits,) = embeddings
+        loss = functional.cross_entropy(logits, batch.labels)
+        right = (logits.argmax(dim=1) == batch.labels).float().mean()
+        return Output(loss, {"cross_entropy": loss.detach(), "accuracy": right})
+
+
+class Labels(Objective):
+    def __init__(self, config, world) -> None:
+        network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(CLASSES))
+        network(torch.zeros(1, 3, 32, 32))
+        self.model = place_model(network, config, world)
+        self.needs = Needs(anchor=False, view=True, labels=True)
+        self.updates = [Classify(self.model)]
+        self.weights = {"cross_entropy": 1.0}
+        self.steps = 0
+
+    def after_step(self, progress):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+register("test_labels", lambda config, world, *, fresh: Labels(config, world))
+
+
+class StopAt:
+    """Asks for an end before step `step` is made."""
+
+    def __init__(self, step: int) -> None:
+        self._calls, self._step = 0, step
+
+    def __call__(self) -> int | None:
+        self._calls += 1
+        return 15 if self._calls == self._step else None
+
+
+def train(config, **options):
+    outcome = pretrain(config, **options)
+    state = load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+    return outcome, state
+
+
+@pytest.fixture
+def labels_config(make_config, tmp_path):
+    def make(output: str, **changes):
+        settings = {"objective": "test_labels", "optim__name": "adamw", "optim__lr": 1e-2, "train__steps": 8}
+        return make_config(output=str(tmp_path / output), **settings | changes)
+
+    return make
+
+
+def test_an_objective_of_ones_own_learns_and_goes_on_bit_for_bit(labels_config):
+    (outcome, whole) = train(labels_config("whole"))
+    assert outcome == (8, None)
+    (outcome, _) = train(labels_config("stopped"), stop_signal=StopAt(4))
+    assert outcome == (4, 15)
+    (outcome, resumed) = train(labels_config("stopped"))
+    assert outcome == (8, None)
+    assert whole["objective"] == resumed["objective"] == {"steps": 8}
+    for name, value in whole["model"].items():
+        assert torch.equal(value, resumed["model"][name])
+    first, second = (read_metrics(Path(labels_config(run).output)) for run in ("whole", "stopped"))
+    assert [record["step"] for record in second] == list(range(1, 9))
+    for a, b in zip(first, second, strict=True):
+        assert (a["loss"], a["accuracy"]) == (b["loss"], b["accuracy"])
+        assert a["loss"] == a["cross_entropy"]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_micro_batches_of_any_objective_are_those_of_one_batch(labels_config, cache):
+    """Without batch norm the mean of two halves is the whole, and so is the loss of all embeddings."""
+    _, whole = train(labels_config("whole"))
+    _, parts = train(labels_config("parts", train__accumulate=2, loss__cache=cache))
+    for name, value in whole["model"].items():
+        torch.testing.assert_close(value, parts["model"][name], rtol=1e-4, atol=1e-5)
+
+
+def train_on_rank(world, config):
+    del world  # `pretrain` finds the ranks itself
+    pretrain(config)
+
+
+def test_two_ranks_train_it_as_one(labels_config):
+    _, alone = train(labels_config("alone"))
+    config = labels_config("ranks")
+    run_on_ranks(train_on_rank, 2, config, join=False)
+    state = load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+    assert state["step"] == 8
+    for name, value in alone["model"].items():
+        torch.testing.assert_close(value, state["model"][name], rtol=1e-4, atol=1e-5)
+    # what is reported is the mean over ranks
+    for a, b in zip(*(read_metrics(Path(labels_config(run).output)) for run in ("alone", "ranks")), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["accuracy"] == pytest.approx(b["accuracy"], abs=1e-6)
+
+
+def test_hooks_see_every_step(labels_config):
+    class Steps(Hook):
+        def __init__(self) -> None:
+            self.seen = []
+
+        def __call__(self, moment: Moment) -> None:
+            self.seen.append((moment.step, bool(moment.logs)))
+
+    steps = Steps()
+    pretrain(labels_config("run", train__steps=5, train__log_every=2), hooks=[steps])
+    assert steps.seen == [(0, False), (1, False), (2, True), (3, False), (4, True), (5, True)]
+
+
+def test_an_objective_that_is_not_known_is_named(make_config):
+    config = make_config(objective="fgsls")
+    with pytest.raises(UserError, match=r"objective = 'fgsls': must be one of fgssl.*; did you mean 'fgssl'\?"):
+        build_objective(config, None)
