@@ -20,11 +20,11 @@ from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.refusals import Refusals
 
-STEP = 0.1
+STEP = 0.25
 """Seconds of a step, which the host sleeps through as it waits for a device."""
-LATENCIES = (0.25, 0.5, 0.9)
+LATENCIES = (0.5, 0.9)
 """What each batch waits for before it is read, of a step."""
-FIRST, STEPS, TURNS = 10, 30, 3
+FIRST, STEPS, TURNS = 8, 20, 3
 """Steps that fill the queues, steps that are timed, and how often each kind takes its turn."""
 
 

@@ -115,9 +115,7 @@ class Quarantine:
     def _tell(self, sample: int, sample_id: str, reason: str) -> None:
         with suppress(Exception):  # it is listed; what a handler of the log makes of it is not worth the run
             if self._count <= _TOLD_EACH:
-                log.warning(
-                    "sample %d (%s) is left out: %s; the next one stands in for it", sample, sample_id, reason
-                )
+                log.warning("sample %d (%s) is left out: %s; the next one stands in for it", sample, sample_id, reason)
             elif self._count & (self._count - 1) == 0:
                 log.warning("%d samples are left out by now; the next ones stand in for them", self._count)
 

@@ -14,8 +14,10 @@ import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.quarantine import Quarantine
+from fastfgssl.data.stream import ArchiveStream
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import build_untrained
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from helpers.damage import SHARES, STARTS, STEPS, WAYS, cut_shards, damage_sample, damaged_copy
 from helpers.loader import loader
@@ -75,6 +77,21 @@ def test_what_stood_in_is_counted(archive_path, tmp_path):
         assert batches.substitutes == 0
         list(batches)
         assert (batches.substitutes, batches.samples) == (len(damaged), 84)
+
+
+def test_a_run_says_how_much_it_was_not_shown(make_config, archive_path, tmp_path, caplog):
+    archive, damaged = damaged_copy(archive_path, tmp_path / "damaged", "zeroed", 0.1)
+    config = make_config()
+    (tmp_path / "run").mkdir()
+    stream = ArchiveStream(config, World.alone(CPU))
+    for opened, said in ((stream.archive, 0), (archive, 1)):
+        stream.archive = opened
+        caplog.clear()
+        with stream.batches(0, 7) as batches:
+            list(batches)
+        told = [message for message in caplog.messages if "stood in for damaged ones" in message]
+        assert len(told) == said
+    assert told[0].startswith(f"{len(damaged)} of 84 samples (9.5 %) stood in for damaged ones; {config.output}")
 
 
 def test_a_shard_may_be_cut_while_it_is_read(archive_path, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import threading
 import time
 from typing import NamedTuple
@@ -77,6 +78,24 @@ def test_an_error_comes_where_its_result_would_have_come():
     with pytest.raises(ValueError, match="step 2"):
         next(ahead)
     assert list(ahead) == []
+
+
+def test_a_latency_below_the_step_is_hidden():
+    step, latency, waits = 0.05, 0.045, []
+
+    def make(number: int) -> Made:
+        time.sleep(latency)
+        return Made(number)
+
+    ahead = ReadAhead(make, 0, 40, items=4, nbytes=1000)
+    next(ahead)
+    for _ in range(30):
+        time.sleep(step)
+        begin = time.perf_counter()
+        next(ahead)
+        waits.append(time.perf_counter() - begin)
+    ahead.close()
+    assert statistics.median(waits) < 0.02 * step  # the median: a busy machine delays some
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
