@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GPU_OUT ?= runs/gpu
+TEST_WORKERS ?= 2
 
 .PHONY: demo test check bench gpu format clean
 
@@ -16,8 +17,8 @@ $(READY): setup.py pyproject.toml constraints.txt
 demo: $(READY)  ## generate an archive, pretrain on it, score it before and after (no GPU, no download)
 	$(BIN)/python tools/demo.py --out demo
 
-test: $(READY)  ## every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+test: $(READY)  ## every test that needs no GPU, in $$TEST_WORKERS processes of one thread and some 2 GiB each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) --dist worksteal
 
 check: $(READY)  ## lint and formatting
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "dicom": ["pydicom>=3.0"],
-    "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
+    "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"],
 }
 
 setup(

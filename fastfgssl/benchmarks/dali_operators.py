@@ -15,9 +15,7 @@ from fastfgssl.kernels.build import load_plugin
 from fastfgssl.kernels.resize.reference import resize_reference
 from fastfgssl.runtime.environment import available_cores
 
-SIDE = 224
 RUNS = 7
-_PASSES = 4  # of an operator in one call
 
 
 def fan_out_graph(
@@ -67,8 +65,8 @@ def _always(batch):
     return lambda: batch
 
 
-def _image_graph(images: list[np.ndarray], make):
-    """A CPU graph that is `make(images)`."""
+def _image_graph(images: list[np.ndarray], make, passes: int):
+    """Calls of a CPU graph that is `make(images)`, `passes` together."""
 
     @pipeline_def(
         batch_size=len(images),
@@ -82,38 +80,38 @@ def _image_graph(images: list[np.ndarray], make):
 
     pipeline = graph()
     pipeline.build()
-    return lambda: [pipeline.run() for _ in range(_PASSES)]
+    return lambda: [pipeline.run() for _ in range(passes)]
 
 
-def resize(suite: Suite) -> Record:
+def resize(suite: Suite, side: int, passes: int) -> Record:
     """Ours against DALI's stock operator."""
     load_plugin()
     count, height, width = 64, 450, 600
     images = list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
-    ours = _image_graph(images, lambda x: fn.fastfgssl_resize(x, size=SIDE))
-    stock = _image_graph(images, lambda x: fn.resize(x, resize_x=SIDE, resize_y=SIDE, antialias=True))
-    exact = resize_reference(images[0], SIDE, interpolation="linear")
+    ours = _image_graph(images, lambda x: fn.fastfgssl_resize(x, size=side), passes)
+    stock = _image_graph(images, lambda x: fn.resize(x, resize_x=side, resize_y=side, antialias=True), passes)
+    exact = resize_reference(images[0], side, interpolation="linear")
     if not np.abs(np.array(ours()[0][0].at(0)) - exact).max() < 1:
         raise CheckFailed("the resize is more than a grey level from float64")
     return suite.compare(
-        f"resize {width} x {height} to {SIDE} px, linear, antialiased",
+        f"resize {width} x {height} to {side} px, linear, antialiased",
         ours=ours,
         baseline=("DALI's stock resize", stock),
-        limit=("copy of the decoded images", copies(2 * count * images[0].nbytes, suite.device, times=_PASSES)),
-        items=_PASSES * count,
+        limit=("copy of the decoded images", copies(2 * count * images[0].nbytes, suite.device, times=passes)),
+        items=passes * count,
         unit="images/s",
         runs=RUNS,
     )
 
 
-def blur(suite: Suite) -> Iterator[Record]:
+def blur(suite: Suite, side: int, passes: int) -> Iterator[Record]:
     """Blur and two views: the operator blurs as it makes them, the baseline blurs before it."""
-    images = list(np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE, 3), dtype=np.uint8))
+    images = list(np.random.default_rng(0).integers(0, 256, (64, side, side, 3), dtype=np.uint8))
     views = {"std": 1 / 255, "dtype": types.FLOAT16}
-    unblurred = _image_graph(images, lambda x: tuple(fn.fastfgssl_views(x, x, **views)))
+    unblurred = _image_graph(images, lambda x: tuple(fn.fastfgssl_views(x, x, **views)), passes)
     for sigma in (0.5, 2.0):
         blurs = {"puzzle_sigma": sigma, "anchor_sigma": sigma}
-        ours = _image_graph(images, lambda x, blurs=blurs: tuple(fn.fastfgssl_views(x, x, **blurs, **views)))
+        ours = _image_graph(images, lambda x, blurs=blurs: tuple(fn.fastfgssl_views(x, x, **blurs, **views)), passes)
 
         def stock_views(x, sigma=sigma):
             blurred = fn.gaussian_blur(x, sigma=sigma), fn.gaussian_blur(x, sigma=sigma)
@@ -123,11 +121,11 @@ def blur(suite: Suite) -> Iterator[Record]:
         if not np.abs(blurred - blur_reference(images[0], sigma)).max() < 1:
             raise CheckFailed("the blur is more than a grey level from float64")
         yield suite.compare(
-            f"2 views of {SIDE} px with a blur of sigma {sigma:g}, float16",
+            f"2 views of {side} px with a blur of sigma {sigma:g}, float16",
             ours=ours,
-            baseline=("DALI's stock blur first", _image_graph(images, stock_views)),
+            baseline=("DALI's stock blur first", _image_graph(images, stock_views, passes)),
             limit=("the views without a blur", unblurred),
-            items=_PASSES * len(images),
+            items=passes * len(images),
             unit="images/s",
             runs=RUNS,
         )

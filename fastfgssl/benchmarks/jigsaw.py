@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,9 +18,20 @@ from fastfgssl.kernels.fan_out.op import fan_out
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
 from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
 
-BATCH, SIDE, GRIDS = 256, 224, (16, 8, 4)
+GRIDS = (16, 8, 4)
 RUNS = 7
-_PASSES = 4  # of the fan-out in one call
+
+
+@dataclass(frozen=True)
+class Sizes:
+    batch: int
+    side: int
+    passes: int
+    """Of an operator in one call."""
+
+
+_FULL = Sizes(batch=256, side=224, passes=4)
+SIZES = {"cpu": _FULL, "cuda": _FULL, "rehearsal": Sizes(batch=4, side=32, passes=1)}
 
 
 def run(settings: Settings) -> Iterator[Record]:
@@ -33,8 +45,9 @@ def run(settings: Settings) -> Iterator[Record]:
     if suite.device.type == "cpu" and _has_dali():  # a GPU resizes and blurs by DALI's own operators
         from fastfgssl.benchmarks import dali_operators
 
-        yield dali_operators.resize(suite)
-        yield from dali_operators.blur(suite)
+        side, passes = SIZES[suite.scale].side, SIZES[suite.scale].passes
+        yield dali_operators.resize(suite, side, passes)
+        yield from dali_operators.blur(suite, side, passes)
 
 
 def _has_dali() -> bool:
@@ -45,14 +58,15 @@ def _has_dali() -> bool:
 
 
 def _fan_out(suite: Suite) -> Iterator[Record]:
-    device = suite.device
+    device, sizes = suite.device, SIZES[suite.scale]
+    batch, side = sizes.batch, sizes.side
     rng = np.random.default_rng(0)
-    puzzle, anchor = rng.integers(0, 256, (2, BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+    puzzle, anchor = rng.integers(0, 256, (2, batch, side, side, 3), dtype=np.uint8)
     arguments = {
         # as often as the `paper` preset asks for them
-        "puzzle_flags": (FLIP * (rng.random(BATCH) < 0.5) + GRAYSCALE * (rng.random(BATCH) < 0.2)).astype(np.int32),
-        "anchor_flags": (GRAYSCALE * (rng.random(BATCH) < 0.2) + SOLARISE * (rng.random(BATCH) < 0.2)).astype(np.int32),
-        "permutations": [rng.permuted(np.tile(np.arange(g * g), (BATCH, 1)), axis=1) for g in GRIDS],
+        "puzzle_flags": (FLIP * (rng.random(batch) < 0.5) + GRAYSCALE * (rng.random(batch) < 0.2)).astype(np.int32),
+        "anchor_flags": (GRAYSCALE * (rng.random(batch) < 0.2) + SOLARISE * (rng.random(batch) < 0.2)).astype(np.int32),
+        "permutations": [rng.permuted(np.tile(np.arange(g * g), (batch, 1)), axis=1) for g in GRIDS],
     }
     constants = {"grids": GRIDS, "mean": MEAN, "std": STD}
     sources = [torch.from_numpy(images).to(device) for images in (puzzle, anchor)]
@@ -79,24 +93,24 @@ def _fan_out(suite: Suite) -> Iterator[Record]:
 
     _require_views("plain fan-out", plain(), expected, tolerance=2e-3)
     moved = puzzle.nbytes + anchor.nbytes + sum(view.nbytes for view in expected)
-    case = f"{2 + len(GRIDS)} views of {SIDE} px, batch {BATCH}, float16"
+    case = f"{2 + len(GRIDS)} views of {side} px, batch {batch}, float16"
     options = {
-        "limit": ("copy of the same bytes", copies(moved, device, times=_PASSES)),
-        "items": _PASSES * BATCH,
+        "limit": ("copy of the same bytes", copies(moved, device, times=sizes.passes)),
+        "items": sizes.passes * batch,
         "unit": "images/s",
         "runs": RUNS,
     }
     for version, ours in versions.items():
-        calls = lambda ours=ours: [ours() for _ in range(_PASSES)]  # noqa: E731
+        calls = lambda ours=ours: [ours() for _ in range(sizes.passes)]  # noqa: E731
         yield suite.compare(
             f"fan-out {version}, {case}",
             ours=calls if "DALI" in version else replayed(calls, device),
-            baseline=("vectorised PyTorch", lambda: [plain() for _ in range(_PASSES)]),
+            baseline=("vectorised PyTorch", lambda: [plain() for _ in range(sizes.passes)]),
             **options,
         )
     if device.type == "cpu":  # on a GPU its 250,000 launches take seconds
         view = expected[1].permute(0, 3, 1, 2)
-        turns = [torch.rand(BATCH, g * g).argsort(dim=1) for g in GRIDS]
+        turns = [torch.rand(batch, g * g).argsort(dim=1) for g in GRIDS]
 
         def loop() -> list[torch.Tensor]:
             return [published_loop(view, order, grid) for order, grid in zip(turns, GRIDS, strict=True)]
@@ -105,8 +119,8 @@ def _fan_out(suite: Suite) -> Iterator[Record]:
             require_close("published loop", puzzles, jigsaw_reference(view, _swapped(order), grid), tolerance=0)
         yield suite.compare(
             f"fan-out of tensors, {case}",
-            ours=lambda: [of_tensors() for _ in range(_PASSES)],
-            baseline=("published loop, puzzles only", lambda: [loop() for _ in range(_PASSES)]),
+            ours=lambda: [of_tensors() for _ in range(sizes.passes)],
+            baseline=("published loop, puzzles only", lambda: [loop() for _ in range(sizes.passes)]),
             **options,
         )
 
@@ -165,11 +179,11 @@ def _swapped(orders: torch.Tensor) -> torch.Tensor:
 
 
 def _puzzles(suite: Suite) -> Record:
-    device = suite.device
+    device, batch, side = suite.device, SIZES[suite.scale].batch, SIZES[suite.scale].side
     generator = torch.Generator(device).manual_seed(0)
-    images = torch.randn(BATCH, 3, SIDE, SIDE, device=device, generator=generator).half()
+    images = torch.randn(batch, 3, side, side, device=device, generator=generator).half()
     images = images.contiguous(memory_format=torch.channels_last)
-    orders = [torch.rand(BATCH, g * g, device=device, generator=generator).argsort(dim=1) for g in GRIDS]
+    orders = [torch.rand(batch, g * g, device=device, generator=generator).argsort(dim=1) for g in GRIDS]
 
     def all_puzzles(version):
         return [version(images, order, grid) for order, grid in zip(orders, GRIDS, strict=True)]
@@ -180,11 +194,11 @@ def _puzzles(suite: Suite) -> Record:
             require_close(f"puzzles {grid}", puzzle, true, tolerance=0)
     moved = 2 * len(GRIDS) * images.numel() * images.element_size()
     return suite.compare(
-        f"{len(GRIDS)} puzzles of tensors, {SIDE} px, batch {BATCH}, float16",
+        f"{len(GRIDS)} puzzles of tensors, {side} px, batch {batch}, float16",
         ours=replayed(lambda: all_puzzles(jigsaw), device),
         baseline=("indexing of tiles", replayed(lambda: all_puzzles(_indexed_jigsaw), device)),
         limit=("copy of the same bytes", copies(moved, device)),
-        items=BATCH,
+        items=batch,
         unit="images/s",
         runs=RUNS,
     )

@@ -58,6 +58,13 @@ class Settings:
     index_samples: int = 100_000_000
     """Length of the index that is opened."""
     traces: Traces = field(default_factory=Traces)
+    rehearse: bool = False
+    """Tiny sizes, each case once: whether everything runs. The numbers mean nothing."""
+
+    @property
+    def scale(self) -> str:
+        """Which of a suite's sizes to take: "rehearsal", or those of the device, "cpu" or "cuda"."""
+        return "rehearsal" if self.rehearse else self.device.type
 
 
 def interleaved(cases: Mapping[str, Case], *, runs: int, device: torch.device) -> dict[str, list[float]]:
@@ -168,6 +175,10 @@ class Suite:
     def device(self) -> torch.device:
         return self.settings.device
 
+    @property
+    def scale(self) -> str:
+        return self.settings.scale
+
     def on_host(self) -> Suite:
         """The same for what no GPU takes part in."""
         return replace(self, settings=replace(self.settings, device=torch.device("cpu")))
@@ -186,7 +197,7 @@ class Suite:
     ) -> Record:
         """Measures `ours` beside a baseline and a limit, which are (name, call); each call makes `items` items."""
         calls = {"ours": ours, "baseline": baseline[1], "limit": limit[1]}
-        seconds = interleaved(calls, runs=runs, device=self.device)
+        seconds = interleaved(calls, runs=1 if self.settings.rehearse else runs, device=self.device)
         self.settings.traces.call(f"{self.name}: {case}", ours, self.device)
         named = {"baseline": baseline[0], "limit": limit[0]}
         return self.record(case, seconds, **named, items=items, unit=unit, details=details)

@@ -21,6 +21,18 @@ from fastfgssl.runtime.distributed import World
 from fastfgssl.training.optim import build_optimizer
 from fastfgssl.training.step import TrainingStep
 
+SIZES = {  # pixels, batch, precision, runs, and the network with its name
+    "cpu": (96, 16, "float32", 3, ModelConfig(weights="none"), "resnet50"),
+    "cuda": (224, 200, "bfloat16", 10, ModelConfig(weights="none"), "resnet50"),
+    "rehearsal": (
+        32,
+        4,
+        "float32",
+        1,
+        ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16),
+        "resnet18 of an eighth of its width",
+    ),
+}
 WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))
 
 
@@ -28,18 +40,21 @@ def run(settings: Settings) -> Iterator[Record]:
     """Each schedule on resnet50 with four heads, with full and light blocks; and the optimisers' updates alone."""
     suite, device = Suite("step", settings), settings.device
     on_gpu = device.type == "cuda"
-    side, batch_size, precision, runs = (224, 200, "bfloat16", 10) if on_gpu else (96, 16, "float32", 3)
+    side, batch_size, precision, runs, network, name = SIZES[settings.scale]
     batch, plain_batch = _batches(side, batch_size, device, half=on_gpu)
     world = World.alone(device)
     full, light = (
-        {schedule: _config(schedule, block, side, batch_size, precision) for schedule in ("progressive", "joint")}
+        {
+            schedule: _config(schedule, replace(network, block=block), side, batch_size, precision)
+            for schedule in ("progressive", "joint")
+        }
         for block in ("full", "light")
     )
     plain = _PlainStep(full["joint"], device)
 
     def timed(case: str, step: TrainingStep, baseline: tuple[str, Case], details: dict | None = None) -> Record:
         return suite.compare(
-            f"{case}, resnet50, {side} px, batch {batch_size}, {precision}",
+            f"{case}, {name}, {side} px, batch {batch_size}, {precision}",
             ours=lambda: step(batch),
             baseline=baseline,
             limit=("one full forward and backward", lambda: plain.one_pass(batch)),
@@ -57,8 +72,8 @@ def run(settings: Settings) -> Iterator[Record]:
         step = _step(config, world)
         with_full = ("with full blocks", lambda step=step: step(batch))
         yield timed(f"{schedule} with light blocks", _step(light[schedule], world), with_full)
-    for name in ("sgd", "adamw"):
-        yield _optimizer(name, suite)
+    for optimizer in ("sgd", "adamw"):
+        yield _optimizer(optimizer, suite)
     if on_gpu:
         for schedule, config in full.items():
             step, compiled = _step(config, world), replace(config, train=replace(config.train, compile=True))
@@ -67,7 +82,8 @@ def run(settings: Settings) -> Iterator[Record]:
 
 def _optimizer(name: Literal["sgd", "adamw"], suite: Suite) -> Record:
     """The optimiser's update of the whole network alone: fused, against what torch takes unasked."""
-    model, twin = (build_model(ModelConfig(weights="none")).to(suite.device) for _ in range(2))
+    *_, network, network_name = SIZES[suite.scale]
+    model, twin = (build_model(network).to(suite.device) for _ in range(2))
     twin.load_state_dict(model.state_dict())
     for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
         parameter.grad = torch.randn_like(parameter)
@@ -90,7 +106,7 @@ def _optimizer(name: Literal["sgd", "adamw"], suite: Suite) -> Record:
     count = sum(parameter.numel() for parameter in model.parameters())
     numbers = torch.zeros(count * (3 + 2 * states) // 2, device=suite.device)
     return suite.compare(
-        f"{name}'s update alone, resnet50 with its heads, float32",
+        f"{name}'s update alone, {network_name} with its heads, float32",
         ours=ours.step,
         baseline=("torch's default", baseline.step),
         limit=("as many bytes changed in place", lambda: numbers.add_(1)),
@@ -100,10 +116,10 @@ def _optimizer(name: Literal["sgd", "adamw"], suite: Suite) -> Record:
     )
 
 
-def _config(schedule: str, block: str, side: int, batch_size: int, precision: str) -> Config:
+def _config(schedule: str, model: ModelConfig, side: int, batch_size: int, precision: str) -> Config:
     return Config(
         data=DataConfig(path="none", image_size=side),
-        model=ModelConfig(weights="none", block=block),
+        model=model,
         train=TrainConfig(steps=1, batch_size=batch_size, schedule=schedule, precision=precision),
     )
 

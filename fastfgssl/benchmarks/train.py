@@ -16,7 +16,11 @@ from fastfgssl.benchmarks.measure import Record, Settings, Suite
 from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, train
 from fastfgssl.runtime.distributed import World
 
-TURNS, STEPS, LAP = {"cpu": 3, "cuda": 1}, {"cpu": 100, "cuda": 40}, {"cpu": 20, "cuda": 5}
+TURNS, STEPS, LAP = (
+    {"cpu": 3, "cuda": 1, "rehearsal": 1},
+    {"cpu": 100, "cuda": 40, "rehearsal": 4},
+    {"cpu": 20, "cuda": 5, "rehearsal": 2},
+)
 """Trainings of each kind, their steps, and the steps that are timed together."""
 
 
@@ -31,13 +35,13 @@ def run(settings: Settings) -> Iterator[Record]:
 def _measure(suite: Suite, archive: Path, schedule: str, folder: Path) -> Record:
     """Pairs each lap with the same lap of the resident run of the same turn."""
     device = suite.device
-    world, case = World.alone(device), f"{schedule}, {NETWORK[device.type]}"
+    world, case = World.alone(device), f"{schedule}, {NETWORK[suite.scale]}"
     seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
     waits = []
-    turns, steps, lap = (numbers[device.type] for numbers in (TURNS, STEPS, LAP))
+    turns, steps, lap = (numbers[suite.scale] for numbers in (TURNS, STEPS, LAP))
     for turn, name in itertools.product(range(turns), ("ours", "baseline")):
         output = folder / f"{schedule}-{name}-{turn}"
-        config = make_config(output, archive, device.type, steps=steps, log_every=lap, schedule=schedule)
+        config = make_config(output, archive, suite.scale, steps=steps, log_every=lap, schedule=schedule)
         # the first lap has the start of the decoders in it
         _, *later = train(config, world, resident=name == "baseline")
         seconds[name] += [1 / report["images_per_second"] for report in later]

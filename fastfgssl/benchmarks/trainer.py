@@ -33,26 +33,27 @@ _TRACED_RUN = 8  # steps: pipelines have filled and memory is set up before the 
 NETWORK = {
     "cpu": "resnet18 of half width, 64 px, batch 32, float32",
     "cuda": "resnet50, 224 px, batch 200, bfloat16",
+    "rehearsal": "resnet18 of an eighth of its width, 32 px, batch 8, float32",
 }
-_SMALL = ModelConfig(backbone="resnet18", weights="none", width=0.5, grids=(8, 4, 2), embedding_dim=256, block_dim=256)
+_HALF = ModelConfig(backbone="resnet18", weights="none", width=0.5, grids=(8, 4, 2), embedding_dim=256, block_dim=256)
+_EIGHTH = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
+_RUNS = {  # network, pixels, batch, precision, device
+    "cpu": (_HALF, 64, 32, "float32", "cpu"),
+    "cuda": (ModelConfig(weights="none"), 224, 200, "bfloat16", "cuda"),
+    "rehearsal": (_EIGHTH, 32, 8, "float32", "cpu"),
+}
 
 
-def make_config(output: Path, archive: Path, kind: str, *, steps: int, log_every: int, **of_training) -> Config:
-    """The run of `NETWORK[kind]`, kind being the type of its device; of_training: further keys of `train`."""
-    on_gpu = kind == "cuda"
-    train = TrainConfig(
-        steps=steps,
-        log_every=log_every,
-        batch_size=200 if on_gpu else 32,
-        precision="bfloat16" if on_gpu else "float32",
-        device=kind,
-        **of_training,
-    )
+def make_config(output: Path, archive: Path, scale: str, *, steps: int, log_every: int, **of_training) -> Config:
+    """The run of `NETWORK[scale]`; of_training: further keys of `train`."""
+    model, image_size, batch_size, precision, device = _RUNS[scale]
     return Config(
         output=str(output),
-        data=DataConfig(path=str(archive), image_size=224 if on_gpu else 64),
-        model=ModelConfig(weights="none") if on_gpu else _SMALL,
-        train=train,
+        data=DataConfig(path=str(archive), image_size=image_size),
+        model=model,
+        train=TrainConfig(
+            steps=steps, log_every=log_every, batch_size=batch_size, precision=precision, device=device, **of_training
+        ),
         optim=OptimConfig(name="sgd", lr=1e-3),
     )
 

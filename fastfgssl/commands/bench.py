@@ -32,6 +32,9 @@ def main() -> int:
         metavar="N",
         help="length of the index that input opens; it takes 45 bytes each in TMPDIR (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rehearse", action="store_true", help="tiny sizes, each case once: whether all runs; numbers mean nothing"
+    )
     args = parser.parse_args()
     if args.index_samples < 1:
         parser.error(f"--index-samples {args.index_samples}: must be at least 1")
@@ -60,6 +63,7 @@ def main() -> int:
                 archive=args.real,
                 index_samples=args.index_samples,
                 traces=Traces(args.profile),
+                rehearse=args.rehearse,
             )
             for name in SUITES if args.suite == "all" else (args.suite,):
                 try:

@@ -80,8 +80,13 @@ def _scale_width(resnet: ResNet, config: ModelConfig) -> None:
     block = type(resnet.layer1[0])
     channels = [round(config.width * planes) for planes in (64, 128, 256, 512)]
     inner = [int(planes * resnet.base_width / 64) for planes in channels]  # of a group, as torchvision's blocks have it
-    if min(inner) < 1:
-        raise UserError(f"model.width = {config.width}: leaves {config.backbone} no channels; make it larger")
+    # with fewer than 7, torch 2.15's backward of a strided 1x1 convolution in channels-last writes beyond its memory on
+    # the CPU (found with glibc's MALLOC_CHECK_=3), and no GPU is quick with them
+    if min(inner) < 1 or channels[0] < 8:
+        raise UserError(
+            f"model.width = {config.width}: leaves {config.backbone} {channels[0]} channels in its first stage, which "
+            f"needs 8 or more, and {min(inner)} in a group of its convolutions; make it larger"
+        )
     depths = [len(layer) for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)]
     resnet.inplanes = channels[0]
     resnet.conv1 = nn.Conv2d(3, channels[0], kernel_size=7, stride=2, padding=3, bias=False)

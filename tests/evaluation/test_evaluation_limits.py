@@ -100,8 +100,9 @@ def test_matching_needs_two_images(config, phantom_folder, tmp_path, scoring):
 
 def checkpoint(config, folder, changes=()):
     model = build_untrained(config, 0).state_dict()
-    state = {"step": 1, "model": model, "optimizer": {}, "scaler": {}, "config": config_to_values(config)}
-    return save_checkpoint(folder, state | {"archive": "digest"} | dict(changes), keep=1)
+    state = {"step": 1, "model": model, "optimizer": {}, "scaler": {}, "objective": {}}
+    state |= {"config": config_to_values(config), "archive": "digest"}
+    return save_checkpoint(folder, state | dict(changes), keep=1)
 
 
 def test_a_whole_checkpoint_is_loaded(config, tmp_path):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import pytest
 import torch
 
 REHEARSE = os.environ.get("REHEARSE") == "1"
 GPU = torch.device("cpu") if REHEARSE else torch.device("cuda", 0)
+
+T = TypeVar("T")
+
+
+def rehearsed(cases: Sequence[T], count: int = 1) -> Sequence[T]:
+    """Of the cases of a test those that are run: on a GPU all, in a rehearsal the first."""
+    return cases[:count] if REHEARSE else cases
+
 
 on_hardware = pytest.mark.skipif(REHEARSE, reason="means nothing on a CPU")
 
