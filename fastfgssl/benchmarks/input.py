@@ -87,7 +87,7 @@ def run(settings: Settings) -> Iterator[Record]:
             )
         yield from _graph(archive, small, suite)
         yield from reading.records(archive, suite)
-        yield from read_ahead.records(small or archive, replace(_spec(suite.device), batch_size=8), suite)
+        yield read_ahead.record(small or archive, replace(_spec(suite.device), batch_size=8), suite)
 
 
 def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:

@@ -22,43 +22,41 @@ from fastfgssl.data.refusals import Refusals
 
 STEP = 0.25
 """Seconds of a step, which the host sleeps through as it waits for a device."""
-LATENCIES = (0.5, 0.9)
-"""What each batch waits for before it is read, of a step."""
-FIRST, STEPS, TURNS = 8, 20, 3
+LATENCY = 0.225
+"""Seconds that each batch waits for before it is read."""
+FIRST, STEPS, TURNS = 6, 16, 2
 """Steps that fill the queues, steps that are timed, and how often each kind takes its turn."""
 
 
-def records(path: Path, spec: GraphSpec, suite: Suite) -> Iterator[Record]:
-    """A record for each latency, on batches of `spec` from the archive at `path`."""
+def record(path: Path, spec: GraphSpec, suite: Suite) -> Record:
+    """What comes of that latency, on batches of `spec` from the archive at `path`."""
     archive = Archive.open(path)
     order = Order(archive.shard_sizes, seed=0, window=16)
 
     def slots(step: int) -> Slots:
         return order.slots(step * spec.batch_size, (step + 1) * spec.batch_size)
 
-    for latency in LATENCIES:
-        kinds = {
-            "ours": lambda latency=latency: _ahead(archive, spec, _late(slots, latency * STEP)),
-            "baseline": lambda latency=latency: _when_asked(archive, spec, _late(slots, latency * STEP)),
-            "limit": lambda: _ahead(archive, spec, slots),
-        }
-        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-        waits: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _ in range(TURNS):
-            for kind, batches in kinds.items():
-                spent, waited = _train(batches(), slots)
-                seconds[kind].append(spent)
-                waits[kind].append(waited / spent)
-        yield suite.record(
-            f"reader {1000 * latency * STEP:.0f} ms late each batch, step of {1000 * STEP:.0f} ms,"
-            f" batch {spec.batch_size}",
-            seconds,
-            baseline="read when the graph asks",
-            limit="a reader that is not late",
-            items=STEPS,
-            unit="steps/s",
-            details={f"share_of_time_waiting_{kind}": statistics.median(share) for kind, share in waits.items()},
-        )
+    kinds = {
+        "ours": lambda: _ahead(archive, spec, _late(slots, LATENCY)),
+        "baseline": lambda: _when_asked(archive, spec, _late(slots, LATENCY)),
+        "limit": lambda: _ahead(archive, spec, slots),
+    }
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    waits: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(TURNS):
+        for kind, batches in kinds.items():
+            spent, waited = _train(batches(), slots)
+            seconds[kind].append(spent)
+            waits[kind].append(waited / spent)
+    return suite.record(
+        f"reader {1000 * LATENCY:.0f} ms late each batch, step of {1000 * STEP:.0f} ms, batch {spec.batch_size}",
+        seconds,
+        baseline="read when the graph asks",
+        limit="a reader that is not late",
+        items=STEPS,
+        unit="steps/s",
+        details={f"share_of_time_waiting_{kind}": statistics.median(share) for kind, share in waits.items()},
+    )
 
 
 def _late(slots: Callable[[int], Slots], seconds: float) -> Callable[[int], Slots]:

@@ -15,6 +15,7 @@ from fastfgssl.archive.image import TrainingDecoder
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data import loader as loader_module
 from fastfgssl.data import refusals as refusals_module
+from fastfgssl.data.batch import Batch
 from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
@@ -36,6 +37,13 @@ class Decoder:
     def run(self) -> None:
         if self._source()[0].tobytes() in self._refused:
             raise RuntimeError("Error in the decoder, encountered:\n\nits own words\nsomewhere")
+
+
+@pytest.fixture(scope="module")
+def whole(archive_path) -> list[Batch]:
+    """An epoch that meets no refusal."""
+    with loader(archive_path, stop=7) as batches:
+        return list(batches)
 
 
 @pytest.fixture
@@ -61,8 +69,8 @@ def refusing(archive_path, monkeypatch) -> Archive:
     return archive
 
 
-def test_on_a_cpu_it_is_listed_with_the_words_of_the_decoder(refusing, archive_path, tmp_path):
-    whole = list(loader(archive_path, stop=7))
+def test_on_a_cpu_it_is_listed_with_the_words_of_the_decoder(whole, refusing, tmp_path):
+    assert set(REFUSED) < set(np.concatenate([batch.ids for batch in whole]))
     file = tmp_path / "quarantine.csv"
     found = list(loader(refusing, stop=7, quarantine=Quarantine(84, file)))
     for a, b in zip(whole, found, strict=True):
@@ -90,6 +98,17 @@ def test_on_a_gpu_the_cpu_decodes_it_once_and_it_is_not_listed(refusing, monkeyp
         np.testing.assert_array_equal(*pictures)
         assert (stored is given) == (sample not in REFUSED)
     assert not refusals.settle(ids, on_gpu)  # it is not met again
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_stream_keeps_all_its_samples(whole, refusing, tmp_path):
+    file = tmp_path / "quarantine.csv"
+    with loader(refusing, stop=7, device_id=0, quarantine=Quarantine(84, file)) as batches:
+        found = list(batches)
+    assert not file.exists()
+    for a, b in zip(whole, found, strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+        assert (a.anchor - b.anchor.cpu()).abs().mean(dim=(1, 2, 3)).max() < 0.2  # another image differs by about 1
 
 
 def test_what_the_cpu_refuses_too_is_listed(refusing, monkeypatch):
