@@ -131,7 +131,7 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         )
     turns = np.arange(BATCH) % len(files)
     batch = [files[turn] for turn in turns]
-    yield suite.compare(
+    yield suite.on_host().compare(
         f"checksums, {case}",
         ours=lambda: [reader.find_damage(ids[turns], batch) for _ in range(BATCHES)],
         baseline=(f"the whole graph, {THREADS} threads", lambda: [graph.run() for _ in range(BATCHES)]),

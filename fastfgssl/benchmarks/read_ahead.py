@@ -43,7 +43,7 @@ def record(path: Path, spec: GraphSpec, suite: Suite) -> Record:
     }
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     waits: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(TURNS):
+    for _ in range(1 if suite.settings.rehearse else TURNS):
         for kind, batches in kinds.items():
             spent, waited = _train(batches(), slots)
             seconds[kind].append(spent)

@@ -23,6 +23,7 @@ from fastfgssl.data.view_params import draw_view_params
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
 from fastfgssl.runtime.errors import UserError
+from helpers.gpu import gpu_case
 from helpers.loader import BATCH, SEED, loader, spec, tensors
 
 
@@ -161,7 +162,7 @@ def broken_archive(archive_path, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("device_id", [None, pytest.param(0, marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("device_id", [None, gpu_case(0)])
 def test_broken_samples_are_replaced_and_listed(archive_path, broken_archive, device_id, tmp_path, caplog):
     listed = tmp_path / "quarantine.csv"
     whole = list(loader(archive_path, device_id=device_id))

@@ -17,21 +17,21 @@ from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.step import TrainingStep
-from helpers.gpu import GPU, never_waits
+from helpers.gpu import DEVICE_ID, GPU, never_waits, rehearsed
 from helpers.loader import BATCH, loader, tensors
 from helpers.runs import losses
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", rehearsed([*PRESETS]))
 def test_batches_are_those_of_the_cpu(archive_path, name):
-    on_gpu = loader(archive_path, device_id=0, stop=3, preset=PRESETS[name])
+    on_gpu = loader(archive_path, device_id=DEVICE_ID, stop=3, preset=PRESETS[name])
     on_cpu = loader(archive_path, stop=3, preset=PRESETS[name])
     for a, b in zip(on_gpu, on_cpu, strict=True):
         np.testing.assert_array_equal(a.ids, b.ids)
         for x, y in zip(tensors(a), tensors(b), strict=True):
-            assert x.device == GPU
+            assert x.device.type == GPU.type
             assert x.shape == (BATCH, 3, 32, 32)
             assert x.is_contiguous(memory_format=torch.channels_last)
             # decoders and resampling differ by a grey level or two; solarise turns some of them over
@@ -40,8 +40,8 @@ def test_batches_are_those_of_the_cpu(archive_path, name):
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_gpu_stream_can_be_had_from_any_step(archive_path, half):
-    whole = list(loader(archive_path, device_id=0, half=half, stop=5))
-    rest = list(loader(archive_path, device_id=0, half=half, start=3, stop=5))
+    whole = list(loader(archive_path, device_id=DEVICE_ID, half=half, stop=5))
+    rest = list(loader(archive_path, device_id=DEVICE_ID, half=half, start=3, stop=5))
     for a, b in zip(whole[3:], rest, strict=True):
         for x, y in zip(tensors(a), tensors(b), strict=True):
             torch.testing.assert_close(x, y, rtol=0, atol=0)
@@ -49,13 +49,15 @@ def test_a_gpu_stream_can_be_had_from_any_step(archive_path, half):
 
 @pytest.mark.parametrize(
     ("schedule", "precision", "optimizer", "accumulate"),
-    [("progressive", "bfloat16", "sgd", 1), ("joint", "float16", "lars", 2), ("joint", "float32", "adamw", 1)],
+    rehearsed(
+        [("progressive", "bfloat16", "sgd", 1), ("joint", "float16", "lars", 2), ("joint", "float32", "adamw", 1)], 2
+    ),
 )
 def test_batches_and_steps_never_wait_for_the_gpu(
     make_config, archive_path, precision, schedule, optimizer, accumulate
 ):
     config = make_config(
-        train__device="cuda",
+        train__device=GPU.type,
         train__precision=precision,
         train__schedule=schedule,
         train__accumulate=accumulate,
@@ -63,8 +65,8 @@ def test_batches_and_steps_never_wait_for_the_gpu(
         optim__name=optimizer,
         optim__lr=1e-3,
     )
-    batches = loader(archive_path, device_id=0, half="16" in precision, stop=6)
-    with start_world("cuda") as world:
+    batches = loader(archive_path, device_id=DEVICE_ID, half="16" in precision, stop=6)
+    with start_world(GPU.type) as world:
         step = TrainingStep(build_objective(config, world), config, world)
         for _ in range(3):  # sets up memory, the optimiser's state, and what libraries choose by trying
             step(next(batches))
@@ -75,10 +77,10 @@ def test_batches_and_steps_never_wait_for_the_gpu(
 
 
 @pytest.mark.parametrize("schedule", ["progressive", "joint"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", rehearsed(["float32", "bfloat16", "float16"]))
 def test_training_runs_and_learns(make_config, precision, schedule):
     config = make_config(
-        train__device="cuda",
+        train__device=GPU.type,
         train__precision=precision,
         train__schedule=schedule,
         train__steps=40,
@@ -96,17 +98,17 @@ def test_training_runs_and_learns(make_config, precision, schedule):
 def test_the_first_loss_is_that_of_the_cpu(make_config, tmp_path):
     settings = {"train__steps": 1, "train__schedule": "joint"}
     first = {}
-    for device in ("cpu", "cuda"):
-        config = make_config(output=str(tmp_path / device), train__device=device, **settings)
+    for name, device in (("cpu", "cpu"), ("gpu", GPU.type)):
+        config = make_config(output=str(tmp_path / name), train__device=device, **settings)
         pretrain(config)
-        first[device] = losses(config.output)[0]["loss"]
-    assert first["cuda"] == pytest.approx(first["cpu"], rel=0.05)
+        first[name] = losses(config.output)[0]["loss"]
+    assert first["gpu"] == pytest.approx(first["cpu"], rel=0.05)
 
 
 def test_a_checkpoint_of_the_gpu_is_evaluated_there(make_config, archive_path):
     from fastfgssl.archive.manifest import Archive
 
-    config = make_config(train__device="cuda", train__steps=2)
+    config = make_config(train__device=GPU.type, train__steps=2)
     pretrain(config)
     model, config, step = load_pretrained(list_checkpoints(Path(config.output) / "checkpoints")[-1])
     ids, features = FeatureExtractor(model, config, Archive.open(archive_path), GPU, 16).plain(np.arange(20))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 REHEARSE = os.environ.get("REHEARSE") == "1"
+DEVICE_ID = None if REHEARSE else 0
 GPU = torch.device("cpu") if REHEARSE else torch.device("cuda", 0)
 
 T = TypeVar("T")
@@ -22,6 +23,11 @@ def rehearsed(cases: Sequence[T], count: int = 1) -> Sequence[T]:
 
 
 on_hardware = pytest.mark.skipif(REHEARSE, reason="means nothing on a CPU")
+
+
+def gpu_case(value: object) -> object:
+    """A parameter of tests that run on the CPU too, where a rehearsal need not run them again."""
+    return pytest.param(value, marks=[pytest.mark.gpu, on_hardware])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from fastfgssl.kernels.build import load_plugin
 from fastfgssl.kernels.fan_out.reference import Views, fan_out_reference
+from helpers.gpu import gpu_case
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -89,7 +90,7 @@ def assert_same_bits(got: Views, want: Views) -> None:
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("device", ["cpu", gpu_case("gpu")])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("source", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3])

@@ -9,9 +9,10 @@ import torch
 from fastfgssl.kernels.fan_out.op import fan_out
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
 from helpers.fan_out import MEAN, SHAPES, STD, make_case, on, require_same_bits
+from helpers.gpu import gpu_case
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], scope="module")
+@pytest.fixture(params=["cpu", gpu_case("cuda")], scope="module")
 def device(request) -> torch.device:
     return torch.device(request.param)
 

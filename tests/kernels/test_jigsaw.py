@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
 from fastfgssl.kernels.jigsaw.triton_kernel import jigsaw_triton
+from helpers.gpu import gpu_case
 
 VERSIONS = {"public": jigsaw, "triton": jigsaw_triton, "reference": jigsaw_reference}
 FORMATS = [torch.contiguous_format, torch.channels_last]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], scope="module")
+@pytest.fixture(params=["cpu", gpu_case("cuda")], scope="module")
 def device(request) -> torch.device:
     return torch.device(request.param)
 
