@@ -24,12 +24,14 @@ REQUIREMENTS = [
     "pyyaml>=6.0",
     "rich>=13.7",
     "scikit-learn>=1.5",
+    "scipy>=1.13",
     "tensorboard>=2.17",
 ]
 
 EXTRAS = {
     "dicom": ["pydicom>=3.0"],
-    "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"],
+    "timm": ["timm>=1.0.16"],
+    "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "timm>=1.0.31"],
 }
 
 setup(

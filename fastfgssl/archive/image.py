@@ -108,7 +108,7 @@ def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | No
         raise Unusable(_damaged(format, error)) from error
     turned = turned or _exif_orientation(image) in TURNED
     bit_depth = _bit_depth(data, image)
-    picture = _plain(ImageOps.exif_transpose(image) if turned else image)
+    picture = plain_picture(ImageOps.exif_transpose(image) if turned else image)
 
     changes = ["turned upright"] if turned else []
     if short_side is not None and min(picture.size) > short_side:
@@ -185,8 +185,11 @@ def _bit_depth(data: bytes, image: Image.Image) -> int:
     return 16 if depth > 8 else 8
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """The picture in mode L, RGB or I;16, as training sees it: transparency is left out, not blended."""
+def plain_picture(image: Image.Image) -> Image.Image:
+    """The picture in mode L, RGB or I;16, as training sees it: transparency is left out, not blended.
+
+    Raises Unusable for floats, and for integers beyond 16 bits.
+    """
     if image.mode in ("L", "RGB", "I;16"):
         return image
     if image.mode == "F":

@@ -158,7 +158,7 @@ class _PlainStep:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.model: FGSSL = build_model(config.model).to(device).train()
+        self.model: FGSSL = build_model(config.model, config.data.image_size).to(device).train()
         self._in_our_layout = deepcopy(self.model).to(memory_format=torch.channels_last)
         self._mixed = config.train.precision != "float32"
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=config.optim.lr, momentum=0.9)

@@ -4,7 +4,7 @@ fastfgssl evaluate --checkpoint runs/first/checkpoints/step_000001000.pt --data 
 fastfgssl evaluate --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
 
 matching needs no labels: among all scoring images, how often is the anchor nearest to a puzzle view that of the same
-image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the fitting part.
+image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the training split.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
         "--batch-statistics",
         choices=("stored", "recomputed"),
         default="stored",
-        help="of batch norm: as the checkpoint has them, or of the fitting images",
+        help="of batch norm: as the checkpoint has them, or of the training split",
     )
     parser.add_argument(
         "--split", choices=("val", "test"), help="the archive's split that scores (default val, or test without val)"
@@ -82,7 +82,7 @@ def main() -> None:
 def _print(report, step: int) -> None:
     console = make_console()
     title = f"{report.protocol} after {step} steps; {report.val_samples} images ({report.split}) scored"
-    title += f", {report.fit_samples} to fit" if report.fit_samples else ""
+    title += f", {report.fit_samples} to train" if report.fit_samples else ""
     names = [name for name in next(iter(report.results.values())) if name != "confusion"]
     print_table(
         console,

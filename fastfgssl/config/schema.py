@@ -59,11 +59,12 @@ class ModelConfig(Section):
     section = "model"
 
     backbone: str = "resnet50"
-    """A torchvision ResNet: resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ..."""
+    """A torchvision ResNet (resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ...), or timm/NAME, such as
+    timm/convnext_tiny, for a network of timm (extra `timm`)."""
     weights: str = "imagenet"
-    """Start of the backbone: imagenet (torchvision's default weights), none, or a file with a state dict."""
+    """Start of the backbone: imagenet (torchvision's or timm's own weights), none, or a file with a state dict."""
     width: float = 1.0
-    """Multiplies the backbone's channels; below 1 for small machines, and then `weights` cannot be imagenet."""
+    """Multiplies a ResNet's channels; below 1 for small machines, and then `weights` cannot be imagenet."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """imagenet: 7 x 7 stride 2 and max pooling; small: 3 x 3 stride 1 and no pooling, for images up to 64 pixels."""
     grids: tuple[int, ...] = (16, 8, 4)

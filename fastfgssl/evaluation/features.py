@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -20,10 +21,13 @@ from fastfgssl.data.philox import permutations, random_words
 from fastfgssl.data.presets import PLAIN, Preset, find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
+from fastfgssl.evaluation.feature_rows import FeatureRows, Rows, SideBySide
 from fastfgssl.models import FGSSL
+from fastfgssl.models.backbone import NUM_TAPS
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 
+_HEADS = tuple(f"head {tap}" for tap in range(NUM_TAPS))
 _RECALIBRATION_IMAGES = 4096  # that batch statistics are recomputed from, at most
 _RECALIBRATION_BATCH = 64
 _RECALIBRATION_NUMBERS = 65  # a use of random numbers that training does not have
@@ -33,15 +37,16 @@ class ViewFeatures(NamedTuple):
     """Features of two views of N images, by name: float32 [N, D] each; row i of both shows sample `ids[i]`."""
 
     ids: np.ndarray
-    anchor: dict[str, torch.Tensor]
-    puzzle: dict[str, torch.Tensor]
+    anchor: dict[str, Rows]
+    puzzle: dict[str, Rows]
 
 
 class FeatureExtractor:
     """Computes features of one network for the samples of one archive.
 
     Features are, for each image: `head 0`, `head 1`, `head 2` (pooled vectors of the hierarchical blocks), `all` (the
-    three concatenated), and `backbone` (the global average of the last layer, as Barlow Twins is evaluated).
+    three concatenated), and `backbone` (the global average of the last layer, as Barlow Twins is evaluated). They are
+    kept on disk (feature_rows.py), since those of an archive may be larger than memory.
     """
 
     def __init__(self, model: FGSSL, config: Config, archive: Archive, device: torch.device, batch_size: int) -> None:
@@ -52,25 +57,25 @@ class FeatureExtractor:
         self._batch_size = batch_size
         self._quarantine = Quarantine(archive.num_samples)
 
-    def plain(self, ids: np.ndarray) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+    def plain(self, ids: np.ndarray) -> tuple[np.ndarray, dict[str, Rows]]:
         """Samples that decode among `ids`, and the features of each: the whole image, resized, nothing else.
 
         Adds `colour`: mean, standard deviation, 10th and 90th percentile of each channel, a floor for any network.
         """
-        kept, parts = [], []
+        kept, found = [], _Kept()
         for shown, images in self._batches(self._parts(ids), PLAIN, seed=0):
             kept.append(shown)
-            parts.append(self._features(images.anchor) | {"colour": _colour_statistics(images.anchor)})
-        return np.concatenate(kept), _concatenated(parts)
+            found.append(self._features(images.anchor) | {"colour": _colour_statistics(images.anchor)})
+        return np.concatenate(kept), found.by_name()
 
     def views(self, ids: np.ndarray, *, seed: int) -> ViewFeatures:
         """Features of an anchor and of a puzzle view of each sample, distorted as in training under `seed`."""
-        kept, anchors, puzzles = [], [], []
+        kept, anchors, puzzles = [], _Kept(), _Kept()
         for shown, images in self._batches(self._parts(ids), find_preset(self._config.data.views), seed=seed):
             kept.append(shown)
             anchors.append(self._features(images.anchor))
             puzzles.append(self._features(images.puzzle_view))
-        return ViewFeatures(np.concatenate(kept), _concatenated(anchors), _concatenated(puzzles))
+        return ViewFeatures(np.concatenate(kept), anchors.by_name(), puzzles.by_name())
 
     def recompute_batch_statistics(self, ids: np.ndarray, *, seed: int) -> None:
         """Replaces the running statistics of every batch norm by those of (at most 4,096 of) the samples `ids`.
@@ -86,7 +91,7 @@ class FeatureExtractor:
 
     def _images_to_recalibrate(self, parts: list[np.ndarray]) -> Iterator[torch.Tensor]:
         few = UserError(
-            f"{self._archive.path}: recomputed batch statistics need two images or more that fit and decode"
+            f"{self._archive.path}: recomputed batch statistics need two training images or more that decode"
         )
         if min(map(len, parts)) < 2:
             raise few
@@ -133,10 +138,23 @@ class FeatureExtractor:
     def _features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         images = images.to(self._device).float()
         taps = self._model.backbone(images)
-        pooled = [block(tap) for block, tap in zip(self._model.blocks, taps, strict=True)]
-        features = {f"head {tap}": vector for tap, vector in enumerate(pooled)}
-        features |= {"all": torch.cat(pooled, dim=1), "backbone": taps[-1].mean(dim=(2, 3))}
-        return {name: value.float().cpu() for name, value in features.items()}
+        features = {head: block(tap) for head, block, tap in zip(_HEADS, self._model.blocks, taps, strict=True)}
+        return features | {"backbone": taps[-1].mean(dim=(2, 3))}
+
+
+class _Kept:
+    """Features by name, as batches bring them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, FeatureRows] = defaultdict(FeatureRows)
+
+    def append(self, features: dict[str, torch.Tensor]) -> None:
+        for name, values in features.items():
+            self._rows[name].append(values)
+
+    def by_name(self) -> dict[str, Rows]:
+        heads = {name: self._rows[name] for name in _HEADS}
+        return heads | {"all": SideBySide(list(heads.values()))} | self._rows
 
 
 def _colour_statistics(images: torch.Tensor) -> torch.Tensor:
@@ -144,7 +162,3 @@ def _colour_statistics(images: torch.Tensor) -> torch.Tensor:
     pixels = images.float().flatten(2)
     percentiles = torch.quantile(pixels, torch.tensor([0.1, 0.9], device=pixels.device), dim=2)
     return torch.cat([pixels.mean(dim=2), pixels.std(dim=2), *percentiles], dim=1).cpu()
-
-
-def _concatenated(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

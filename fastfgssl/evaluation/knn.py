@@ -8,26 +8,45 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-_CHUNK = 1024
+from fastfgssl.evaluation.feature_rows import Rows, blocks
+
+# rows and columns of the similarity matrix that exist at a time: 0.3 GB
+_QUERIES = 4096
+_KEYS = 16384
 
 
 def knn_predict(
-    fit: torch.Tensor,
-    fit_labels: torch.Tensor,
-    queries: torch.Tensor,
+    train: Rows,
+    train_labels: torch.Tensor,
+    queries: Rows,
     *,
     num_classes: int,
     k: int = 20,
     temperature: float = 0.07,
 ) -> torch.Tensor:
-    """Labels int64 [M] of queries [M, D] by the `k` most similar of the fitting samples [N, D], labels int64 [N]."""
-    fit = functional.normalize(fit, dim=1)
+    """Labels int64 [M] of queries [M, D] by the `k` most similar of the training samples [N, D], labels int64 [N].
+
+    Both are read in blocks, the training samples once for each block of queries.
+    """
     predictions = []
-    for part in functional.normalize(queries, dim=1).split(_CHUNK):
-        similarity, neighbours = (part @ fit.T).topk(min(k, len(fit)), dim=1)
-        votes = torch.zeros(len(part), num_classes)
+    for part in blocks(queries, _QUERIES):
+        similarity, neighbours = _nearest(train, functional.normalize(part.values, dim=1), k)
+        votes = torch.zeros(len(part.values), num_classes)
         # relative to the nearest: exp of the similarity itself over- or underflows for small temperatures
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes.scatter_add_(1, fit_labels[neighbours], weights)
+        votes.scatter_add_(1, train_labels[neighbours], weights)
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)
+
+
+def _nearest(train: Rows, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities, descending, and numbers of the `k` samples nearest to each of `queries`: [M, k], or fewer."""
+    similarity = torch.empty(len(queries), 0)
+    neighbours = torch.empty(len(queries), 0, dtype=torch.int64)
+    for part in blocks(train, _KEYS):
+        found, places = (queries @ functional.normalize(part.values, dim=1).T).topk(min(k, len(part.values)), dim=1)
+        similarity = torch.cat([similarity, found], dim=1)
+        neighbours = torch.cat([neighbours, places + part.rows.start], dim=1)
+        similarity, kept = similarity.topk(min(k, similarity.shape[1]), dim=1)
+        neighbours = neighbours.gather(1, kept)
+    return similarity, neighbours

@@ -5,20 +5,31 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-_CHUNK = 1024  # rows of the similarity matrix that exist at a time
+from fastfgssl.evaluation.feature_rows import Rows, blocks
+
+# rows and columns of the similarity matrix that exist at a time: 0.3 GB
+_QUERIES = 4096
+_KEYS = 16384
 
 
-def matching_accuracy(queries: torch.Tensor, keys: torch.Tensor) -> float:
+def matching_accuracy(queries: Rows, keys: Rows) -> float:
     """Share of rows whose query [N, D] is nearer, by cosine, to its own key [N, D] than to any other row's.
 
-    A tie with another key counts as a miss, so that features which are all alike score 0.
+    A tie with another key counts as a miss, so that features which are all alike score 0. Both are read in blocks, the
+    keys once for each block of queries.
     """
-    queries, keys = functional.normalize(queries, dim=1), functional.normalize(keys, dim=1)
     hits = 0
-    for start in range(0, len(queries), _CHUNK):
-        rows = torch.arange(start, min(start + _CHUNK, len(queries)))
-        similarity = queries[rows] @ keys.T
-        own = similarity[torch.arange(len(rows)), rows].clone()
-        similarity[torch.arange(len(rows)), rows] = -torch.inf
-        hits += int((own > similarity.max(dim=1).values).sum())
+    for part in blocks(queries, _QUERIES):
+        views = functional.normalize(part.values, dim=1)
+        own = others = torch.full((len(views),), -torch.inf)
+        for block in blocks(keys, _KEYS):
+            similarity = views @ functional.normalize(block.values, dim=1).T
+            # the diagonal of the whole matrix, as far as it crosses this block
+            first, end = max(part.rows.start, block.rows.start), min(part.rows.stop, block.rows.stop)
+            rows = torch.arange(first, max(first, end))
+            at = rows - part.rows.start, rows - block.rows.start
+            own = own.index_copy(0, at[0], similarity[at])
+            similarity[at] = -torch.inf
+            others = torch.maximum(others, similarity.amax(dim=1))
+        hits += int((own > others).sum())
     return hits / len(queries)

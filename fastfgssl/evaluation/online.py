@@ -55,7 +55,7 @@ class OnlineScores(Hook):
             except UserError as error:  # labels that cannot be scored are no reason not to train
                 log.warning("no kNN scores while training: %s", error)
             else:
-                self._labelled = self._sample(split.fit), self._sample(split.val), labels
+                self._labelled = self._sample(split.train), self._sample(split.val), labels
 
     def __call__(self, moment: Moment) -> None:
         if not self._run.config.evaluate.every or not self._run.world.is_main:
@@ -75,12 +75,12 @@ class OnlineScores(Hook):
         }
         if self._labelled is None:
             return scores
-        fit_ids, val_ids, labels = self._labelled
-        fit_ids, fit = extractor.plain(fit_ids)
+        train_ids, val_ids, labels = self._labelled
+        train_ids, train = extractor.plain(train_ids)
         val_ids, val = extractor.plain(val_ids)
         for name in _FEATURES:
             predicted = knn_predict(
-                fit[name], torch.from_numpy(labels[fit_ids]), val[name], num_classes=len(self._archive.classes)
+                train[name], torch.from_numpy(labels[train_ids]), val[name], num_classes=len(self._archive.classes)
             )
             scores[f"score_knn_{name}"] = balanced_accuracy(labels[val_ids], predicted.numpy())
         return scores

@@ -1,4 +1,4 @@
-"""Networks to score: that of a checkpoint, or one like it with random weights."""
+"""Networks of checkpoints: to score, to use elsewhere as a backbone, or like them with random weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
+from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.models import FGSSL, build_model
+from fastfgssl.models.backbone import Backbone
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.checkpoint import load_checkpoint
+from fastfgssl.training.checkpoint import load_checkpoint, load_newest_checkpoint
 
 
 class Pretrained(NamedTuple):
@@ -21,9 +24,53 @@ class Pretrained(NamedTuple):
     step: int  # training steps that the weights have seen
 
 
+class PretrainedBackbone(nn.Module):
+    """A trained backbone without blocks and heads, and the transform that its images need.
+
+    `backbone(images)` takes float32 [B, 3, S, S] as the transform makes it (any other S that the network takes works
+    too) and gives features float32 [B, C]: the global average of the last map, what `fastfgssl evaluate` calls
+    `backbone`. `backbone.maps(images)` gives the last three maps, fine to coarse. C is `backbone.num_features`.
+    """
+
+    transform: PlainTransform
+    """PIL image, or uint8 or uint16 tensor, to what the network takes; see `PlainTransform`."""
+    config: Config
+    """Of the training."""
+    step: int
+    """Training steps that the weights have seen."""
+
+    def __init__(self, backbone: Backbone, config: Config, step: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.num_features = backbone.tap_channels[-1]
+        self.transform = PlainTransform(config.data.image_size, config.data.mean, config.data.std)
+        self.config, self.step = config, step
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images)[-1].mean(dim=(2, 3))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Maps [B, C, S / stride, S / stride] of the three depths that pretraining looked at, fine to coarse."""
+        return self.backbone(images)
+
+
+def load(checkpoint: str | Path) -> PretrainedBackbone:
+    """The backbone of a checkpoint, on the CPU in evaluation mode, with its `transform`.
+
+    checkpoint: a file that pretraining wrote, or a run's output folder, whose newest whole checkpoint is taken. No code
+    that the file may hold is run, and no weights are downloaded. Raises `UserError` if it is not a checkpoint.
+
+        backbone = fastfgssl.load("runs/first/checkpoints/step_000001000.pt")
+        features = backbone(backbone.transform(Image.open("lesion.jpg"))[None])  # [1, C]
+    """
+    model, config, step = load_pretrained(checkpoint)
+    return PretrainedBackbone(model.backbone, config, step).eval()
+
+
 def load_pretrained(checkpoint: str | Path) -> Pretrained:
-    """The network of a checkpoint, with the configuration that it was trained with. `UserError` if it is not one."""
-    state = load_checkpoint(Path(checkpoint))
+    """The network of a checkpoint, with the configuration that it was trained with; `checkpoint` as for `load`."""
+    path = Path(checkpoint).expanduser()
+    state = _newest_of(path) if path.is_dir() else load_checkpoint(path)
     try:
         config = config_from_values(state["config"])
         model = build_untrained(config, config.seed)
@@ -38,7 +85,18 @@ def load_pretrained(checkpoint: str | Path) -> Pretrained:
     return Pretrained(model, config, state["step"])
 
 
+def _newest_of(folder: Path) -> dict:
+    state = load_newest_checkpoint(folder / "checkpoints").state or load_newest_checkpoint(folder).state
+    if state is None:
+        raise UserError(f"{folder}: no checkpoint in it; name a checkpoint, or the output folder of a run")
+    return state
+
+
 def build_untrained(config: Config, seed: int) -> FGSSL:
-    """The network of `config` with random weights of its own seed: what a trained one is compared with."""
-    torch.manual_seed(seed)
-    return build_model(replace(config.model, weights="none"))
+    """The network of `config` with random weights of its own seed: what a trained one is compared with.
+
+    Leaves torch's global generators as they are.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs too
+        return build_model(replace(config.model, weights="none"), config.data.image_size)

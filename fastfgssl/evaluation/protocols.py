@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.evaluation.feature_rows import Rows
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.linear_probe import linear_probe
@@ -31,8 +32,9 @@ class Report:
     split: str
     """Which samples score: `val` or `test` of the archive's own split, or `random quarter`."""
     left_out: dict[str, int]
-    """Samples that neither fit nor score, by the split that the archive names for them."""
+    """Samples that neither train nor score, by the split that the archive names for them."""
     fit_samples: int
+    """Of the training split; 0 for matching."""
     val_samples: int
     val_groups: int
     """What standard errors are over: groups (patients, lesions) of the scoring samples; one alone is its own."""
@@ -52,7 +54,7 @@ def evaluate(
     """Runs a protocol on the scoring samples of an archive (see split.py).
 
     batch_statistics: "stored" uses those that training left in the batch norms (mean 0 and variance 1 in an untrained
-    network), "recomputed" those of the fitting samples. scoring: the split that scores, None for `val` or, without it,
+    network), "recomputed" those of the training split. scoring: the split that scores, None for `val` or, without it,
     `test`. seed: of the distortions that view matching compares, and of the draw of samples for "recomputed".
     Raises `UserError` if the archive lacks what the protocol needs.
     """
@@ -62,18 +64,18 @@ def evaluate(
     else:
         split, labels = labelled_split(archive, scoring)
     if batch_statistics == "recomputed":
-        extractor.recompute_batch_statistics(split.fit, seed=seed)
+        extractor.recompute_batch_statistics(split.train, seed=seed)
     if protocol == "matching":
         results = _match(extractor, archive, split.val, seed)
     else:
         predict = _predict_knn if protocol == "knn" else _predict_linear
-        results = _classify(extractor, archive, split.fit, split.val, labels, predict)
+        results = _classify(extractor, archive, split.train, split.val, labels, predict)
     return Report(
         protocol=protocol,
         batch_statistics=batch_statistics,
         split=split.name,
         left_out=split.left_out,
-        fit_samples=0 if protocol == "matching" else len(split.fit),
+        fit_samples=0 if protocol == "matching" else len(split.train),
         val_samples=len(split.val),
         val_groups=len(np.unique(groups_of(archive, split.val))),
         classes=archive.classes,
@@ -97,32 +99,32 @@ def _match(extractor: FeatureExtractor, archive: Archive, ids: np.ndarray, seed:
     }
 
 
-_Predict = Callable[[torch.Tensor, np.ndarray, np.ndarray, torch.Tensor, int], tuple[np.ndarray, dict]]
+_Predict = Callable[[Rows, np.ndarray, np.ndarray, Rows, int], tuple[np.ndarray, dict]]
 
 
 def _classify(
     extractor: FeatureExtractor,
     archive: Archive,
-    fit_ids: np.ndarray,
+    train_ids: np.ndarray,
     val_ids: np.ndarray,
     labels: np.ndarray,
     predict: _Predict,
 ) -> dict[str, dict]:
-    fit_ids, fit = extractor.plain(fit_ids)
+    train_ids, train = extractor.plain(train_ids)
     val_ids, val = extractor.plain(val_ids)
-    groups, val_groups, num_classes = groups_of(archive, fit_ids), groups_of(archive, val_ids), len(archive.classes)
+    groups, val_groups, num_classes = groups_of(archive, train_ids), groups_of(archive, val_ids), len(archive.classes)
     results = {}
-    for name in fit:
-        predictions, chosen = predict(fit[name], labels[fit_ids], groups, val[name], num_classes)
+    for name in train:
+        predictions, chosen = predict(train[name], labels[train_ids], groups, val[name], num_classes)
         scores: Scores = score_labels(labels[val_ids], predictions, val_groups, num_classes)
         results[name] = scores._asdict() | chosen
     return results
 
 
-def _predict_knn(fit, labels, groups, queries, num_classes) -> tuple[np.ndarray, dict]:
-    return knn_predict(fit, torch.from_numpy(labels), queries, num_classes=num_classes).numpy(), {}
+def _predict_knn(train, labels, groups, queries, num_classes) -> tuple[np.ndarray, dict]:
+    return knn_predict(train, torch.from_numpy(labels), queries, num_classes=num_classes).numpy(), {}
 
 
-def _predict_linear(fit, labels, groups, queries, num_classes) -> tuple[np.ndarray, dict]:
-    probe = linear_probe(fit.numpy(), labels, groups, queries.numpy())
+def _predict_linear(train, labels, groups, queries, num_classes) -> tuple[np.ndarray, dict]:
+    probe = linear_probe(train, labels, groups, queries)
     return probe.predictions, {"C": probe.strength}

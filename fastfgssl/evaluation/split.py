@@ -1,4 +1,4 @@
-"""Which samples fit a classifier and which score it."""
+"""Which samples train a classifier and which score it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastfgssl.runtime.errors import UserError
 
 ScoringSplit = Literal["val", "test"]
 NAMES = {
-    "fit": ("fit", "train", "training"),
+    "train": ("train", "training", "fit"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
@@ -23,9 +23,9 @@ _SPLIT_NUMBERS = 64  # a use of random numbers that training does not have
 
 
 class Split(NamedTuple):
-    """Sample numbers, int64, ascending, of those that fit and of those that score."""
+    """Sample numbers, int64, ascending, of the training split and of those that score."""
 
-    fit: np.ndarray
+    train: np.ndarray
     val: np.ndarray
     name: str
     """Of the scoring samples: `val` or `test`, as the archive has it, or `random quarter`."""
@@ -38,7 +38,7 @@ def split_samples(archive: Archive, scoring: ScoringSplit | None = None) -> Spli
 
     scoring: the split that scores; None takes `val`, or `test` in an archive without `val`. Without groups every sample
     is its own. The random split is the same for every run and network. Raises `UserError` if the archive's split has no
-    samples that fit, or none that score.
+    samples to train on, or none that score.
     """
     ids = np.arange(archive.num_samples)
     written = archive.columns(ids, ("split",))["split"] if archive.has_column("split") else np.full(len(ids), None)
@@ -61,34 +61,35 @@ def _standard_name(written: str | None) -> str:
 def _own_split(archive: Archive, names: np.ndarray, scoring: ScoringSplit | None) -> Split:
     scoring = scoring or ("val" if "val" in names else "test")
     counts = Counter(names.tolist())
-    if not (counts["fit"] and counts[scoring]):
+    if not (counts["train"] and counts[scoring]):
         raise UserError(
-            f"{archive.path}: column split holds {', '.join(sorted(set(names)))}; it must name samples that fit"
-            f" ({', '.join(NAMES['fit'])}) and samples that score ({', '.join(NAMES[scoring])})"
+            f"{archive.path}: column split holds {', '.join(sorted(set(names)))}; it must name samples to train"
+            f" on ({', '.join(NAMES['train'])}) and samples that score ({', '.join(NAMES[scoring])})"
         )
-    left_out = {name: count for name, count in sorted(counts.items()) if name not in ("fit", scoring)}
-    return Split(np.flatnonzero(names == "fit"), np.flatnonzero(names == scoring), scoring, left_out)
+    left_out = {name: count for name, count in sorted(counts.items()) if name not in ("train", scoring)}
+    return Split(np.flatnonzero(names == "train"), np.flatnonzero(names == scoring), scoring, left_out)
 
 
 def labelled_split(archive: Archive, scoring: ScoringSplit | None = None) -> tuple[Split, np.ndarray]:
     """The split without the samples that have no label, and the labels of all samples (int64, -1 for none).
 
-    Raises `UserError` for an archive without labels, with fewer than two classes to fit, or with a group (a patient, a
-    lesion) among those that fit and those that score: its images would be recognised, and the scores too good.
+    Raises `UserError` for an archive without labels, with fewer than two classes to train on, or with a group (a
+    patient, a lesion) in the training split and among those that score: its images would be recognised, and the scores
+    too good.
     """
     if not archive.has_column("label"):
         raise UserError(f"{archive.path} has no labels: prepare it with --labels, or use --protocol matching")
     labels = archive.columns(np.arange(archive.num_samples), ("label",))["label"].astype(np.int64)
     split = split_samples(archive, scoring)
-    split = split._replace(fit=split.fit[labels[split.fit] >= 0], val=split.val[labels[split.val] >= 0])
-    if len(np.unique(labels[split.fit])) < 2 or len(split.val) == 0:
-        raise UserError(f"{archive.path}: needs two classes or more among the fitting samples, and samples to score")
-    shared = np.isin(groups_of(archive, split.val), groups_of(archive, split.fit))
+    split = split._replace(train=split.train[labels[split.train] >= 0], val=split.val[labels[split.val] >= 0])
+    if len(np.unique(labels[split.train])) < 2 or len(split.val) == 0:
+        raise UserError(f"{archive.path}: needs two classes or more in the training split, and samples to score")
+    shared = np.isin(groups_of(archive, split.val), groups_of(archive, split.train))
     if shared.any():
         sample = archive.columns(split.val[shared][:1], ("id",))["id"][0]
         raise UserError(
             f"{archive.path}: {shared.sum()} of the {len(split.val)} scoring samples ({sample}, for one) belong to"
-            " groups that also fit; correct the column split of the labels, or leave it out, and prepare it again"
+            " groups of the training split; correct the column split of the labels, or leave it out, and prepare anew"
         )
     return split, labels
 

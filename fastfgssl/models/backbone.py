@@ -1,9 +1,8 @@
-"""The backbone: a torchvision ResNet without its classifier, run only as deep as a step needs."""
+"""The backbone: what the network needs of one, and torchvision's ResNets without their classifiers."""
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,26 +10,44 @@ from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.resnet import ResNet
 
 from fastfgssl.config.schema import ModelConfig
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.models.weights import cached_download, load_weights
+from fastfgssl.runtime.errors import UserError, nearest
 
 NUM_TAPS = 3
-"""Outputs of layer2, layer3 and layer4: where heads 0, 1 and 2 look."""
+"""Feature maps that a backbone gives, fine to coarse: where heads 0, 1 and 2 look."""
 
 
 class Backbone(nn.Module):
-    """A ResNet's stem and four layers under torchvision's names, so that state dicts fit both ways.
+    """A network that is run only as deep as a step needs."""
 
-    tap_channels: channels of the three taps.
-    """
+    tap_channels: tuple[int, ...]
+    """Channels of each tap."""
+    tap_strides: tuple[int, ...]
+    """Pixels of the image between neighbours in each tap: 8, 16, 32, or the patch size of a plain transformer."""
 
-    def __init__(self, resnet: ResNet) -> None:
+    def forward(self, images: torch.Tensor, deepest_tap: int = NUM_TAPS - 1) -> list[torch.Tensor]:
+        """Taps 0 to `deepest_tap` of images [B, 3, H, W]: [B, C, H / stride, W / stride] each; no layer beyond."""
+        raise NotImplementedError
+
+    def modules_of(self, taps: Iterable[int]) -> list[nn.Module]:
+        """Modules whose parameters are exactly those that a loss of `taps` has gradients for."""
+        raise NotImplementedError
+
+
+class ResNetBackbone(Backbone):
+    """A ResNet's stem and four layers under torchvision's names, so that state dicts fit both ways."""
+
+    tap_strides = (8, 16, 32)
+
+    def __init__(self, resnet: ResNet, *, small_stem: bool = False) -> None:
         super().__init__()
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
         self.tap_channels = tuple(_out_channels(layer) for layer in (self.layer2, self.layer3, self.layer4))
+        if small_stem:
+            self.tap_strides = (2, 4, 8)
 
     def forward(self, images: torch.Tensor, deepest_tap: int = NUM_TAPS - 1) -> list[torch.Tensor]:
-        """Taps 0 to `deepest_tap` of images [B, 3, H, W]: [B, C, H / s, W / s] each, s = 8, 16, 32; no layer beyond."""
         x = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
         taps = []
         for layer in (self.layer2, self.layer3, self.layer4)[: deepest_tap + 1]:
@@ -38,20 +55,26 @@ class Backbone(nn.Module):
             taps.append(x)
         return taps
 
-    def up_to(self, deepest_tap: int) -> list[nn.Module]:
-        """The modules that `forward(images, deepest_tap)` runs."""
+    def modules_of(self, taps: Iterable[int]) -> list[nn.Module]:
         stem_and_layer1 = [self.conv1, self.bn1, self.layer1]
-        return [*stem_and_layer1, *(self.layer2, self.layer3, self.layer4)[: deepest_tap + 1]]
+        return [*stem_and_layer1, *(self.layer2, self.layer3, self.layer4)[: max(taps) + 1]]
 
 
-def build_backbone(config: ModelConfig) -> Backbone:
-    """Builds the backbone that `config` names and loads its weights. `UserError` if either cannot be had."""
+def build_backbone(config: ModelConfig, image_size: int | None = None) -> Backbone:
+    """The backbone that `config` names, with its weights.
+
+    image_size: side of the images in pixels, for networks that are built for one size; None takes their own. Raises
+    `UserError` for a backbone, or weights, that cannot be had.
+    """
+    if config.backbone.startswith("timm/"):
+        from fastfgssl.models.timm_backbone import build_timm_backbone  # timm is optional
+
+        return build_timm_backbone(config, image_size)
     known = [name for name in list_models(module=None) if _is_resnet(name)]
     if config.backbone not in known:
-        near = difflib.get_close_matches(config.backbone, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(
-            f"model.backbone = {config.backbone!r}: must be a ResNet of torchvision: {', '.join(known)}{hint}"
+            f"model.backbone = {config.backbone!r}: must be a ResNet of torchvision: {', '.join(known)}; or timm/NAME"
+            f" for a network of timm{nearest(config.backbone, known)}"
         )
     resnet = get_model(config.backbone, weights=None)
     if config.width != 1.0:
@@ -60,10 +83,17 @@ def build_backbone(config: ModelConfig) -> Backbone:
         resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
         resnet.maxpool = nn.Identity()
-    backbone = Backbone(resnet)
-    if config.weights != "none":
-        _load_weights(backbone, config)
+    backbone = ResNetBackbone(resnet, small_stem=config.stem == "small")
+    if config.weights == "imagenet":
+        load_weights(backbone, cached_download(imagenet_url(config.backbone)), config)
+    elif config.weights != "none":
+        load_weights(backbone, config.weights, config)
     return backbone
+
+
+def imagenet_url(name: str) -> str:
+    """Where torchvision publishes its default weights; the file's name ends with the start of its SHA-256."""
+    return get_model_weights(name).DEFAULT.url
 
 
 def _is_resnet(name: str) -> bool:
@@ -97,50 +127,3 @@ def _scale_width(resnet: ResNet, config: ModelConfig) -> None:
     for module in resnet.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _load_weights(backbone: Backbone, config: ModelConfig) -> None:
-    source = config.weights
-    if source == "imagenet":
-        try:
-            state = get_model_weights(config.backbone).DEFAULT.get_state_dict(progress=False)
-        except OSError as error:
-            raise UserError(
-                f"model.weights = imagenet: cannot download them ({error}); put the file into"
-                f" {torch.hub.get_dir()}/checkpoints or use model.weights=none"
-            ) from None
-    else:
-        state = read_state_dict(Path(source), "model.weights")
-    # a classifier is not part of the backbone; our own checkpoints name the backbone as a part of the network
-    state = {name.removeprefix("backbone."): value for name, value in state.items()}
-    wanted = backbone.state_dict()
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(
-            f"model.weights = {source}: lacks {missing[0]} and {len(missing) - 1} more of {config.backbone}"
-        )
-    wrong = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            f"model.weights = {source}: {name} is {list(state[name].shape)}, but {config.backbone} has"
-            f" {list(wanted[name].shape)} (model.backbone, model.width or model.stem differ)"
-        )
-    backbone.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
-
-
-def read_state_dict(file: Path, key: str) -> dict[str, torch.Tensor]:
-    """The tensors of a state-dict file or of one of our checkpoints; runs no code that the file may hold.
-
-    key: what to name in the `UserError` for a file that cannot be read.
-    """
-    if not file.is_file():
-        raise UserError(f"{key} = {file}: no such file")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises what its unpickler, its zip reader or its legacy reader happen to raise
-        raise UserError(f"{key} = {file}: damaged, or not a file of tensors that can be read safely") from None
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{key} = {file}: must hold a state dict (names and tensors)")
-    return state

@@ -13,13 +13,28 @@ def synchronise_batch_norm(model: nn.Module, world: World) -> nn.Module:
     """`model` with batch statistics of the global batch; parameters, buffers and their names stay as they are."""
     if world.group is None:
         return model
-    if world.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model, world.group)
-    for module in model.modules():
+    for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                setattr(module, name, _HostSyncBatchNorm(child, world))
+                setattr(module, name, _synchronised(child, world))
     return model
+
+
+def _synchronised(norm: nn.modules.batchnorm._BatchNorm, world: World) -> nn.Module:
+    if world.device.type == "cuda":
+        new = nn.SyncBatchNorm.convert_sync_batchnorm(norm, world.group)
+    else:
+        new = _HostSyncBatchNorm(norm, world)
+    # timm's norms with an activation have it as a part, and run it themselves
+    if parts := dict(norm.named_children()):
+        for name, part in parts.items():
+            new.add_module(name, part)
+        new.register_forward_hook(_run_parts)
+    return new
+
+
+def _run_parts(norm: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    return norm.act(norm.drop(output))
 
 
 class _HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):

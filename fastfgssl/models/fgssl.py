@@ -53,10 +53,10 @@ class FGSSL(nn.Module):
         return of_tap
 
     def modules_of(self, stages: tuple[Stage, ...]) -> list[nn.Module]:
-        """The modules that `forward(images, stages)` runs: what a step on these stages trains."""
-        blocks = self.blocks if "all" in stages else [self.blocks[tap] for tap in stages]
+        """Modules whose parameters are exactly those that a loss of `stages` has gradients for: what it trains."""
+        taps = range(NUM_TAPS) if "all" in stages else stages
         heads = [self.heads[STAGES.index(stage)] for stage in stages]
-        return [*self.backbone.up_to(deepest_tap(stages)), *blocks, *heads]
+        return [*self.backbone.modules_of(taps), *(self.blocks[tap] for tap in taps), *heads]
 
 
 def deepest_tap(stages: Iterable[Stage]) -> int:
@@ -64,13 +64,14 @@ def deepest_tap(stages: Iterable[Stage]) -> int:
     return max(NUM_TAPS - 1 if stage == "all" else stage for stage in stages)
 
 
-def build_model(config: ModelConfig) -> FGSSL:
+def build_model(config: ModelConfig, image_size: int | None = None) -> FGSSL:
     """The network that `config` describes, with its initial weights.
 
-    Draws from torch's global generator: seed it before. `UserError` for a backbone or weights that cannot be had.
+    image_size: side of the images in pixels, for backbones that are built for one size; None takes their own. Draws
+    from torch's global generator: seed it before. `UserError` for a backbone or weights that cannot be had.
     """
     return FGSSL(
-        build_backbone(config),
+        build_backbone(config, image_size),
         block_dim=config.block_dim,
         embedding_dim=config.embedding_dim,
         light_blocks=config.block == "light",

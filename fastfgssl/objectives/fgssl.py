@@ -91,7 +91,7 @@ class FineGrained(Objective):
 
 def build(config: Config, world: World, *, fresh: bool) -> FineGrained:
     """Draws initial weights from torch's global generator: seed it before."""
-    model = build_model(config.model if fresh else replace(config.model, weights="none"))
+    model = build_model(config.model if fresh else replace(config.model, weights="none"), config.data.image_size)
     return FineGrained(place_model(model, config, world), config, world)
 
 

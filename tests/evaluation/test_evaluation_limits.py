@@ -80,7 +80,7 @@ def test_recomputed_statistics_are_of_a_random_part(config, archive_path, monkey
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_statistics_of_fewer_than_two_images_are_refused(config, archive_path, count):
-    with pytest.raises(UserError, match="recomputed batch statistics need two images or more"):
+    with pytest.raises(UserError, match="recomputed batch statistics need two training images or more"):
         extractor(config, Archive.open(archive_path)).recompute_batch_statistics(np.arange(count), seed=0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import get_model, get_model_weights
 
 from fastfgssl.config.schema import STAGES, ModelConfig
 from fastfgssl.models import build_model
@@ -84,74 +83,6 @@ def test_width_scales_every_layer_and_keeps_names():
     narrow, whole = model().backbone.state_dict(), model(width=1.0).backbone.state_dict()
     assert narrow.keys() == whole.keys()
     assert narrow["layer4.1.conv2.weight"].shape == (64, 64, 3, 3)
-
-
-def test_imagenet_weights_come_from_torchvision_and_its_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", _no_network)
-    with pytest.raises(UserError, match="put the file into"):
-        model(weights="imagenet", width=1.0)
-    torch.manual_seed(7)
-    resnet = get_model("resnet18", weights=None)
-    file = tmp_path / "checkpoints" / get_model_weights("resnet18").DEFAULT.url.rsplit("/", 1)[1]
-    file.parent.mkdir(exist_ok=True)
-    torch.save(resnet.state_dict(), file)
-    network = model(weights="imagenet", width=1.0)
-    torch.testing.assert_close(network.backbone.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
-
-
-def _no_network(*_, **__):
-    raise OSError("no network")
-
-
-def test_own_weights_as_a_backbone_a_resnet_or_a_checkpoint(tmp_path):
-    source = model()
-    with torch.no_grad():
-        for parameter in source.parameters():
-            parameter.add_(1)
-    network_state = source.state_dict()
-    files = {
-        "backbone": source.backbone.state_dict(),
-        "with a classifier": source.backbone.state_dict() | {"fc.weight": torch.zeros(2, 2)},
-        "network": network_state,
-        "checkpoint": {"model": network_state, "step": 3},
-    }
-    for name, content in files.items():
-        torch.save(content, tmp_path / name)
-        loaded = model(weights=str(tmp_path / name))
-        for key, value in source.backbone.state_dict().items():
-            torch.testing.assert_close(loaded.backbone.state_dict()[key], value)
-
-
-class NotATensor:
-    pass
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no such file"),
-        (b"garbage", "not a file of tensors"),
-        ({"conv1.weight": torch.zeros(1)}, "lacks bn1.weight and"),
-        ([1, 2], "must hold a state dict"),
-        ({"code": NotATensor()}, "not a file of tensors"),
-    ],
-)
-def test_weights_that_do_not_fit_are_one_clear_line(tmp_path, content, message):
-    file = tmp_path / "weights"
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    elif content is not None:
-        torch.save(content, file)
-    with pytest.raises(UserError, match=message) as error:
-        model(weights=str(file))
-    assert "\n" not in str(error.value)
-
-
-def test_weights_of_another_width_name_the_tensor(tmp_path):
-    torch.save(model(width=0.25).state_dict(), tmp_path / "wide")
-    with pytest.raises(UserError, match=r"conv1.weight is \[16, 3, 7, 7\], but resnet18 has \[8, 3, 7, 7\]"):
-        model(weights=str(tmp_path / "wide"))
 
 
 def test_an_unknown_backbone_names_the_nearest():

@@ -1,0 +1,138 @@
+"""Weights for a backbone, from a download cache or a file. Whatever the file holds, no code of it is run.
+
+A file may be a state dict (of torchvision, timm, a data-parallel wrapper), a checkpoint with one in it (of fastfgssl,
+timm or torchvision's scripts), or a .safetensors file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastfgssl.config.schema import ModelConfig
+from fastfgssl.runtime.errors import UserError, file_errors
+
+KEY = "model.weights"
+# what stands before the names of a backbone in larger networks, wrapped ones, and our own checkpoints
+_PREFIXES = ("", "backbone.", "backbone.network.", "network.", "module.", "_orig_mod.")
+# where a checkpoint keeps its state dict, ours and torchvision's first, then timm's, averaged weights before others
+_ENTRIES = ("model", "state_dict_ema", "model_ema", "state_dict")
+
+
+def cached_download(url: str) -> Path:
+    """The file that torch.hub keeps of `url`, downloaded if it is not there, with the checksum that its name carries.
+
+    Raises `UserError` if it can be had neither way, or is damaged.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), _checksum_in_name(file), progress=False)
+        except (OSError, RuntimeError) as error:  # torch's word for a download with another checksum is the latter
+            raise UserError(
+                f"{KEY} = imagenet: cannot download {url} ({error}); put it there as {file}, or use model.weights=none"
+            ) from None
+    require_checksum(file)
+    return file
+
+
+def require_checksum(file: Path) -> None:
+    """Raises `UserError` unless the content of `file` has the SHA-256, or the start of it, that its name carries."""
+    expected = _checksum_in_name(file)
+    if expected is None:
+        return
+    digest = hashlib.sha256()
+    with file_errors("read the weights", file), file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    actual = digest.hexdigest()
+    if not actual.startswith(expected):
+        raise UserError(
+            f"{KEY} = imagenet: {file} is damaged or another file: its SHA-256 begins with {actual[: len(expected)]},"
+            f" not {expected}; delete it, to have it downloaded again"
+        )
+
+
+def _checksum_in_name(file: Path) -> str | None:
+    """torch.hub's name-11ad3fa6.pth, or a blob of the Hugging Face hub, whose whole name is the checksum."""
+    found = re.search(r"-([0-9a-f]{8,64})\.|^([0-9a-f]{64})$", file.name)
+    return found and (found[1] or found[2])
+
+
+def load_weights(module: nn.Module, file: str | Path, config: ModelConfig) -> None:
+    """Fills `module`, the network that `config.backbone` names, from a file that may hold more than it.
+
+    Raises `UserError` if the file lacks any of its tensors, or holds one of another shape or with NaN.
+    """
+    source, state = f"{KEY} = {file}", read_state_dict(Path(file))
+    wanted = module.state_dict()
+    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in wanted))
+    state = {name: state[prefix + name] for name in wanted if prefix + name in state}
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(f"{source}: lacks {missing[0]} and {len(missing) - 1} more of {config.backbone}")
+    for name, value in state.items():
+        if value.shape != wanted[name].shape:
+            raise UserError(
+                f"{source}: {name} is {list(value.shape)}, but {config.backbone} has {list(wanted[name].shape)}"
+                " (model.backbone, model.width or model.stem differ)"
+            )
+    require_finite(state, source)
+    module.load_state_dict(state, strict=False)
+
+
+def require_finite(state: dict[str, Tensor], source: str) -> None:
+    """Raises `UserError` that names `source` and the first tensor with NaN or an infinity."""
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{source}: {name} holds NaN or infinite values; take weights that were saved before them")
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """The tensors of a state-dict file, a checkpoint or a .safetensors file, on the CPU. `UserError` if it is none."""
+    if not file.is_file():
+        raise UserError(f"{KEY} = {file}: no such file; name a file with a state dict, imagenet, or none")
+    try:
+        content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read the weights {file}: {error.strerror or error}") from None
+    except Exception:  # unpickler, zip reader and legacy reader raise what they happen to raise
+        raise UserError(f"{KEY} = {file}: {_why_unreadable(file)}") from None
+    if isinstance(content, dict):
+        content = next((content[entry] for entry in _ENTRIES if isinstance(content.get(entry), dict)), content)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{KEY} = {file}: must hold a state dict (names and tensors)")
+    return content
+
+
+def _why_unreadable(file: Path) -> str:
+    with file_errors("read the weights", file), file.open("rb") as opened:
+        head = opened.read(1024).lstrip().lower()
+    if not head:
+        return "is empty; download or copy it again"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page (of an error or a login, perhaps), not weights; download it again and look at it"
+    if head.startswith(b"version https://git-lfs"):
+        return "is not the weights but a Git LFS pointer to them; run `git lfs pull`"
+    return "damaged (cut, perhaps), or not a file of tensors that can be read safely; download or copy it again"
+
+
+def _read_torch(file: Path) -> object:
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments beside the weights in timm's
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{KEY} = {file}: needs the package safetensors: pip install safetensors") from None
+    return load_file(file)

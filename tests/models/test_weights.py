@@ -1,0 +1,172 @@
+"""Weights for a backbone: where they come from, and files that are not what they should be."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import get_model
+
+from fastfgssl.config.schema import ModelConfig
+from fastfgssl.models import build_model
+from fastfgssl.runtime.errors import UserError
+
+
+def model(**changes):
+    values = {"backbone": "resnet18", "weights": "none", "width": 0.125, "embedding_dim": 20, "block_dim": 12}
+    return build_model(ModelConfig(**(values | changes)))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of torch.hub, and no network."""
+
+    def no_network(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def publish(monkeypatch, cache: Path, content: object) -> Path:
+    """Has `content` in the cache under a name with its checksum, as what torchvision publishes for resnet18."""
+    torch.save(content, cache / "new")
+    digest = hashlib.sha256((cache / "new").read_bytes()).hexdigest()
+    file = (cache / "new").rename(cache / f"resnet18-{digest[:8]}.pth")
+    monkeypatch.setattr("fastfgssl.models.backbone.imagenet_url", lambda name: f"https://example.org/{file.name}")
+    return file
+
+
+def test_imagenet_weights_come_from_torchvisions_cache(cache, monkeypatch):
+    resnet = get_model("resnet18", weights=None)
+    publish(monkeypatch, cache, resnet.state_dict())
+    network = model(weights="imagenet", width=1.0)
+    torch.testing.assert_close(network.backbone.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
+
+
+def test_without_network_the_file_and_its_place_are_named(cache):
+    with pytest.raises(UserError, match=r"cannot download https://.*resnet18.* \(no network\); put it there as /.*pth"):
+        model(weights="imagenet", width=1.0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "html", "one byte"])
+def test_a_cached_file_that_is_not_what_was_published_is_one_line(cache, monkeypatch, damage):
+    file = publish(monkeypatch, cache, get_model("resnet18", weights=None).state_dict())
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes({"cut": data[:-1000], "empty": b"", "html": b"<html>", "one byte": data}[damage])
+    with pytest.raises(UserError, match=r"is damaged or another file: its SHA-256 begins with \w+, not") as error:
+        model(weights="imagenet", width=1.0)
+    assert str(file) in str(error.value)
+    assert "delete it, to have it downloaded again" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class RunsCode:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("source", ["imagenet", "file"])
+def test_no_code_in_a_file_is_run(cache, monkeypatch, tmp_path, source):
+    file = publish(monkeypatch, cache, {"conv1.weight": RunsCode(tmp_path / "ran")})
+    with pytest.raises(UserError, match="not a file of tensors that can be read safely") as error:
+        model(weights="imagenet" if source == "imagenet" else str(file), width=1.0)
+    assert str(file) in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("source", ["imagenet", "file"])
+def test_weights_with_nan_name_the_tensor(cache, monkeypatch, source, value):
+    state = get_model("resnet18", weights=None).state_dict()
+    state["layer3.0.conv1.weight"][0, 0, 0, 0] = value
+    file = publish(monkeypatch, cache, state)
+    with pytest.raises(UserError, match=r"layer3\.0\.conv1\.weight holds NaN or infinite values") as error:
+        model(weights="imagenet" if source == "imagenet" else str(file), width=1.0)
+    assert file.name in str(error.value)
+
+
+def test_own_weights_in_every_wrapping(tmp_path):
+    source = model()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(1)
+    network, backbone = source.state_dict(), source.backbone.state_dict()
+    files = {
+        "backbone": backbone,
+        "with a classifier": backbone | {"fc.weight": torch.zeros(2, 2)},
+        "network": network,
+        "checkpoint": {"model": network, "step": 3},
+        "data parallel": {"state_dict": {f"module.{name}": value for name, value in backbone.items()}},
+        "compiled": {f"_orig_mod.{name}": value for name, value in backbone.items()},
+        "of timm": {"state_dict": backbone, "arch": "resnet18", "args": argparse.Namespace(lr=0.1)},
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+        loaded = model(weights=str(tmp_path / name))
+        for key, value in backbone.items():
+            torch.testing.assert_close(loaded.backbone.state_dict()[key], value, msg=f"{name}: {key}")
+
+
+def test_safetensors_are_read(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    source = model()
+    save_file(source.backbone.state_dict(), tmp_path / "weights.safetensors")
+    loaded = model(weights=str(tmp_path / "weights.safetensors"))
+    torch.testing.assert_close(loaded.backbone.conv1.weight, source.backbone.conv1.weight)
+    whole = (tmp_path / "weights.safetensors").read_bytes()
+    (tmp_path / "weights.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        model(weights=str(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; name a file"),
+        (b"", "is empty; download or copy it again"),
+        (b"garbage", "damaged .*, or not a file of tensors"),
+        (b"\n<!DOCTYPE html><title>404</title>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+        ({"conv1.weight": torch.zeros(1)}, r"lacks bn1\.weight and"),
+        ([1, 2], "must hold a state dict"),
+        (torch.zeros(3), "must hold a state dict"),
+        ({"conv1.weight": [1, 2]}, "must hold a state dict"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_clear_line(tmp_path, content, message):
+    file = tmp_path / "weights"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(UserError, match=message) as error:
+        model(weights=str(file))
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_cut_anywhere_is_one_clear_line(tmp_path):
+    torch.save(model().state_dict(), tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    for share in (0.001, 0.1, 0.5, 0.9, 0.999):
+        (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match=r"cut: damaged \(cut, perhaps\)"):
+            model(weights=str(tmp_path / "cut"))
+
+
+def test_weights_of_another_width_name_the_tensor(tmp_path):
+    torch.save(model(width=0.25).state_dict(), tmp_path / "wide")
+    with pytest.raises(UserError, match=r"conv1.weight is \[16, 3, 7, 7\], but resnet18 has \[8, 3, 7, 7\]"):
+        model(weights=str(tmp_path / "wide"))
