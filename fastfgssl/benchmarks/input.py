@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.benchmarks import reading
+from fastfgssl.benchmarks import read_ahead, reading
 from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.jigsaw import published_loop
 from fastfgssl.benchmarks.measure import CheckFailed, Record, Settings, Suite
@@ -86,6 +87,7 @@ def run(settings: Settings) -> Iterator[Record]:
             )
         yield from _graph(archive, small, suite)
         yield from reading.records(archive, suite)
+        yield read_ahead.record(small or archive, replace(_spec(suite.device), batch_size=8), suite)
 
 
 def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
@@ -99,7 +101,8 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     ids = np.arange(min(16, opened.num_samples))
     files = [np.array(file) for file in reader.read(ids)]
     case = f"paper preset, {SIDE} px, " + ("JPEG 600 x 450 quality 90" if small else "real images")
-    graph, decoder = _pipelines(files, reader.picture_sizes(ids), suite.device)
+    spec = _spec(suite.device)
+    graph, decoder = _pipelines(files, reader.picture_sizes(ids), spec)
     images = BATCHES * BATCH
     loaders = {
         loop: DataLoader(
@@ -126,9 +129,18 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
             limit=limit,
             **options,
         )
+    turns = np.arange(BATCH) % len(files)
+    batch = [files[turn] for turn in turns]
+    yield suite.on_host().compare(
+        f"checksums, {case}",
+        ours=lambda: [reader.find_damage(ids[turns], batch) for _ in range(BATCHES)],
+        baseline=(f"the whole graph, {THREADS} threads", lambda: [graph.run() for _ in range(BATCHES)]),
+        limit=("copy of the bytes", lambda: [[file.copy() for file in batch] for _ in range(BATCHES)]),
+        **options | {"runs": 15},
+    )
     if small is not None:
         reader = Reader(Archive.open(small))
-        small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), suite.device)
+        small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), spec)
         yield suite.compare(
             f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {THREADS} threads",
             ours=lambda: [small_graph.run() for _ in range(BATCHES)],
@@ -138,14 +150,17 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         )
 
 
-def _pipelines(files: list[np.ndarray], sizes: np.ndarray, device: torch.device):
-    """The whole graph on batches of `files` again and again, checked, and its decoder alone."""
-    turns = np.arange(BATCH) % len(files)
-    batch, sizes, ids = [files[i] for i in turns], sizes[turns], np.arange(BATCH)
+def _spec(device: torch.device) -> GraphSpec:
     config = Config(
         data=DataConfig(path="none", image_size=SIDE, threads=THREADS), train=TrainConfig(steps=1, batch_size=BATCH)
     )
-    spec = GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), sixteen_bit=False)
+    return GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), sixteen_bit=False)
+
+
+def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec):
+    """The whole graph on batches of `files` again and again, checked, and its decoder alone."""
+    turns = np.arange(BATCH) % len(files)
+    batch, sizes, ids = [files[i] for i in turns], sizes[turns], np.arange(BATCH)
 
     def source(iteration: int):
         slots = Slots(ids + iteration * BATCH, np.zeros_like(ids))
@@ -176,7 +191,7 @@ def _check(outputs, files: list[np.ndarray], params: ViewParams) -> None:
         puzzle_flags=view_flags(params.puzzle),
         anchor_flags=view_flags(params.anchor),
         permutations=params.permutations,
-        needs=Needs(grids=GRIDS),
+        grids=GRIDS,
         mean=MEAN,
         std=STD,
     )

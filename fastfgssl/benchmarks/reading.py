@@ -22,6 +22,7 @@ import numpy as np
 from fastfgssl.archive.manifest import MANIFEST, TABLE, Archive
 from fastfgssl.data.order import Order
 from fastfgssl.data.presets import PRESETS
+from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
 
@@ -36,14 +37,15 @@ class HostPart:
 
     def __init__(self, archive: Archive) -> None:
         self.order = Order(archive.shard_sizes, seed=0, window=16)
-        self.reader = Reader(archive)
+        self.reader, self.quarantine = Reader(archive), Quarantine(archive.num_samples)
 
     def make(self, step: int) -> list[np.ndarray]:
-        """Draws the parameters of step `step`; returns copies of its encoded images."""
+        """Draws the parameters of step `step`; returns its encoded images, compared with their checksums."""
         slots = self.order.slots(step * BATCH, (step + 1) * BATCH)
-        sizes = self.reader.picture_sizes(slots.ids)
+        ids, encoded = self.quarantine.read(slots.ids, self.reader)
+        sizes = self.reader.picture_sizes(ids)
         draw_view_params(PRESETS["paper"], slots, seed=0, sizes=sizes, image_size=SIDE, grids=GRIDS)
-        return [encoded.copy() for encoded in self.reader.read(slots.ids)]
+        return encoded
 
 
 def records(archive: Path, suite: Suite) -> Iterator[Record]:
@@ -85,10 +87,10 @@ def _reading(path: Path, folder: Path, suite: Suite) -> Record:
                 files[index].read_bytes()
 
     return suite.compare(
-        f"reader, order and view parameters, batch {BATCH}",
+        f"reader, checksums, order and view parameters, batch {BATCH}",
         ours=lambda: [part.make(step) for step in range(batches)],
         baseline=("a numpy generator and a file opened for each image", plain),
-        limit=("reader alone", lambda: [[b.copy() for b in part.reader.read(ids)] for _ in range(batches)]),
+        limit=("reader alone", lambda: [part.reader.read(ids) for _ in range(batches)]),
         items=batches * BATCH,
         unit="images/s",
         runs=15,

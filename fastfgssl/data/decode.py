@@ -45,6 +45,8 @@ class GraphSpec:
     prefetch: int
     hw_decoder_load: float = 0.9
     """Share of the JPEG files that a GPU's decoding engines take, where it has them."""
+    decode_on_cpu: bool = False
+    """Decode on the CPU even where a GPU does the rest."""
 
     def __post_init__(self) -> None:
         jitters = [view.jitter for view in (self.preset.puzzle, self.preset.anchor)]
@@ -52,6 +54,11 @@ class GraphSpec:
             raise UserError(
                 "data.views: this preset changes hue and saturation, which 16-bit images do not allow; use grayscale"
             )
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """Whether a GPU decodes."""
+        return self.device_id is not None and not self.decode_on_cpu
 
     @classmethod
     def of(
@@ -76,14 +83,15 @@ class GraphSpec:
 
 
 def decode(encoded, spec: GraphSpec):
-    """RGB of any supported format, upright."""
-    return fn.decoders.image(
+    """RGB of any supported format, upright, on the device of the graph."""
+    image = fn.decoders.image(
         encoded,
-        device="cpu" if spec.device_id is None else "mixed",
+        device="mixed" if spec.decodes_on_gpu else "cpu",
         hw_decoder_load=spec.hw_decoder_load,
         output_type=types.RGB,
         dtype=types.UINT16 if spec.sixteen_bit else types.UINT8,
     )
+    return image.gpu() if spec.device_id is not None and spec.decode_on_cpu else image
 
 
 def build_decoder(source: Callable[[], list[np.ndarray]], spec: GraphSpec) -> Pipeline:

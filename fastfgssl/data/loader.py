@@ -1,38 +1,44 @@
 """Batches on the training device, one for each step: `batch = f(archive, seed, step)`.
 
 Nothing here remembers anything that changes a batch, so starting at any step gives the batches of an uninterrupted run.
-A sample that does not decode does not end the run: it is listed in the quarantine, the graph is built again at the same
-step, and the next sample that decodes stands in for it.
+A thread reads ahead of the graph and lets no damaged bytes pass: the next sound sample stands in for theirs
+(quarantine.py). For a sample that the decoder refuses all the same, the graph is built again at the same step
+(refusals.py).
 """
 
 from __future__ import annotations
 
-import logging
-import zlib
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
-from nvidia.dali.pipeline import Pipeline
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Batch
-from fastfgssl.data.decode import GraphSpec, build_decoder
+from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.graph import GraphInput, build_graph
+from fastfgssl.data.host_batch import HostBatch, HostBatches
 from fastfgssl.data.order import Slots
 from fastfgssl.data.quarantine import Quarantine
+from fastfgssl.data.readahead import ReadAhead
 from fastfgssl.data.reader import Reader
-from fastfgssl.data.view_params import draw_view_params
+from fastfgssl.data.refusals import Refusals
 from fastfgssl.runtime.memory import is_out_of_memory
 
-log = logging.getLogger(__name__)
+# Batches that are read ahead of those that the graph has; and their bytes, after which no further one is begun.
+_AHEAD = 2
+_AHEAD_BYTES = 512 << 20
+# Samples that the GPU's decoder refuses until the CPU decodes all: each costs a new graph once, and memory.
+_MOST_REFUSED = 64
 
 
 class Loader(Iterator[Batch]):
-    """Makes the batches of steps `start` to `stop` - 1 from an archive.
+    """Makes the batches of steps `start` to `stop` - 1 from an archive; a context that closes itself.
 
-    slots: the samples of a step, and the epoch that keys their view parameters; seed: keys them too.
+    slots: the samples of a step, and the epoch that keys their view parameters, asked by a thread; seed: keys them too.
     """
 
     def __init__(
@@ -46,39 +52,30 @@ class Loader(Iterator[Batch]):
         start: int,
         stop: int,
     ) -> None:
-        self._archive = archive
         self._spec = spec
-        self._slots = slots
-        self._seed = seed
-        self._quarantine = quarantine
         self._reader = Reader(archive)
-        self._step = start
-        self._stop = stop
-        self._graph = self._build_graph()
+        self._refusals = Refusals(self._reader, quarantine)
+        self._host = HostBatches(spec, slots, self._reader, quarantine, self._refusals, seed=seed)
+        self._step, self._stop = start, stop
+        self.samples = self.substitutes = 0
+        """Samples of the batches so far, and those among them that stood in for damaged ones."""
+        self._begin()
 
     def __next__(self) -> Batch:
         if self._step == self._stop:
             raise StopIteration
-        while True:
-            try:
-                # The host waits until this batch is made, which was begun `prefetch` steps ago. Given a stream, the
-                # graph would let the GPU wait instead, unseen by the clock that tells a starved run from a busy one.
-                outputs = self._graph.run()
-                break
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise  # no sample's fault
-                self._quarantine_undecodable(error)
-                self._graph = self._build_graph()
-        ids = self._quarantine.substitute(self._slots(self._step).ids)
+        outputs = self._run()
+        made = self._fed.popleft()
         self._step += 1
+        self.samples += len(made.ids)
+        self.substitutes += made.substitutes
         needs, views = self._spec.needs, map(self._as_tensor, outputs)
         return Batch(
             anchor=next(views) if needs.anchor else None,
             puzzle_view=next(views) if needs.view else None,
             puzzles=tuple(next(views) if grid else None for grid in needs.grids),
-            ids=ids,
-            labels=self._labels(ids) if needs.labels else None,
+            ids=made.ids,
+            labels=self._on_device(made.labels) if needs.labels else None,
         )
 
     def __enter__(self) -> Loader:
@@ -88,37 +85,49 @@ class Loader(Iterator[Batch]):
         self.close()
 
     def close(self) -> None:
-        """Ends the graph and its threads."""
-        self._graph = None
+        """Gives back the graph, the threads, and the files; no batch comes after it."""
+        self._stop = self._step
+        self._end()
+        self._reader.close()
 
-    def _build_graph(self) -> Pipeline:
-        first = self._step
-
-        def source(iteration: int) -> GraphInput:
-            step = first + iteration
-            if step >= self._stop:
-                raise StopIteration
-            return self._graph_input(step)
-
-        graph = build_graph(source, self._spec)
-        graph.build()
-        return graph
-
-    def _graph_input(self, step: int) -> GraphInput:
-        slots = self._slots(step)
-        ids = self._quarantine.substitute(slots.ids)
-        params = draw_view_params(
-            self._spec.preset,
-            slots,  # a substitute is distorted as the sample whose place it takes
-            seed=self._seed,
-            sizes=self._reader.picture_sizes(ids),
-            image_size=self._spec.image_size,
-            grids=self._spec.needs.grids,
+    def _begin(self) -> None:
+        """Sets the graph and the thread before it to work, from the present step on."""
+        self._fed: deque[HostBatch] = deque()  # what the graph has been given and has not made yet
+        self._ahead = ReadAhead(
+            self._host.make, self._step, self._stop, items=self._spec.prefetch + _AHEAD, nbytes=_AHEAD_BYTES
         )
-        return GraphInput(self._reader.read(ids), params)
+        self._graph = build_graph(_source(self._ahead, self._fed), self._spec)
+        self._graph.build()
 
-    def _labels(self, ids: np.ndarray) -> torch.Tensor:
-        labels = torch.from_numpy(self._reader.labels(ids))
+    def _end(self) -> None:
+        self._graph = None
+        self._ahead.close()
+
+    def _run(self):
+        """The graph's outputs for the present step."""
+        while True:
+            try:
+                # The host waits until this batch is made, which was begun `prefetch` steps ago. Given a stream, the
+                # graph would let the GPU wait instead, unseen by the clock that tells a starved run from a busy one.
+                return self._graph.run()
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise  # no sample's fault
+                refusal = RuntimeError(str(error))  # a new one: the frames of `error` keep the graph
+            self._settle(refusal)
+
+    def _settle(self, refusal: RuntimeError) -> None:
+        """Begins anew without the samples that the decoder refused; raises `refusal` if it was not about a sample."""
+        fed = list(self._fed)
+        self._end()  # before another graph is built: a GPU's memory may not hold two
+        if not any(self._refusals.settle(batch.ids, self._spec) for batch in fed):
+            raise refusal
+        if len(self._refusals) > _MOST_REFUSED:
+            self._spec = replace(self._spec, decode_on_cpu=True)
+        self._begin()
+
+    def _on_device(self, labels: np.ndarray) -> torch.Tensor:
+        labels = torch.from_numpy(labels)
         if self._spec.device_id is None:
             return labels
         return labels.pin_memory().to(f"cuda:{self._spec.device_id}", non_blocking=True)
@@ -134,49 +143,18 @@ class Loader(Iterator[Batch]):
         feed_ndarray(output.as_tensor(), tensor, cuda_stream=torch.cuda.current_stream(tensor.device))
         return tensor.permute(0, 3, 1, 2)
 
-    def _quarantine_undecodable(self, error: RuntimeError) -> None:
-        """Lists the samples that the decoder refuses among the batches that the graph was working on.
 
-        The message of a failed run does not always tell which sample it was, so each is decoded on its own. Raises
-        `error` again if all of them decode: then it was not about a sample.
-        """
-        for step in range(self._step, min(self._step + self._spec.prefetch + 1, self._stop)):
-            refused = self._undecodable(self._quarantine.substitute(self._slots(step).ids))
-            for sample, reason in refused.items():
-                row = self._archive.columns(np.array([sample]), ("id", "crc32"))
-                payload = self._reader.read(np.array([sample]))[0]
-                damaged = zlib.crc32(payload) != int(row["crc32"][0])
-                cause = "its bytes changed since the archive was made" if damaged else reason
-                log.warning(
-                    "sample %d (%s) does not decode: %s; the next one stands in for it", sample, row["id"][0], cause
-                )
-                self._quarantine.add(sample, str(row["id"][0]), cause)
-            if refused:
-                return
-        raise error
+def _source(ahead: ReadAhead[HostBatch], fed: deque[HostBatch]) -> Callable[[int], GraphInput]:
+    """What the graph calls for its inputs.
 
-    def _undecodable(self, ids: np.ndarray) -> dict[int, str]:
-        """The samples among `ids` that the graph's decoder refuses, with its reasons: each is decoded on its own."""
-        spec = replace(self._spec, batch_size=1, threads=1, prefetch=1)
-        refused: dict[int, str] = {}
-        current: list[np.ndarray] = []
-        decoder = None
-        for sample in dict.fromkeys(ids.tolist()):
-            current[:] = self._reader.read(np.array([sample]))
-            if decoder is None:
-                decoder = build_decoder(lambda: current, spec)
-                decoder.build()
-            try:
-                decoder.run()
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                refused[sample] = _decoder_message(error)
-                decoder = None  # a pipeline is of no use after an error
-        return refused
+    It does not know the loader and keeps no thread: DALI's operators refer to each other in circles, so that what they
+    call lives on until Python's next collection.
+    """
+    ahead_of_graph = weakref.ref(ahead)
 
+    def source(iteration: int) -> GraphInput:
+        batch = next(ahead_of_graph())
+        fed.append(batch._replace(encoded=[]))  # the graph has its own copy
+        return GraphInput(batch.encoded, batch.params)
 
-def _decoder_message(error: RuntimeError) -> str:
-    """What the decoder said, without DALI's traceback of the graph."""
-    text = str(error).partition("encountered:")[2] or str(error)
-    return text.replace("Current pipeline object is no longer valid.", "").strip().splitlines()[0]
+    return source

@@ -7,7 +7,8 @@ reads stay sequential per shard, and each epoch still holds every sample exactly
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -46,12 +47,11 @@ class Order:
         if window < 1:
             raise ValueError(f"window = {window}: must be at least 1 shard")
         self._first_ids = np.cumsum(self._sizes) - self._sizes
-        self._seed = seed
-        self._window = window
         self.num_samples = int(self._sizes.sum())
-        # derived values, kept because consecutive batches share them
-        self._layout = lru_cache(maxsize=2)(self._compute_layout)
-        self._window_order = lru_cache(maxsize=2)(self._compute_window_order)
+        # derived values, kept because consecutive batches share them; of functions, since a cache of this object's own
+        # methods would keep this object
+        self._layout = lru_cache(maxsize=2)(partial(_compute_layout, self._sizes, seed, window))
+        self._window_order = lru_cache(maxsize=2)(partial(_compute_window_order, self._layout, seed))
 
     def slots(self, start: int, stop: int) -> Slots:
         """Sample ids and epochs at stream positions [start, stop)."""
@@ -73,18 +73,19 @@ class Order:
         places = np.searchsorted(layout.starts, shuffled, side="right") - 1
         return self._first_ids[layout.shards[places]] + shuffled - layout.starts[places]
 
-    def _compute_layout(self, epoch: int) -> _EpochLayout:
-        count = len(self._sizes)
-        keys = random_words(self._seed, epoch, np.zeros(1, dtype=np.int64), _SHARD_ORDER, count)
-        shards = permutations(keys)[0]
-        starts = np.concatenate(([0], np.cumsum(self._sizes[shards])))
-        window_starts = np.append(starts[: count : self._window], starts[-1])
-        return _EpochLayout(shards, starts, window_starts)
 
-    def _compute_window_order(self, epoch: int, window: int) -> np.ndarray:
-        start, stop = self._layout(epoch).window_starts[window : window + 2]
-        keys = random_words(self._seed, epoch, np.array([window]), _WINDOW_ORDER, int(stop - start))
-        return permutations(keys)[0]
+def _compute_layout(sizes: np.ndarray, seed: int, window: int, epoch: int) -> _EpochLayout:
+    keys = random_words(seed, epoch, np.zeros(1, dtype=np.int64), _SHARD_ORDER, len(sizes))
+    shards = permutations(keys)[0]
+    starts = np.concatenate(([0], np.cumsum(sizes[shards])))
+    window_starts = np.append(starts[: len(sizes) : window], starts[-1])
+    return _EpochLayout(shards, starts, window_starts)
+
+
+def _compute_window_order(layout: Callable[[int], _EpochLayout], seed: int, epoch: int, window: int) -> np.ndarray:
+    start, stop = layout(epoch).window_starts[window : window + 2]
+    keys = random_words(seed, epoch, np.array([window]), _WINDOW_ORDER, int(stop - start))
+    return permutations(keys)[0]
 
 
 def global_batch(step: int, *, shard_sizes: np.ndarray, batch_size: int, seed: int, window: int) -> np.ndarray:

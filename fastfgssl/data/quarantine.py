@@ -1,23 +1,44 @@
-"""Samples that turned out not to decode, and what stands in for them.
+"""Samples that turned out to be damaged or not to decode, and what stands in for them.
 
-A run goes on when it meets one. The substitute of a sample is the next one that decodes, so it does not depend on when,
-or on which rank, a sample was found; the list is kept in a file, so that a resumed run makes the same batches.
+A run goes on when it meets one. The substitute of a sample is the next sound one by number, so it does not depend on
+when, or on which rank, a sample was found; the list is kept in a file, so that a resumed run makes the same batches.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
+import io
+import logging
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from fastfgssl.data.reader import Reader
 from fastfgssl.runtime.errors import UserError, file_errors
 
+log = logging.getLogger(__name__)
+
 _HEADER = ("sample", "id", "reason")
+_TOLD_EACH = 20  # samples, of which each is logged; then only when there are twice as many
+_LOCK_SECONDS = 2.0
+
+
+class Sound(NamedTuple):
+    """Samples whose bytes are those that were stored."""
+
+    ids: np.ndarray
+    """int64 [B]"""
+    encoded: list[np.ndarray]
+    """Their bytes, uint8."""
 
 
 class Quarantine:
-    """The samples of one archive that a run has found undecodable.
+    """The samples of one archive that a run must not train on. Threads may share it.
 
     file: a CSV that every rank appends to; None keeps the list in memory.
     """
@@ -25,49 +46,129 @@ class Quarantine:
     def __init__(self, num_samples: int, file: Path | None = None) -> None:
         self._num_samples = num_samples
         self._file = file
-        self.samples: set[int] = set()
-        self._load()
+        self._listed = np.zeros(num_samples, bool)
+        self._count = 0
+        self._read_to = 0  # bytes of the file whose lines are taken over
+        self._lock = threading.RLock()
+        if file is not None and file.exists():
+            with file_errors("read", file), file.open("rb", buffering=0) as opened:
+                self._take_over(opened)
+
+    @property
+    def samples(self) -> set[int]:
+        """The numbers of the listed samples."""
+        return set(np.flatnonzero(self._listed).tolist())
 
     def add(self, sample: int, sample_id: str, reason: str) -> None:
-        """Lists a sample; raises `UserError` when none would be left to stand in for it."""
-        self._load()
-        if sample not in self.samples:
-            self.samples.add(sample)
-            self._append((sample, *(" ".join(text.split()) for text in (sample_id, reason))))  # a line each
-        if len(self.samples) == self._num_samples:
-            raise UserError(f"none of the archive's {self._num_samples} images can be decoded; see {self._file}")
+        """Lists a sample, then logs it; raises `UserError` when none would be left to stand in for it."""
+        with self._lock:
+            if not self._listed[sample] and self._write(sample, sample_id, reason):
+                self._tell(sample, sample_id, reason)
+            self._require_one_left()
 
     def substitute(self, ids: np.ndarray) -> np.ndarray:
         """`ids` (int64 [B]) with every listed sample replaced by the next sample number that is not listed."""
-        if not self.samples:
+        with self._lock:
+            self._require_one_left()
+            ids = ids.copy()
+            for place in np.flatnonzero(self._listed[ids]).tolist():
+                ids[place] = self._next(int(ids[place]))
             return ids
-        ids = ids.copy()
-        for place in np.flatnonzero(np.isin(ids, list(self.samples))):
-            while int(ids[place]) in self.samples:
-                ids[place] = (ids[place] + 1) % self._num_samples
-        return ids
 
-    def _load(self) -> None:
-        """Takes over what other ranks, or an earlier start of this run, have found."""
-        if self._file is not None and self._file.exists():
-            with file_errors("read", self._file):
-                text = self._file.read_text(encoding="utf-8", errors="replace")
-            rows = (_parse(line) for line in text.split("\n")[:-1])  # what no line end follows was cut short
-            self.samples.update(int(row[0]) for row in rows if len(row) == len(_HEADER) and row[0].isdecimal())
+    def read(self, ids: np.ndarray, reader: Reader) -> Sound:
+        """Reads samples `ids` (int64 [B]), or what stands in for them.
 
-    def _append(self, row: tuple) -> None:
+        Bytes that are not those that were stored never leave here: their sample is listed, and the next one is read.
+        """
+        ids = self.substitute(ids)
+        encoded = reader.read(ids)
+        unchecked = np.arange(len(ids))
+        while damage := reader.find_damage(ids[unchecked], [encoded[place] for place in unchecked.tolist()]):
+            unchecked = unchecked[list(damage)]
+            damaged = ids[unchecked]
+            for sample, name, reason in zip(damaged.tolist(), reader.names(damaged), damage.values(), strict=True):
+                self.add(sample, name, reason)
+            ids[unchecked] = self.substitute(damaged)
+            for place, payload in zip(unchecked.tolist(), reader.read(ids[unchecked]), strict=True):
+                encoded[place] = payload
+        return Sound(ids, encoded)
+
+    def _next(self, sample: int) -> int:
+        """The first sample number from `sample` on, and around the end, that is not listed."""
+        while True:
+            part = self._listed[sample : sample + 4096]
+            place = int(part.argmin())
+            if not part[place]:
+                return sample + place
+            sample = (sample + len(part)) % self._num_samples
+
+    def _list(self, sample: int) -> None:
+        if not self._listed[sample]:
+            self._listed[sample] = True
+            self._count += 1
+
+    def _require_one_left(self) -> None:
+        if self._count == self._num_samples:
+            where = f"; see {self._file}" if self._file is not None else ""
+            raise UserError(f"none of the archive's {self._num_samples} images can be decoded{where}")
+
+    def _tell(self, sample: int, sample_id: str, reason: str) -> None:
+        with suppress(Exception):  # it is listed; what a handler of the log makes of it is not worth the run
+            if self._count <= _TOLD_EACH:
+                log.warning("sample %d (%s) is left out: %s; the next one stands in for it", sample, sample_id, reason)
+            elif self._count & (self._count - 1) == 0:
+                log.warning("%d samples are left out by now; the next ones stand in for them", self._count)
+
+    def _take_over(self, file: io.FileIO) -> None:
+        """Lists what other ranks, or an earlier start of this run, have found since the file was read last."""
+        file.seek(self._read_to)
+        text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]  # what no line end follows was cut short
+        self._read_to += len(whole)
+        for line in whole.decode(errors="replace").split("\n"):
+            row = _parse(line)
+            is_whole = len(row) == len(_HEADER) and row[0].isdecimal() and len(row[0]) < 19
+            if is_whole and int(row[0]) < self._num_samples:
+                self._list(int(row[0]))
+
+    def _write(self, sample: int, sample_id: str, reason: str) -> bool:
+        """Lists a sample in the file, too; False if another rank has done so."""
         if self._file is None:
+            self._list(sample)
+            return True
+        with file_errors("write", self._file), self._file.open("a+b", buffering=0) as file:
+            # What opening for appending guarantees on one machine does not hold between clients of a network file
+            # system. A lock does, which also lets them see what others wrote; it goes when the file is closed.
+            _lock(file)
+            self._take_over(file)
+            if self._listed[sample]:
+                return False
+            self._list(sample)
+            size = file.seek(0, io.SEEK_END)
+            lines = io.StringIO()
+            writer = csv.writer(lines, lineterminator="\n")
+            if not size:
+                writer.writerow(_HEADER)
+            elif self._read_to < size:
+                lines.write("\n")  # ends a line that was cut short: it must not become the start of this one
+            writer.writerow((sample, *(" ".join(text.split()) for text in (sample_id, reason))))  # a line each
+            file.write(lines.getvalue().encode(errors="backslashreplace"))
+        return True
+
+
+def _lock(file: io.FileIO) -> None:
+    """Locks the file, unless the system cannot, or another holds it for long: no run waits for ever for a list."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        # lines are short and the file is opened for appending: ranks do not tear each other's lines
-        with file_errors("write", self._file):
-            before = self._file.read_bytes() if self._file.exists() else b""
-            with self._file.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                if not before:
-                    writer.writerow(_HEADER)
-                elif not before.endswith(b"\n"):
-                    file.write("\n")  # ends a line that was cut short: it must not become the start of this one
-                writer.writerow(row)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
+        except OSError:
+            return
 
 
 def _parse(line: str) -> list[str]:

@@ -1,15 +1,20 @@
-"""The encoded bytes and picture sizes of samples, by number, from memory-mapped shards."""
+"""The encoded bytes and facts of samples, by number, read from shards and compared with their checksums.
+
+Bytes are read, not mapped: a shard that is cut, or a disk that fails, while its pages are touched would end the process
+by a signal; a read says so.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import os
+import weakref
+import zlib
 
 import numpy as np
 
 from fastfgssl.archive.manifest import Archive
-
-# each mapped shard holds a file descriptor, of which a process commonly has 1,024
-_MAPPED_SHARDS = 256
+from fastfgssl.data.open_files import OPEN_SHARDS, OpenFile
+from fastfgssl.runtime.errors import file_errors
 
 
 class Reader:
@@ -17,13 +22,57 @@ class Reader:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._shard_bytes = lru_cache(maxsize=_MAPPED_SHARDS)(self._map_shard)
+        self._owner = object()
+        weakref.finalize(self, OPEN_SHARDS.release, self._owner)
+
+    def close(self) -> None:
+        """Closes the shards; reading opens them again."""
+        OPEN_SHARDS.release(self._owner)
 
     def read(self, ids: np.ndarray) -> list[np.ndarray]:
-        """The encoded images of samples `ids` (int64 [B]): B arrays of uint8, views of the mapped shards."""
+        """The encoded images of samples `ids` (int64 [B]): B arrays of uint8.
+
+        One whose shard was cut short is shorter than it should be; see `find_damage`. Raises `UserError` if a shard
+        cannot be opened or read: that may pass, so it is not held against the sample.
+        """
         rows = self._archive.columns(ids, ("shard", "offset", "size"))
-        places = zip(rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True)
-        return [self._shard_bytes(shard)[offset : offset + size] for shard, offset, size in places]
+        offsets, sizes = rows["offset"].tolist(), rows["size"].tolist()
+        ends = np.cumsum(rows["size"]).tolist()
+        buffer = np.empty(ends[-1] if ends else 0, np.uint8)
+        encoded = [buffer[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        # in the order of the disk; the system is told of all reads of a shard before the first, so that it can make
+        # them at the same time where that helps
+        order = np.lexsort((rows["offset"], rows["shard"]))
+        present, starts = np.unique(rows["shard"][order], return_index=True)
+        for shard, places in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+            path = self._archive.shard_path(shard)
+            file = OPEN_SHARDS.get(self._owner, path)
+            with file_errors("read", path):
+                for place in places.tolist():
+                    os.posix_fadvise(file.descriptor, offsets[place], sizes[place], os.POSIX_FADV_WILLNEED)
+                for place in places.tolist():
+                    encoded[place] = encoded[place][: _read_into(file, encoded[place], offsets[place])]
+        return encoded
+
+    def find_damage(self, ids: np.ndarray, encoded: list[np.ndarray]) -> dict[int, str]:
+        """What is wrong with `encoded`, the bytes that `read` gave for `ids`: a reason by place, empty if all is well.
+
+        A checksum takes some 0.4 ns a byte, 20 us for a JPEG of 48 KB: less than 1 % of what its views take a CPU.
+        """
+        rows = self._archive.columns(ids, ("size", "crc32"))
+        damage = {}
+        for place, (payload, size, crc32) in enumerate(
+            zip(encoded, rows["size"].tolist(), rows["crc32"].tolist(), strict=True)
+        ):
+            if len(payload) < size:
+                damage[place] = f"its shard was cut: {size - len(payload)} of its {size} bytes are missing"
+            elif zlib.crc32(payload) != crc32:
+                damage[place] = "its bytes changed since the archive was made"
+        return damage
+
+    def names(self, ids: np.ndarray) -> list[str]:
+        """What the archive calls the samples."""
+        return self._archive.columns(ids, ("id",))["id"].tolist()
 
     def picture_sizes(self, ids: np.ndarray) -> np.ndarray:
         """Width and height in pixels of the decoded images: int64 [B, 2]."""
@@ -36,6 +85,10 @@ class Reader:
             return np.full(len(ids), -1)
         return self._archive.columns(ids, ("label",))["label"].astype(np.int64)
 
-    def _map_shard(self, shard: int) -> np.ndarray:
-        # a plain array over the map: slicing np.memmap itself costs several microseconds a slice
-        return np.asarray(np.memmap(self._archive.shard_path(shard), dtype=np.uint8, mode="r"))
+
+def _read_into(file: OpenFile, target: np.ndarray, offset: int) -> int:
+    """Reads as many bytes as `target` (uint8 [n]) holds, or there are; returns how many."""
+    done = 0
+    while done < len(target) and (got := os.preadv(file.descriptor, [target[done:]], offset + done)):
+        done += got
+    return done

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
@@ -13,8 +16,10 @@ from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Order, Slots
 from fastfgssl.data.quarantine import Quarantine
-from fastfgssl.runtime.agreement import shared_errors
+from fastfgssl.runtime.agreement import lost_ranks, mean_over_ranks, shared_errors
 from fastfgssl.runtime.distributed import World, local_main_first
+
+log = logging.getLogger(__name__)
 
 
 class ArchiveStream:
@@ -30,20 +35,33 @@ class ArchiveStream:
 
     @contextmanager
     def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
-        """This rank's batches of steps `start` to `stop` - 1."""
+        """This rank's batches of steps `start` to `stop` - 1; a run that ends in order says what it was not shown."""
         config, world = self._config, self._world
+        listed = Path(config.output) / "quarantine.csv"
         with shared_errors(world), local_main_first(world):  # the first builds the operators, the others find them
             loader = Loader(
                 self.archive,
                 GraphSpec.of(config, self.needs, world, sixteen_bit=self.archive.is_sixteen_bit),
                 rank_slots(self.archive, config, world),
                 seed=config.seed,
-                quarantine=Quarantine(self.num_samples, Path(config.output) / "quarantine.csv"),
+                quarantine=Quarantine(self.num_samples, listed),
                 start=start,
                 stop=stop,
             )
         with loader:
             yield loader
+        # all ranks come here together, or none does: an exception leaves the body above
+        with lost_ranks("counting substitutes"):
+            counts = mean_over_ranks(torch.tensor([loader.substitutes, loader.samples], dtype=torch.float64), world)
+        substitutes, samples = (counts * world.size).round().long().tolist()
+        if substitutes and world.is_main:
+            log.warning(
+                "%d of %d samples (%.2g %%) stood in for damaged ones; %s lists those",
+                substitutes,
+                samples,
+                100 * substitutes / samples,
+                listed,
+            )
 
 
 def rank_slots(archive: Archive, config: Config, world: World) -> Callable[[int], Slots]:

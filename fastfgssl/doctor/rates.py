@@ -103,14 +103,12 @@ class Bench:
         self.encoded = [self._reader.read(ids) for ids in self.ids]
 
     def reader_block(self) -> float:
-        """Order, view parameters, and the bytes themselves, from memory."""
+        """Order, view parameters, and the bytes themselves, from memory: what the loader's thread does."""
         steps, preset, made, start = itertools.cycle(range(_KEPT)), self.spec.preset, 0, time.perf_counter()
         while not made or time.perf_counter() - start < self._block:
             slots = self._kept(next(steps), self.rows)
-            sizes = self._reader.picture_sizes(slots.ids)
-            self._params(slots, sizes, preset)
-            for encoded in self._reader.read(slots.ids):
-                encoded.copy()
+            ids, _ = self._quarantine.read(slots.ids, self._reader)
+            self._params(slots, self._reader.picture_sizes(ids), preset)
             made += len(slots.ids)
         return made / (time.perf_counter() - start)
 

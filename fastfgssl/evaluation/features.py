@@ -55,6 +55,7 @@ class FeatureExtractor:
         self._model = model.eval()
         self._config, self._archive, self._device = config, archive, device
         self._batch_size = batch_size
+        self._quarantine = Quarantine(archive.num_samples)
 
     def plain(self, ids: np.ndarray) -> tuple[np.ndarray, dict[str, Rows]]:
         """Samples that decode among `ids`, and the features of each: the whole image, resized, nothing else.
@@ -105,7 +106,10 @@ class FeatureExtractor:
     def _batches(
         self, parts: list[np.ndarray], preset: Preset, *, seed: int
     ) -> Iterator[tuple[np.ndarray, NamedTuple]]:
-        """(ids, batch) for each of `parts`, samples in their order; those that do not decode are left out."""
+        """(ids, batch) for each of `parts`, samples in their order; those that do not decode are left out.
+
+        Raises `UserError` if that leaves none.
+        """
 
         def slots(step: int) -> Slots:
             return Slots(parts[step], np.zeros(len(parts[step]), np.int64))
@@ -115,13 +119,20 @@ class FeatureExtractor:
             self._config, needs, World.alone(self._device), sixteen_bit=self._archive.is_sixteen_bit, preset=preset
         )
         spec = replace(spec, batch_size=max(map(len, parts)), half=False)
-        quarantine = Quarantine(self._archive.num_samples)
-        with Loader(self._archive, spec, slots, seed=seed, quarantine=quarantine, start=0, stop=len(parts)) as loader:
+        some = False
+        with Loader(
+            self._archive, spec, slots, seed=seed, quarantine=self._quarantine, start=0, stop=len(parts)
+        ) as loader:
             for step, batch in enumerate(loader):
                 decoded = batch.ids == slots(step).ids
+                if not decoded.any():
+                    continue
+                some = True
                 rows = torch.from_numpy(np.flatnonzero(decoded))
                 views = [None if view is None else view[rows] for view in (batch.anchor, batch.puzzle_view)]
                 yield batch.ids[decoded], batch._replace(anchor=views[0], puzzle_view=views[1])
+        if not some:
+            raise UserError(f"{self._archive.path}: none of the {sum(map(len, parts))} images to evaluate decodes")
 
     @torch.inference_mode()
     def _features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.benchmarks import loss as loss_suite
-from fastfgssl.benchmarks import reading, scaling
+from fastfgssl.benchmarks import read_ahead, reading, scaling
 from fastfgssl.benchmarks import train as train_suite
 from fastfgssl.benchmarks.archive import open_archive, write_index
 from fastfgssl.benchmarks.measure import CheckFailed, Settings, Suite, require_close
@@ -25,6 +25,7 @@ from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
+from helpers.loader import spec
 from helpers.paths import TOOLS
 
 CPU = torch.device("cpu")
@@ -243,3 +244,13 @@ def test_reader_and_index_are_measured_and_traced_on_any_archive(archive_path, t
     assert len(written) == 2
     for trace, file in zip(written, ("manifest.py", "reader.py"), strict=True):
         assert file in trace
+
+
+def test_a_reader_that_is_late_delays_only_who_does_not_read_ahead(archive_path, monkeypatch):
+    for name, value in {"STEP": 0.1, "LATENCY": 0.09, "FIRST": 2, "STEPS": 6, "TURNS": 1}.items():
+        monkeypatch.setattr(read_ahead, name, value)
+    record = read_ahead.record(archive_path, spec(), Suite("input", Settings(device=CPU)))
+    assert record.case == "reader 90 ms late each batch, step of 100 ms, batch 12"
+    waits = {kind: record.details[f"share_of_time_waiting_{kind}"] for kind in ("ours", "baseline", "limit")}
+    assert waits["ours"] < waits["baseline"] / 2
+    assert waits["baseline"] > 0.3  # as if nothing were read ahead: 90 of 190 ms

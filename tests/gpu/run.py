@@ -72,10 +72,15 @@ STAGES = {
         Part("train", 65, suite("train", "--real", ARCHIVE)),
         Part(
             "dali-tests",
-            35,
-            tests("tests/gpu/test_dali.py", "tests/data/test_loader.py", "tests/kernels/test_fan_out.py"),
+            40,
+            tests(
+                "tests/gpu/test_dali.py",
+                "tests/data/test_loader.py",
+                "tests/data/test_refusals.py",
+                "tests/kernels/test_fan_out.py",
+            ),
         ),
-        Part("input", 120, suite("input", "--index-samples", "1000000" if not REHEARSE else "1000")),
+        Part("input", 160, suite("input", "--index-samples", "1000000" if not REHEARSE else "1000")),
     ],
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
@@ -34,11 +37,16 @@ def spec(**changes) -> GraphSpec:
     return GraphSpec(**(values | changes))
 
 
-def loader(path, *, start=0, stop=9, rank=0, world_size=1, quarantine=None, **changes) -> Loader:
-    archive = Archive.open(path)
+def loader(
+    archive: Archive | Path, *, start=0, stop=9, rank=0, world_size=1, quarantine=None, ids=None, **changes
+) -> Loader:
+    """ids: of each step, in the place of those of training."""
+    archive = archive if isinstance(archive, Archive) else Archive.open(archive)
     order, part = Order(archive.shard_sizes, seed=SEED, window=2), BATCH // world_size
 
     def slots(step: int) -> Slots:
+        if ids is not None:
+            return Slots(ids(step), np.zeros_like(ids(step)))
         start = step * BATCH + rank * part
         return order.slots(start, start + part)
 

@@ -1,0 +1,68 @@
+"""The host's part of a batch, before the graph: whose bytes, the bytes, and the random numbers of their views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from fastfgssl.data.decode import GraphSpec
+from fastfgssl.data.order import Slots
+from fastfgssl.data.quarantine import Quarantine
+from fastfgssl.data.reader import Reader
+from fastfgssl.data.refusals import Refusals
+from fastfgssl.data.view_params import ViewParams, draw_view_params
+
+
+class HostBatch(NamedTuple):
+    ids: np.ndarray
+    """int64 [B], the samples whose bytes these are."""
+    substitutes: int
+    """How many of them stand in for others."""
+    encoded: list[np.ndarray]
+    """B arrays of uint8, each the bytes that were stored."""
+    params: ViewParams
+    labels: np.ndarray | None
+    """int64 [B], where they are needed."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoded images, which is nearly all."""
+        return sum(map(len, self.encoded))
+
+
+class HostBatches:
+    """Makes the host's part of any step."""
+
+    def __init__(
+        self,
+        spec: GraphSpec,
+        slots: Callable[[int], Slots],
+        reader: Reader,
+        quarantine: Quarantine,
+        refusals: Refusals,
+        *,
+        seed: int,
+    ) -> None:
+        self._spec, self._slots, self._seed = spec, slots, seed
+        self._reader, self._quarantine, self._refusals = reader, quarantine, refusals
+
+    def make(self, step: int) -> HostBatch:
+        slots = self._slots(step)
+        ids, encoded = self._quarantine.read(slots.ids, self._reader)
+        params = draw_view_params(
+            self._spec.preset,
+            slots,  # a substitute is distorted as the sample whose place it takes
+            seed=self._seed,
+            sizes=self._reader.picture_sizes(ids),
+            image_size=self._spec.image_size,
+            grids=self._spec.needs.grids,
+        )
+        return HostBatch(
+            ids=ids,
+            substitutes=int((ids != slots.ids).sum()),
+            encoded=self._refusals.replace(ids, encoded),
+            params=params,
+            labels=self._reader.labels(ids) if self._spec.needs.labels else None,
+        )
