@@ -239,7 +239,7 @@ def test_the_tool_says_what_comes_next_and_what_was_wrong(tmp_path):
     out = tmp_path / "a folder"
     good = run(out, "--images", 7, "--width", 64, "--height", 64, "--workers", 2)
     assert good.returncode == 0, good.stderr
-    assert f"python tools/prepare.py '{out}' --out '{out}-archive' --labels '{out}/labels.csv'" in good.stdout
+    assert f"fastfgssl prepare '{out}' --out '{out}-archive' --labels '{out}/labels.csv'" in good.stdout
     assert len(list((out / "images").iterdir())) == 7
 
     bad = run(out, "--images", 7)
