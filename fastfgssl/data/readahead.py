@@ -59,7 +59,7 @@ class _Queue(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._made or self._end is not None)
             if not self._made:
-                error, self._end = self._end, StopIteration()
+                error, self._end = self._end or StopIteration(), StopIteration()
                 try:
                     raise error
                 finally:
