@@ -34,7 +34,9 @@ from fastfgssl.kernels.fan_out.reference import fan_out_reference
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 
-BATCH, SIDE, GRIDS, BATCHES, THREADS = 64, 224, (16, 8, 4), 16, 2
+BATCH, SIDE, GRIDS, THREADS = 64, 224, (16, 8, 4), 2
+BATCHES = {"cpu": 16, "cuda": 16, "rehearsal": 1}
+"""Of a call."""
 SHORT_SIDE = 256
 
 
@@ -103,7 +105,8 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     case = f"paper preset, {SIDE} px, " + ("JPEG 600 x 450 quality 90" if small else "real images")
     spec = _spec(suite.device)
     graph, decoder = _pipelines(files, reader.picture_sizes(ids), spec)
-    images = BATCHES * BATCH
+    batches = BATCHES[suite.scale]
+    images = batches * BATCH
     loaders = {
         loop: DataLoader(
             PillowViews(files, images, published_loop=loop),
@@ -115,13 +118,13 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         )
         for loop in (False, True)
     }
-    # a graph works ahead: of the 16 batches of a call, one is made while the clock stands
+    # a graph works ahead: of the batches of a call, one is made while the clock stands
     options = {"items": images, "unit": "images/s", "runs": 5}
-    limit = ("DALI decoding alone", lambda: [decoder.run() for _ in range(BATCHES)])
+    limit = ("DALI decoding alone", lambda: [decoder.run() for _ in range(batches)])
     for loop, loader in loaders.items():
         yield suite.compare(
             f"{case}, {THREADS} threads",
-            ours=lambda: [graph.run() for _ in range(BATCHES)],
+            ours=lambda: [graph.run() for _ in range(batches)],
             baseline=(
                 f"Pillow DataLoader, {THREADS} workers" + (", published tile loop" if loop else ""),
                 lambda loader=loader: list(loader),
@@ -133,9 +136,9 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     batch = [files[turn] for turn in turns]
     yield suite.on_host().compare(
         f"checksums, {case}",
-        ours=lambda: [reader.find_damage(ids[turns], batch) for _ in range(BATCHES)],
-        baseline=(f"the whole graph, {THREADS} threads", lambda: [graph.run() for _ in range(BATCHES)]),
-        limit=("copy of the bytes", lambda: [[file.copy() for file in batch] for _ in range(BATCHES)]),
+        ours=lambda: [reader.find_damage(ids[turns], batch) for _ in range(batches)],
+        baseline=(f"the whole graph, {THREADS} threads", lambda: [graph.run() for _ in range(batches)]),
+        limit=("copy of the bytes", lambda: [[file.copy() for file in batch] for _ in range(batches)]),
         **options | {"runs": 15},
     )
     if small is not None:
@@ -143,9 +146,9 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), spec)
         yield suite.compare(
             f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {THREADS} threads",
-            ours=lambda: [small_graph.run() for _ in range(BATCHES)],
+            ours=lambda: [small_graph.run() for _ in range(batches)],
             baseline=(f"Pillow DataLoader on the files, {THREADS} workers", lambda: list(loaders[False])),
-            limit=("DALI decoding of the shards alone", lambda: [small_decoder.run() for _ in range(BATCHES)]),
+            limit=("DALI decoding of the shards alone", lambda: [small_decoder.run() for _ in range(batches)]),
             **options,
         )
 

@@ -25,10 +25,15 @@ from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss
 from fastfgssl.loss import cross_correlation_loss
 from fastfgssl.runtime.versions import versions
 
-SHAPES = {"cpu": ((200, 512), (256, 2048), (256, 8192)), "cuda": ((200, 512), (256, 8192), (2048, 8192), (4096, 2048))}
+SHAPES = {
+    "cpu": ((200, 512), (256, 2048), (256, 8192)),
+    "cuda": ((200, 512), (256, 8192), (2048, 8192), (4096, 2048)),
+    "rehearsal": ((20, 50),),
+}
 CHOICES = {  # around the N / D where gram and direct cost the same
     "cpu": ((200, 512), (512, 1024), (768, 1024), (960, 1024), (1024, 1024), (1536, 1024)),
     "cuda": ((200, 512), (1024, 2048), (1536, 2048), (2048, 2048), (4096, 2048), (2048, 8192)),
+    "rehearsal": ((20, 24),),
 }
 # settings of the Triton steps that are compared with the standing ones
 _VARIANTS = {
@@ -46,15 +51,15 @@ def run(settings: Settings) -> Iterator[Record]:
     """Speed against plain PyTorch, on a GPU with TF32 products and its peak memory; and what `auto` should choose."""
     suite, device = Suite("loss", settings), settings.device
     on_gpu = device.type == "cuda"
-    for N, D in SHAPES[device.type]:
+    for N, D in SHAPES[settings.scale]:
         for precision in ("float32", "bfloat16") if on_gpu else ("float32",):
             yield _against_plain(N, D, precision, suite)
         if on_gpu:
             yield _memory(N, D, device)
-    for N, D in CHOICES[device.type]:
+    for N, D in CHOICES[settings.scale]:
         yield _choice(N, D, suite)
     if on_gpu:
-        for N, D in SHAPES[device.type]:
+        for N, D in SHAPES[settings.scale]:
             yield _columns(N, D, suite)
 
 

@@ -24,8 +24,10 @@ STEP = 0.25
 """Seconds of a step, which the host sleeps through as it waits for a device."""
 LATENCY = 0.225
 """Seconds that each batch waits for before it is read."""
-FIRST, STEPS, TURNS = 6, 16, 2
-"""Steps that fill the queues, steps that are timed, and how often each kind takes its turn."""
+FIRST = 6
+"""Steps that fill the queues."""
+STEPS, TURNS = {"cpu": 16, "cuda": 16, "rehearsal": 2}, {"cpu": 2, "cuda": 2, "rehearsal": 1}
+"""Steps that are timed, and how often each kind takes its turn."""
 
 
 def record(path: Path, spec: GraphSpec, suite: Suite) -> Record:
@@ -33,19 +35,21 @@ def record(path: Path, spec: GraphSpec, suite: Suite) -> Record:
     archive = Archive.open(path)
     order = Order(archive.shard_sizes, seed=0, window=16)
 
+    steps = STEPS[suite.scale]
+
     def slots(step: int) -> Slots:
         return order.slots(step * spec.batch_size, (step + 1) * spec.batch_size)
 
     kinds = {
-        "ours": lambda: _ahead(archive, spec, _late(slots, LATENCY)),
-        "baseline": lambda: _when_asked(archive, spec, _late(slots, LATENCY)),
-        "limit": lambda: _ahead(archive, spec, slots),
+        "ours": lambda: _ahead(archive, spec, _late(slots, LATENCY), steps),
+        "baseline": lambda: _when_asked(archive, spec, _late(slots, LATENCY), steps),
+        "limit": lambda: _ahead(archive, spec, slots, steps),
     }
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     waits: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(1 if suite.settings.rehearse else TURNS):
+    for _ in range(TURNS[suite.scale]):
         for kind, batches in kinds.items():
-            spent, waited = _train(batches(), slots)
+            spent, waited = _train(batches(), slots, steps)
             seconds[kind].append(spent)
             waits[kind].append(waited / spent)
     return suite.record(
@@ -53,7 +57,7 @@ def record(path: Path, spec: GraphSpec, suite: Suite) -> Record:
         seconds,
         baseline="read when the graph asks",
         limit="a reader that is not late",
-        items=STEPS,
+        items=steps,
         unit="steps/s",
         details={f"share_of_time_waiting_{kind}": statistics.median(share) for kind, share in waits.items()},
     )
@@ -69,15 +73,15 @@ def _late(slots: Callable[[int], Slots], seconds: float) -> Callable[[int], Slot
     return late
 
 
-def _ahead(archive: Archive, spec: GraphSpec, slots: Callable[[int], Slots]) -> Iterator[np.ndarray]:
+def _ahead(archive: Archive, spec: GraphSpec, slots: Callable[[int], Slots], steps: int) -> Iterator[np.ndarray]:
     """Ids of the batches of the loader."""
     quarantine = Quarantine(archive.num_samples)
-    with Loader(archive, spec, slots, seed=0, quarantine=quarantine, start=0, stop=FIRST + STEPS) as loader:
+    with Loader(archive, spec, slots, seed=0, quarantine=quarantine, start=0, stop=FIRST + steps) as loader:
         for batch in loader:
             yield batch.ids
 
 
-def _when_asked(archive: Archive, spec: GraphSpec, slots: Callable[[int], Slots]) -> Iterator[np.ndarray]:
+def _when_asked(archive: Archive, spec: GraphSpec, slots: Callable[[int], Slots], steps: int) -> Iterator[np.ndarray]:
     """The same from a graph whose inputs are made when it asks for them."""
     reader, quarantine = Reader(archive), Quarantine(archive.num_samples)
     host = HostBatches(spec, slots, reader, quarantine, Refusals(reader, quarantine), seed=0)
@@ -90,15 +94,15 @@ def _when_asked(archive: Archive, spec: GraphSpec, slots: Callable[[int], Slots]
 
     graph = build_graph(source, spec)
     graph.build()
-    for step in range(FIRST + STEPS):
+    for step in range(FIRST + steps):
         graph.run()
         yield ids[step]
 
 
-def _train(batches: Iterator[np.ndarray], slots: Callable[[int], Slots]) -> tuple[float, float]:
-    """Seconds of `STEPS` steps that sleep, and those of them that were spent waiting for a batch."""
+def _train(batches: Iterator[np.ndarray], slots: Callable[[int], Slots], steps: int) -> tuple[float, float]:
+    """Seconds of `steps` steps that sleep, and those of them that were spent waiting for a batch."""
     waited = 0.0
-    for step in range(FIRST + STEPS):
+    for step in range(FIRST + steps):
         if step == FIRST:
             waited, start = 0.0, time.perf_counter()
         begin = time.perf_counter()

@@ -34,12 +34,10 @@ SUITE = Suite("s", Settings(device=CPU))
 
 @pytest.fixture
 def bench(monkeypatch):
-    """tools/bench.py with the given arguments, in this process: its exit code."""
-    monkeypatch.setattr(loss_suite, "SHAPES", {"cpu": ((20, 50),)})
-    monkeypatch.setattr(loss_suite, "CHOICES", {"cpu": ((20, 24),)})
+    """A rehearsal of tools/bench.py with the given arguments, in this process: its exit code."""
 
     def run(*arguments) -> int:
-        monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments), "--rehearse"])
         return bench_command.main()
 
     return run
