@@ -126,7 +126,7 @@ def test_evaluation_leaves_damaged_samples_out(make_config, archive_path, tmp_pa
     kept, features = extractor.plain(ids)
     np.testing.assert_array_equal(kept, sound)
     unhurt = FeatureExtractor(model, config, Archive.open(archive_path), CPU, batch_size)
-    torch.testing.assert_close(features["all"], unhurt.plain(sound)[1]["all"])
+    torch.testing.assert_close(features["all"][:], unhurt.plain(sound)[1]["all"][:])
     np.testing.assert_array_equal(extractor.views(sound[:6], seed=0).ids, sound[:6])
 
 

@@ -41,8 +41,8 @@ def test_waiting_for_data_is_told_when_it_lasts_and_not_again_at_once(caplog):
 
 def test_training_names_the_doctor_where_it_waits(make_config, monkeypatch, caplog):
     read = Reader.read
-    monkeypatch.setattr(Reader, "read", lambda reader, ids: time.sleep(0.6) or read(reader, ids))  # slower than steps
-    config = make_config(train__steps=6, train__heads=[0])
+    monkeypatch.setattr(Reader, "read", lambda reader, ids: time.sleep(0.8) or read(reader, ids))  # slower than steps
+    config = make_config(train__steps=10, train__heads=[0])
     with caplog.at_level(logging.WARNING):
         pretrain(config)
     assert caplog.text.count("was spent waiting for data") == 1
