@@ -66,16 +66,18 @@ def fit(
     make_step = TrainingStep(objective, config, world)
     if state:
         make_step.load_state_dict(state)
-    else:
-        _save(run, data, make_step, 0)
     if start >= steps:
         log.info("%s is complete: %d of %d steps are done", run.output, start, steps)
         return Outcome(start, None, checkpoint_path(checkpoints_of(config), start))
 
-    step, stopped, flag, clock = start, 0, SharedFlag(world), Clock(start)
+    step, stopped, flag = start, 0, SharedFlag(world)
     with ExitStack() as opened, lost_ranks("reporting or saving"):
         reporter = _Reporter(run, hooks, opened)
         loader = opened.enter_context(data.batches(start, steps))
+        # not before: a run that cannot begin is to leave nothing that its corrected command would have to go on with
+        if not state:
+            _save(run, data, make_step, 0)
+        clock = Clock(start)
         while step < steps and not stopped:
             # does any rank want to stop? answered when the step is made
             flag.ask(stop_signal() or 0)

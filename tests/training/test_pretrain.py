@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +144,23 @@ def test_a_run_is_not_continued_as_another(make_config, change, message):
     pretrain(make_config(train__steps=1))
     with pytest.raises(UserError, match=message):
         pretrain(make_config(**({"train__steps": 2} | change)))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"data__views": "papr"},
+        {"train__sinks": ["wandb"], "train__batch_size": 14},
+        {"evaluate__every": 1, "seed": 4},
+    ],
+    ids=["graph", "sink", "hook"],
+)
+def test_a_run_that_could_not_begin_does_not_block_the_corrected_one(make_config, monkeypatch, mistake):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("fastfgssl.evaluation.online.split_samples", lambda archive: SimpleNamespace(val=[]))
+    with pytest.raises(UserError, match=r"did you mean 'paper'|wandb is not installed|fewer than two images"):
+        pretrain(make_config(**mistake))
+    assert pretrain(make_config())[:2] == (4, None)
 
 
 def test_a_moved_archive_is_the_same_and_another_one_is_not(make_config, archive_path, tmp_path, phantom_folder):
