@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -80,10 +82,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     with file_errors("read the checkpoint", path), path.open("rb") as file:
         try:
+            _require_sound(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, MemoryError):  # the machine's fault: the file may be whole
+        except MemoryError:  # the machine's fault: the file may be whole
             raise
-        except Exception:  # torch raises what its unpickler and its zip reader happen to raise
+        except Exception as error:  # torch and zipfile raise what their unpicklers and readers happen to raise
+            # so is a disk's; but not what a position outside the file is answered with
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
             raise DamagedCheckpoint(f"{path}: damaged, or not a checkpoint of fastfgssl") from None
     version = state.get("format_version") if isinstance(state, dict) else None
     if not isinstance(version, int):
@@ -96,6 +102,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(state.get(name), type):
             raise DamagedCheckpoint(f"{path}: not a whole checkpoint of fastfgssl: it lacks {name!r}")
     return state
+
+
+def _require_sound(file: BinaryIO) -> None:
+    """Compares what a file holds with its checksums, which torch writes and does not read."""
+    with zipfile.ZipFile(file) as archive:
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile
+    file.seek(0)
 
 
 def load_newest_checkpoint(folder: Path) -> Newest:

@@ -70,6 +70,27 @@ def test_a_damaged_checkpoint_is_passed_over_and_costs_no_good_one(tmp_path, cap
     ]
 
 
+@pytest.mark.parametrize("length", [0, 1, 21, 5_000, 20_000, 50_000, 400_000, -1])
+def test_a_checkpoint_cut_at_any_place_is_passed_over(tmp_path, length):
+    save(tmp_path, 1)
+    whole = save_checkpoint(tmp_path, state_of(2) | {"model": {"w": torch.randn(100, 1024)}}, keep=3)
+    whole.write_bytes(whole.read_bytes()[:length])
+    state, damaged = load_newest_checkpoint(tmp_path)
+    assert (state["step"], damaged) == (1, [whole])
+
+
+@pytest.mark.parametrize("flipped", [1, 400])
+def test_a_checkpoint_whose_weights_have_changed_on_the_disk_is_passed_over(tmp_path, flipped):
+    save(tmp_path, 1)
+    whole = save_checkpoint(tmp_path, state_of(2) | {"model": {"w": torch.randn(100, 1024)}}, keep=3)
+    content = bytearray(whole.read_bytes())
+    middle = len(content) // 2  # of the one large tensor
+    content[middle : middle + flipped] = bytes(byte ^ 1 for byte in content[middle : middle + flipped])
+    whole.write_bytes(content)
+    state, damaged = load_newest_checkpoint(tmp_path)
+    assert (state["step"], damaged) == (1, [whole])
+
+
 def test_the_file_just_written_is_never_the_one_removed(tmp_path):
     for step in (0, 5, 6, 3):
         save(tmp_path, step, keep=1)
