@@ -42,7 +42,11 @@ class Update(nn.Module):
         raise NotImplementedError
 
     def compare(self, embeddings: tuple[Tensor, ...], batch: Batch, *, log: bool) -> Output:
-        """The loss of the embeddings of `batch`; log: with what is worth its time only where it is reported."""
+        """The loss of the embeddings of `batch`; log: with what is worth its time only where it is reported.
+
+        It may have weights of its own, and need not use each embedding. With `loss.cache`, `batch` holds the ids and
+        labels of all micro-batches and no views.
+        """
         raise NotImplementedError
 
     def exchange(self, rows: int, *, element_size: int) -> Exchange:
@@ -52,15 +56,27 @@ class Update(nn.Module):
         """
         return Exchange()
 
-    def forward(self, batch: Batch, *, gradients: Sequence[Tensor] | None = None, log: bool = False) -> Output | Tensor:
-        """The output; or, with the `gradients` of a loss by each embedding, a scalar whose backward has them."""
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        gradients: Sequence[Tensor | None] | None = None,
+        own: Sequence[tuple[Tensor, Tensor]] = (),
+        log: bool = False,
+    ) -> Output | Tensor:
+        """The output; or, with the `gradients` of a loss by each embedding, a scalar whose backward has them.
+
+        A gradient of None stands for an embedding that the loss does not use. own: parameters that `compare` uses, each
+        with its gradient, which backward is to have too.
+        """
         with record_function("forward"):
             embeddings = self.embed(batch)
         if gradients is None:
             with record_function("loss"):
                 return self.compare(embeddings, batch, log=log)
-        pairs = zip(embeddings, gradients, strict=True)
-        return torch.stack([(embedding.to(gradient.dtype) * gradient).sum() for embedding, gradient in pairs]).sum()
+        pairs = [*zip(embeddings, gradients, strict=True), *own]
+        products = [(value.to(gradient.dtype) * gradient).sum() for value, gradient in pairs if gradient is not None]
+        return torch.stack(products).sum()
 
 
 class Objective:

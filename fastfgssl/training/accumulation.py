@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -66,11 +67,16 @@ def accumulate_cached(
         leaves = [z.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_() for z in embeddings]
         with record_function("loss"):
             output = update.compare(tuple(leaves), _whole(parts), log=log)
-        gradients = torch.autograd.grad(output.loss, leaves)
-    for part, *of_part in zip(parts, *(gradient.chunk(len(parts)) for gradient in gradients), strict=True):
-        with without_exchange(shared, part is not parts[-1]):
+        # some embeddings the loss may not use, and few losses have weights of their own
+        trained = [parameter for parameter in update.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(output.loss, [*leaves, *trained], allow_unused=True)
+    of_leaves, of_trained = gradients[: len(leaves)], gradients[len(leaves) :]
+    for part, *of_part in zip(parts, *(_chunks(gradient, len(parts)) for gradient in of_leaves), strict=True):
+        is_last = part is parts[-1]
+        own = [pair for pair in zip(trained, of_trained, strict=True) if is_last and pair[1] is not None]
+        with without_exchange(shared, not is_last):
             with way.precision.autocast():
-                loss = shared(part, gradients=of_part)
+                loss = shared(part, gradients=of_part, own=own)
             _backward(loss, way)
     return output.logs
 
@@ -78,6 +84,10 @@ def accumulate_cached(
 def _backward(loss: Tensor, way: Way) -> None:
     with record_function("backward"):
         way.scaler.scale(loss).backward()
+
+
+def _chunks(gradient: Tensor | None, parts: int) -> Sequence[Tensor | None]:
+    return [None] * parts if gradient is None else gradient.chunk(parts)
 
 
 def _mean(logs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -88,9 +98,9 @@ def _mean(logs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _whole(parts: Sequence[Batch]) -> Batch:
-    """What a loss of all parts may look at beside embeddings: their labels."""
+    """What a loss of all parts may look at beside embeddings: their ids and labels."""
     labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts if part.labels is not None])
-    return Batch(None, None, (), parts[0].ids, labels)
+    return Batch(None, None, (), np.concatenate([part.ids for part in parts]), labels)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from fastfgssl.data.batch import Batch
+from fastfgssl.objectives.base import Objective, Output, Update
 from fastfgssl.objectives.fgssl import FineGrained, build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training.step import TrainingStep
@@ -84,6 +85,52 @@ def test_cached_embeddings_give_the_gradient_of_one_big_batch(schedule, world_si
 
 def gradients_without_batch_norm(world, config):
     return gradients(world, config, batch_norm=False)
+
+
+class Prototypes(Update):
+    """A loss with weights of its own, some of them the network's too, over one of two embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Linear(3, 4, bias=False)
+        self.prototypes = nn.Parameter(torch.randn(5, 4))
+
+    def embed(self, batch):
+        return self.network(batch.anchor.mean(dim=(2, 3))), 2 * batch.anchor[:, 0, 0, 0]
+
+    def compare(self, embeddings, batch, *, log):
+        logits = embeddings[0] @ self.prototypes.T + self.network.weight.square().sum()
+        loss = nn.functional.cross_entropy(logits + torch.from_numpy(batch.ids % 7)[:, None] * logits, batch.labels)
+        return Output(loss, {"loss": loss.detach()})
+
+
+def prototype_gradients(world: World, accumulate: int, cache: bool):
+    """Of one batch of 12 images over all ranks, the second of two: DDP tells at it what it missed at the first."""
+    torch.manual_seed(0)
+    objective = Objective()
+    objective.model = update = Prototypes().double()
+    objective.updates = [update]
+    images = torch.randn(12, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = slice(world.rank * 12 // world.size, (world.rank + 1) * 12 // world.size)
+    batch = Batch(images, None, (), np.arange(12), torch.arange(12) % 5).rows(rows, rows)
+    step = TrainingStep(objective, make_config(accumulate, cache=cache), world)
+    step.optimizer = _NoUpdates()
+    for _ in range(2):
+        update.zero_grad()
+        logs = step(batch)
+    return logs, [update.network.weight.grad, update.prototypes.grad], {}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_cached_loss_trains_its_own_weights_and_may_leave_embeddings_unused(world_size):
+    whole = prototype_gradients(ALONE, 1, False)
+    assert all(gradient.abs().max() > 1e-3 for gradient in whole[1])
+    if world_size == 1:
+        require_same(prototype_gradients(ALONE, 3, True), whole)
+        return
+    for rank in run_on_ranks(prototype_gradients, 2, 3, True):
+        for a, b in zip(rank[1], whole[1], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
 def test_a_cached_batch_moves_running_averages_once():
