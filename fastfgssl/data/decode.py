@@ -49,6 +49,13 @@ class GraphSpec:
     """Decode on the CPU even where a GPU does the rest."""
 
     def __post_init__(self) -> None:
+        if not (self.needs.anchor or self.needs.view or any(self.needs.grids)):
+            raise UserError("the objective's needs: no view at all; it must need the anchor, the view or a grid")
+        for grid in self.needs.grids:
+            if grid < 0 or (grid and self.image_size % grid):
+                raise UserError(
+                    f"the objective's needs: a grid of {grid}: must divide data.image_size = {self.image_size}, or be 0"
+                )
         jitters = [view.jitter for view in (self.preset.puzzle, self.preset.anchor)]
         if self.sixteen_bit and any(jitter and jitter.colour for jitter in jitters):
             raise UserError(

@@ -34,6 +34,8 @@ class OnlineScores(Hook):
     use their running averages. Scores of so few images tell a trend; `fastfgssl evaluate` tells how good a network is.
     """
 
+    wants_logs = True
+
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
 

@@ -48,7 +48,8 @@ class Moment(NamedTuple):
     step: int
     """Steps done."""
     logs: dict[str, float]
-    """What is reported at this moment; empty between reports. A hook may add to it for those after it."""
+    """What is reported at this moment; empty between reports. A hook may add to it for those after it: `epoch` then
+    joins what it adds to none."""
     batch: Batch
 
 
@@ -59,6 +60,9 @@ class Hook:
     """
 
     every: int = 1
+    """Steps, 1 or more, between two calls."""
+    wants_logs: bool = False
+    """Whether each call is to have a report; else it has one where `train.log_every` makes one."""
 
     def begin(self, run: Run) -> None:
         """Called before training begins or goes on."""

@@ -21,7 +21,7 @@ from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import checkpoint_path, save_checkpoint
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
-from fastfgssl.training.schedule import learning_rate_factor, set_learning_rate
+from fastfgssl.training.schedule import learning_rate_factor, learning_rates, set_learning_rate
 from fastfgssl.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ def fit(
             is_report = reporter.is_report(step + 1)
             with on_this_rank(f"making step {step + 1}"):
                 logs = make_step(batch, progress=(step + 1) / steps, log=is_report)
+            if step == start:
+                _require_logs(objective, logs)
             step += 1
             stopped = flag.answer()
             if step == start + 1:
@@ -123,38 +125,54 @@ class _Reporter:
             for hook in hooks:
                 opened.callback(hook.end)
                 hook.begin(run)
+                if hook.every < 1:
+                    raise UserError(f"hook {type(hook).__name__}: every = {hook.every!r}: must be 1 step or more")
 
     def is_report(self, step: int) -> bool:
-        """Whether the logs of a step are wanted: every so often, and beside what a hook has to say."""
-        intervals = [self._run.config.train.log_every, *(hook.every for hook in self._hooks if hook.every > 1)]
+        """Whether the logs of a step are wanted: every so often, and by hooks."""
+        intervals = [self._run.config.train.log_every, *(hook.every for hook in self._hooks if hook.wants_logs)]
         return step == self._run.steps or any(step % interval == 0 for interval in intervals)
 
     def call(self, moment: Moment, *, last: bool = False) -> None:
         is_last = last or moment.step == self._run.steps
         due = [hook for hook in self._hooks if is_last or moment.step % hook.every == 0]
         if moment.step > 0 and not moment.logs:  # these only count: ranks need not meet for that
-            for hook in due:
-                hook(moment)
+            self._call(due, moment)
             return
         with shared_errors(self._run.world):
-            for hook in due:
-                hook(moment)
+            self._call(due, moment)
+
+    def _call(self, due: Sequence[Hook], moment: Moment) -> None:
+        for hook in due:
+            hook(moment)
+            if moment.logs:  # the loop's own have it; a hook may have begun a report beside those, as at step 0
+                moment.logs.setdefault("epoch", _epoch(self._run, moment.step))
 
 
 def _report(run: Run, step: int, logs: dict[str, Tensor], make_step: TrainingStep, clock: Clock) -> dict[str, float]:
     """What is reported of a step: numbers of the run, and the objective's; waits for the device."""
     values = read_logs(logs, run.world)
     lap, batch_size = clock.lap(step), run.config.train.batch_size
-    lr = {group["name"]: group["lr"] for group in make_step.optimizer.param_groups}
     return {
-        "epoch": step * batch_size / run.num_samples,
+        "epoch": _epoch(run, step),
         "loss": sum(weight * values[name] for name, weight in run.objective.weights.items()),
-        "lr": lr["heads_weights"],
-        "backbone_lr": lr["backbone_weights"],
+        **learning_rates(make_step.optimizer),
         "images_per_second": lap.steps * batch_size / lap.seconds,
         "data_wait": lap.waited / lap.seconds,
         **values,
     }
+
+
+def _epoch(run: Run, step: int) -> float:
+    """Passes over the archive, after `step` steps."""
+    return step * run.config.train.batch_size / run.num_samples
+
+
+def _require_logs(objective: Objective, logs: dict[str, Tensor]) -> None:
+    """Raises `UserError` if the reported loss cannot be made of what the updates log."""
+    if missing := [name for name in objective.weights if name not in logs]:
+        known = ", ".join(logs) or "nothing"
+        raise UserError(f"{type(objective).__name__}.weights: no update logs {missing[0]!r}; they log {known}")
 
 
 def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:

@@ -18,6 +18,7 @@ def losses(output) -> list[dict]:
     return [
         {name: value for name, value in record.items() if name == "step" or name.startswith("loss")}
         for record in read_metrics(Path(output))
+        if "loss" in record
     ]
 
 

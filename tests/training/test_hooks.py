@@ -57,6 +57,8 @@ def test_scores_while_training_change_nothing_that_is_learned(make_config, tmp_p
     records = read_metrics(tmp_path / "scored")
     names = {f"score_{kind}_{features}" for kind in ("matching", "knn") for features in ("all", "backbone")}
     assert [record["step"] for record in records if names <= record.keys()] == [0, 2, 4]
+    assert records[0].keys() == names | {"step", "epoch"}
+    assert all({"epoch", "loss", "lr"} <= record.keys() for record in records[1:])
     assert all(0 <= record[name] <= 1 for record in records for name in names & record.keys())
     losses = [record["loss"] for record in read_metrics(tmp_path / "plain")]
     assert [record["loss"] for record in records if record["step"] > 0] == losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -113,15 +114,20 @@ def test_micro_batches_of_any_objective_are_those_of_one_batch(labels_config, ca
         torch.testing.assert_close(value, parts["model"][name], rtol=1e-4, atol=1e-5)
 
 
-def train_on_rank(world, config):
+def train_on_rank(world, config, *stops):
     del world  # `pretrain` finds the ranks itself
-    pretrain(config)
+    stop = StopAt(*stops) if stops and os.environ["RANK"] == "1" else lambda: None
+    return pretrain(config, stop_signal=stop)[:2]
 
 
-def test_two_ranks_train_it_as_one(labels_config):
+@pytest.mark.parametrize("stops", [(), (4,)], ids=["whole", "stopped"])
+def test_two_ranks_train_it_as_one(labels_config, stops):
+    """Also in two goes, the first ended by a signal to one of them."""
     _, alone = train(labels_config("alone"))
     config = labels_config("ranks")
-    run_on_ranks(train_on_rank, 2, config, join=False)
+    if stops:
+        assert run_on_ranks(train_on_rank, 2, config, *stops, join=False) == [(4, 15)] * 2
+    assert run_on_ranks(train_on_rank, 2, config, join=False) == [(8, None)] * 2
     state = load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
     assert state["step"] == 8
     for name, value in alone["model"].items():
@@ -143,6 +149,73 @@ def test_hooks_see_every_step(labels_config):
     steps = Steps()
     pretrain(labels_config("run", train__steps=5, train__log_every=2), hooks=[steps])
     assert steps.seen == [(0, False), (1, False), (2, True), (3, False), (4, True), (5, True)]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_only_a_hook_that_wants_logs_makes_reports(labels_config, every):
+    class Quiet(Hook):
+        def __call__(self, moment: Moment) -> None:
+            pass
+
+    class Wanting(Quiet):
+        wants_logs = True
+
+    reported = {}
+    for kind in (Quiet, Wanting):
+        hook = kind()
+        hook.every = every
+        config = labels_config(kind.__name__, train__steps=5, train__log_every=100)
+        pretrain(config, hooks=[hook])
+        reported[kind] = [record["step"] for record in read_metrics(Path(config.output))]
+    assert reported == {Quiet: [5], Wanting: [*range(every, 5, every), 5]}
+
+
+class NeedsNothing(Labels):
+    def __init__(self, config, world) -> None:
+        super().__init__(config, world)
+        self.needs = Needs(anchor=False, view=False, labels=True)
+
+
+class OddGrid(Labels):
+    def __init__(self, config, world) -> None:
+        super().__init__(config, world)
+        self.needs = Needs(view=True, grids=(5,), labels=True)
+
+
+class Misspelt(Labels):
+    def __init__(self, config, world) -> None:
+        super().__init__(config, world)
+        self.weights = {"cross_entrpy": 1.0}
+
+
+class Never(Hook):
+    every = 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "hooks", "message"),
+    [
+        (NeedsNothing, [], r"^the objective's needs: no view at all"),
+        (OddGrid, [], r"^the objective's needs: a grid of 5: must divide data.image_size = 32"),
+        (Misspelt, [], r"^Misspelt.weights: no update logs 'cross_entrpy'; they log cross_entropy, accuracy$"),
+        (Labels, [Never()], r"^hook Never: every = 0: must be 1 step or more$"),
+    ],
+)
+def test_what_an_author_gets_wrong_is_one_clear_error_at_once(labels_config, objective, hooks, message):
+    register("test_wrong", lambda config, world, *, fresh: objective(config, world))
+    config = labels_config("wrong", objective="test_wrong", train__log_every=100)
+    with pytest.raises(UserError, match=message):
+        pretrain(config, hooks=hooks)
+    assert not (Path(config.output) / "quarantine.csv").exists()  # no sample is blamed
+
+
+def test_rates_are_reported_of_what_is_trained(labels_config, make_config, tmp_path):
+    pretrain(labels_config("heads", optim__bias_lr=1e-3, train__steps=1))
+    (record,) = read_metrics(tmp_path / "heads")
+    assert {name: rate for name, rate in record.items() if "lr" in name} == {"lr": 1e-2, "bias_lr": 1e-3}
+    pretrain(make_config(output=str(tmp_path / "both"), optim__backbone_lr=0.02, train__steps=1))
+    (record,) = read_metrics(tmp_path / "both")
+    assert {name: rate for name, rate in record.items() if "lr" in name} == {"lr": 0.05, "backbone_lr": 0.02}
 
 
 def test_an_objective_that_is_not_known_is_named(make_config):
