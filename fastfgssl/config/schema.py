@@ -19,6 +19,7 @@ STAGES: tuple[Stage, ...] = (0, 1, 2, "all")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_DAY = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +155,15 @@ class TrainConfig(Section):
     sinks: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where reports go beside metrics.jsonl; wandb and mlflow need the extra of their name."""
     timeout: float = 600.0
-    """Seconds that ranks wait for each other, once the first step is done, before they end with an error."""
+    """Seconds, at most a day, that ranks wait for each other, once the first step is done, before they end with an
+    error."""
 
     def _check(self) -> None:
         self._require_positive(
             "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "timeout"
         )
+        # torch counts it in nanoseconds of 64 bits, and adds it to the time of day
+        require(self.timeout <= _DAY, "train.timeout", self.timeout, f"at most {_DAY:.0f} seconds, a day")
         require(bool(self.heads), "train.heads", list(self.heads), "at least one of 0, 1, 2, all")
         require(
             list(self.heads) == [stage for stage in STAGES if stage in self.heads],

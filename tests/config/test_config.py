@@ -70,6 +70,7 @@ def load_config_of_defaults():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("train.timeout=1e30", "train.timeout = 1e+30: must be at most 86400 seconds, a day"),
         ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
         ("batch_size=1", "did you mean 'train.batch_size'?"),
         ("data=archive", "data is a section"),
