@@ -245,8 +245,10 @@ def test_reader_and_index_are_measured_and_traced_on_any_archive(archive_path, t
 
 
 def test_a_reader_that_is_late_delays_only_who_does_not_read_ahead(archive_path, monkeypatch):
-    for name, value in {"STEP": 0.1, "LATENCY": 0.09, "FIRST": 2, "STEPS": 6, "TURNS": 1}.items():
+    for name, value in {"STEP": 0.1, "LATENCY": 0.09, "FIRST": 2}.items():
         monkeypatch.setattr(read_ahead, name, value)
+    monkeypatch.setitem(read_ahead.STEPS, "cpu", 6)
+    monkeypatch.setitem(read_ahead.TURNS, "cpu", 1)
     record = read_ahead.record(archive_path, spec(), Suite("input", Settings(device=CPU)))
     assert record.case == "reader 90 ms late each batch, step of 100 ms, batch 12"
     waits = {kind: record.details[f"share_of_time_waiting_{kind}"] for kind in ("ours", "baseline", "limit")}
