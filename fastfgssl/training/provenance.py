@@ -49,7 +49,7 @@ def describe_start(run: Run) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": run.start,
-        "command": sys.argv,
+        "command": sys.orig_argv,  # sys.argv is what our own dispatch has made of it
         "fastfgssl": __version__,
         "commit": _commit(),
         "packages": versions(),

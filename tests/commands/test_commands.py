@@ -102,6 +102,9 @@ def test_a_run_goes_on_to_its_end_without_a_reader(make_config, tmp_path, ranks)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
     unread(sys.executable, *launcher, "-m", "fastfgssl", "train", "--config", tmp_path / "config.yaml")
     assert [record["step"] for record in read_metrics(Path(config.output))] == list(range(1, 31))
+    (start,) = json.loads((Path(config.output) / "provenance.json").read_text())
+    # each word as it was typed
+    assert start["command"][-5:] == ["-m", "fastfgssl", "train", "--config", str(tmp_path / "config.yaml")]
 
 
 def test_a_diagnosis_is_kept_without_a_reader(make_config, tmp_path):
