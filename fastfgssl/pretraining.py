@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -26,9 +27,10 @@ def pretrain(
 
     hooks: called beside those that every run has, before they write. stop_signal: asked before each step; a number,
     such as a signal's, ends the run after that step with a checkpoint, from which the same call goes on. Raises
-    `UserError` for a configuration that this machine or archive cannot satisfy.
+    `UserError` for a configuration that this machine or archive cannot satisfy. Leaves torch's global generators, of
+    the CPU and of the device, as they are.
     """
-    with start_world(config.train.device) as world:
+    with start_world(config.train.device) as world, _kept_generators(world.device):
         config.train.check_world_size(world.size)
         data = ArchiveStream(config, world)
         state = find_state(config, data, world)
@@ -39,3 +41,7 @@ def pretrain(
         beside = [Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
         everything = [*beside, *make_sinks(config.train.sinks)]
         return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
+
+
+def _kept_generators(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

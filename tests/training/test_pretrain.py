@@ -59,6 +59,29 @@ def test_a_run_leaves_what_the_readme_names(make_config):
         assert picture.width > 5 * 96
 
 
+def test_the_generator_of_who_calls_is_left_as_it_is(make_config):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    pretrain(make_config(train__steps=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_run_that_goes_on_needs_no_weights_to_begin_with(make_config, tmp_path):
+    config = make_config(train__steps=1)
+    pretrain(config)
+    state = load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])["model"]
+    backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    file = tmp_path / "weights.pt"
+    torch.save(backbone, file)
+    settings = {"output": str(tmp_path / "from_file"), "model__weights": str(file)}
+    pretrain(make_config(train__steps=1, **settings))
+    file.unlink()
+    assert pretrain(make_config(train__steps=2, **settings))[:2] == (2, None)
+    with pytest.raises(UserError, match=r"weights\.pt"):
+        pretrain(make_config(train__steps=1, **settings | {"output": str(tmp_path / "new")}))
+
+
 def test_training_lowers_the_loss(make_config):
     config = make_config(train__steps=40, optim__name="adamw", optim__lr=2e-3, train__log_every=1)
     pretrain(config)
