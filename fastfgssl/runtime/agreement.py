@@ -13,11 +13,13 @@ from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import RankError, UserError
 from fastfgssl.runtime.memory import memory_errors
 
-# what gloo, NCCL and torch's store say of a rank that is gone or does not answer
-_LOST = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout|remote process exited|NCCL|ECONNRESET"
-    r"|failed to recv|application timeout|stopped responding",
-    re.I,
+# what torch raises where NCCL or its store fails
+_OF_TORCH = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+# gloo's errors are plain ones: they begin with a place in its source, and say that a rank is gone or does not answer
+_OF_GLOO = re.compile(
+    r"^\[\S*gloo/\S+:\d+\] .*(connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout|reset by peer"
+    r"|remote process exited|failed to (recv|send|connect))",
+    re.I | re.S,
 )
 
 
@@ -88,8 +90,8 @@ def lost_ranks(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # torch's DistBackendError and DistNetworkError are such
-        if not dist.is_initialized() or not _LOST.search(str(error)):
+    except RuntimeError as error:  # which those of torch are too
+        if not dist.is_initialized() or not (isinstance(error, _OF_TORCH) or _OF_GLOO.search(str(error).strip())):
             raise
         reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()).splitlines()[0].partition(". ")[0]
         raise RankError(f"another rank is gone or did not answer while {doing}: {reason}") from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from fastfgssl.models.batch_norm import synchronise_batch_norm
-from fastfgssl.runtime.agreement import SharedFlag, on_this_rank, require_agreement, shared_errors
+from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, on_this_rank, require_agreement, shared_errors
 from fastfgssl.runtime.console import run_tool
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import RankError, UserError
@@ -117,6 +119,41 @@ def test_a_rank_without_a_gpu_met_that_alone(monkeypatch):
         start_world("auto").__enter__()
     with pytest.raises(RankError, match="no image decodes"), on_this_rank("making a batch"):
         raise UserError("no image decodes")
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.distributed.DistBackendError("NCCL error in: work.cpp:1: unhandled system error"),
+        torch.distributed.DistNetworkError("failed to recv, got 0 bytes"),
+        torch.distributed.DistStoreError("wait timeout after 4000ms"),
+        RuntimeError(f"{GLOO}pair.cc:534] Connection closed by peer [127.0.0.1]:1234"),
+        RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation to complete"),
+    ],
+)
+def test_a_rank_that_is_gone_is_told_from_what_collectives_raise(monkeypatch, error):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    with pytest.raises(RankError, match=r"^another rank is gone or did not answer while making step 3: "):
+        with lost_ranks("making step 3"):
+            raise error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "loading data: timeout",
+        "my loss: the request to the teacher timed out",
+        "NCCL is not wanted here",
+        f"{GLOO}pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4",
+    ],
+)
+def test_a_defect_keeps_its_traceback_among_ranks(monkeypatch, text):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match=re.escape(text)), lost_ranks("making step 3"):
+        raise RuntimeError(text)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

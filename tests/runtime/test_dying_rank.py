@@ -58,7 +58,7 @@ def test_a_rank_that_hangs_is_waited_for_as_long_as_was_said(archive_path, tmp_p
     first, hanging = start_ranks("stop", archive_path, tmp_path / "run")
     try:
         _, err = first.communicate(timeout=240)
-        assert first.returncode == 2
+        assert first.returncode == 2, err
         assert "error: another rank is gone or did not answer while making step 3" in err
     finally:
         hanging.kill()
