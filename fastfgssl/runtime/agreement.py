@@ -15,10 +15,11 @@ from fastfgssl.runtime.memory import memory_errors
 
 # what torch raises where NCCL or its store fails
 _OF_TORCH = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
-# gloo's errors are plain ones: they begin with a place in its source, and say that a rank is gone or does not answer
+# gloo's errors are plain ones: they begin with a place in its source, or with its words, or with torch's wait for it
 _OF_GLOO = re.compile(
     r"^\[\S*gloo/\S+:\d+\] .*(connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout|reset by peer"
-    r"|remote process exited|failed to (recv|send|connect))",
+    r"|(read|write) error|socket closed|failed to (recv|send|connect))"
+    r"|^(connection closed by peer|timed out waiting \d+ms for|application timeout caused|operation timed out!)",
     re.I | re.S,
 )
 

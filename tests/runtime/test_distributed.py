@@ -131,6 +131,7 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"
         torch.distributed.DistNetworkError("failed to recv, got 0 bytes"),
         torch.distributed.DistStoreError("wait timeout after 4000ms"),
         RuntimeError(f"{GLOO}pair.cc:534] Connection closed by peer [127.0.0.1]:1234"),
+        RuntimeError("Operation timed out!"),
         RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation to complete"),
     ],
 )
