@@ -25,6 +25,13 @@ def file_errors(action: str, path: Path) -> Iterator[None]:
         raise UserError(f"cannot {action} {path}: {error.strerror or error}") from None
 
 
+def require_one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raises a `UserError` that names the known words and the nearest of them, unless `value` is one of them."""
+    words = list(known)
+    if value not in words:
+        raise UserError(f"{name} = {value!r}: must be one of {', '.join(words)}{nearest(str(value), words)}")
+
+
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """`; did you mean ...?` for the known word nearest to `word`; empty if none is near."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)

@@ -119,6 +119,11 @@ def test_a_rank_without_a_gpu_met_that_alone(monkeypatch):
         raise UserError("no image decodes")
 
 
+def test_a_device_that_is_none_of_ours_is_told():
+    with pytest.raises(UserError, match=r"^device = 'tpu': must be one of auto, cuda, cpu"):
+        start_world("tpu").__enter__()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_one_clear_line():
     with pytest.raises(UserError, match=r"^device cuda: torch sees no GPU"):
