@@ -43,6 +43,8 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
     file: a path, or the name of a configuration that comes with the package, such as `paper`. Raises `UserError`
     naming the file and the key for anything that is not a valid configuration.
     """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides = {overrides!r}: must be a list of key=value, such as [{overrides!r}]")
     flat = _read_file(_find(file))
     for override in overrides:
         key, separator, text = override.partition("=")

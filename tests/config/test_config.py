@@ -110,6 +110,11 @@ def test_a_bad_value_is_one_clear_line(file, override, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_text_in_place_of_a_list_of_overrides_is_told(file):
+    with pytest.raises(UserError, match=r"^overrides = 'seed=1': must be a list of key=value, such as \['seed=1'\]$"):
+        load_config(file, "seed=1")
+
+
 AS_WRITTEN = ["2024-13-45", "2024-01-15", "007", "1.10", "12:30:45", "0x10", "1e3", "yes", "a: b", "[", "'quoted'"]
 
 
