@@ -8,7 +8,6 @@ is an error that names the nearest known one.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -199,8 +198,5 @@ def _build(cls: Any, flat: dict[str, Any], prefix: str) -> Any:
 
 def _nearest_key(word: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` for the known key nearest to `word`, comparing last parts too (lr for optim.lr)."""
-    if hint := nearest(word, known):
-        return hint
     last = {key.rpartition(".")[2]: key for key in known}
-    match = [last[near] for near in difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.75)]
-    return f"; did you mean {match[0]!r}?" if match else ""
+    return nearest(word, known) or nearest(word.rpartition(".")[2], last, cutoff=0.75)
