@@ -45,7 +45,7 @@ def check_writable(path: Path) -> None:
 
     To be asked before the work that fills it.
     """
-    with file_errors("make the folder", path.parent):
+    with file_errors("write", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     with file_errors("write", path):
         if path.is_dir():

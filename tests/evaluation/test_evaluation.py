@@ -272,7 +272,7 @@ def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp
         ({"--data": "nowhere"}, "nowhere is not an archive"),
         ({"--protocol": "best"}, "invalid choice: 'best'"),
         ({"--batch-size": "0"}, "batch size = 0: must be greater than 0"),
-        ({"--json": "/proc/nodir/x.json"}, "cannot make the folder /proc/nodir: No such file"),
+        ({"--json": "/proc/nodir/x.json"}, "cannot write /proc/nodir: No such file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(archive_path, checkpoints, arguments, message):

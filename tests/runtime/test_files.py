@@ -56,7 +56,7 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
     assert list((tmp_path / "made").rglob("*")) == [tmp_path / "made" / "for"]
     for path, reason in (
         (tmp_path, f"write {tmp_path}: Is a directory"),
-        (tmp_path / "old" / "file", f"make the folder {tmp_path / 'old'}: File exists"),
+        (tmp_path / "old" / "file", f"write {tmp_path / 'old'}: File exists"),
     ):
         with pytest.raises(UserError, match=f"^cannot {reason}$"):
             check_writable(path)
