@@ -216,7 +216,7 @@ def _find_host_compiler() -> list[str]:
         )
     version = _output([*command, "-dumpversion"])
     if not re.match(r"\d", version):
-        raise BuildError(f"{shlex.join(command)} is no C++ compiler: it does not tell its version; set CXX")
+        raise BuildError(f"{shlex.join(command)} is no C++ compiler: it gives no version; set CXX")
     if "clang" not in _output([*command, "--version"]) and int(version.split(".")[0]) < _OLDEST_GCC:
         raise BuildError(f"{command[0]} {version} is too old: install g++ {_OLDEST_GCC} or newer, or set CXX")
     return command

@@ -36,7 +36,7 @@ from fastfgssl.runtime.errors import UserError
 
 BATCH, SIDE, GRIDS, THREADS = 64, 224, (16, 8, 4), 2
 BATCHES = {"cpu": 16, "cuda": 16, "rehearsal": 1}
-"""Of a call."""
+"""Batches in one call."""
 SHORT_SIDE = 256
 
 

@@ -27,7 +27,7 @@ class Sizes:
     batch: int
     side: int
     passes: int
-    """Of an operator in one call."""
+    """Runs of an operator in one call."""
 
 
 _FULL = Sizes(batch=256, side=224, passes=4)

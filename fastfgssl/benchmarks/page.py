@@ -34,7 +34,7 @@ def _table(folder: Path, pattern: str) -> str:
 
 
 def row(record: dict[str, Any]) -> tuple[str, ...]:
-    """Of a record, what `COLUMNS` name."""
+    """The record's cells, in the order of `COLUMNS`."""
     return (
         record["suite"],
         record["case"],

@@ -106,9 +106,9 @@ def _opening(_: Path, folder: Path, suite: Suite) -> Record:
     seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": []}
     memory = []
     for _ in range(3):
-        told = _open_alone(folder)
-        seconds["ours"].append(told["seconds"])
-        memory.append(told["resident_memory"])
+        opened = _open_alone(folder)
+        seconds["ours"].append(opened["seconds"])
+        memory.append(opened["resident_memory"])
         seconds["baseline"].append(_seconds(lambda: _read_through(folder / TABLE)))
         seconds["limit"].append(_seconds(lambda: json.loads((folder / MANIFEST).read_bytes())))
     if (file := suite.settings.traces.file(f"input: {case}")) is not None:

@@ -120,18 +120,18 @@ class _Runs:
 
         Raises `CheckFailed` with what the run said last if it fails.
         """
-        file, told = (Path(f"{config.output}.{ending}") for ending in ("yaml", "log"))
+        file, log_file = (Path(f"{config.output}.{ending}") for ending in ("yaml", "log"))
         write_config(config, file)
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         # torchrun leaves a folder of its own behind if it is interrupted
         settings = {"OMP_NUM_THREADS": str(threads or cores_per_rank(ranks)), "TMPDIR": str(self._folder)}
         command = [sys.executable, *launcher, *program, str(file), *arguments]
-        with told.open("w") as log:
+        with log_file.open("w") as log:
             code = run_child(
                 command, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | settings | (environment or {})
             )
         if code:
-            lines = told.read_text().strip().splitlines() or ["no output"]
+            lines = log_file.read_text().strip().splitlines() or ["no output"]
             last = next((line for line in lines if line.startswith("error: ")), lines[-1])
             raise CheckFailed(f"{ranks} ranks: the run ended with {code}: {last}")
 

@@ -34,7 +34,7 @@ def _dispatch() -> int | None:
     if name in ("-h", "--help"):
         print("Fine-grained self-supervised learning on medical images: fastfgssl COMMAND ...\n")
         print("\n".join(f"  {command:<10} {does}" for command, does in COMMANDS.items()))
-        print("\nfastfgssl COMMAND --help tells more of each.")
+        print("\nfastfgssl COMMAND --help says more about each.")
         return 0
     if name == "--version":
         print(__version__)

@@ -40,7 +40,7 @@ def main() -> None:
     if arguments.config is None and not arguments.plan:
         parser.error("the following arguments are required: --config")
     if rank_environment().size > 1:
-        raise UserError("the doctor runs alone: start it without torchrun; --ranks tells how many ranks are planned")
+        raise UserError("the doctor runs alone: start it without torchrun; --ranks says how many to plan for")
     if not 0.05 <= arguments.seconds <= 600:
         raise UserError(f"--seconds {arguments.seconds:g}: must be from 0.05 to 600")
     if arguments.json:
@@ -73,12 +73,12 @@ def main() -> None:
         print_table(console, report.machine_rows(findings, written, config), title="this machine")
         found = examine_rates(config, archive, world, arguments.seconds, say)
         if request is None:
-            told = report.report_diagnosis(diagnose(found, say))
+            shown = report.report_diagnosis(diagnose(found, say))
         else:
-            told = report.report_plan(found, plan.make_plan(request, plan.device_of(found)))
+            shown = report.report_plan(found, plan.make_plan(request, plan.device_of(found)))
     if arguments.json:
-        write_json(arguments.json, report.measured_record(findings, written, found) | told.record)
-    for title, rows in told.tables.items():
+        write_json(arguments.json, report.measured_record(findings, written, found) | shown.record)
+    for title, rows in shown.tables.items():
         print_table(console, rows, title=title)
-    for line in told.lines:
+    for line in shown.lines:
         print_line(console, line)

@@ -66,8 +66,8 @@ def main() -> None:
     )
     try:
         if args.json:
-            told = {"checkpoint": str(args.checkpoint), "data": str(args.data), "seed": args.seed}
-            write_json(args.json, dataclasses.asdict(report) | told | {"untrained_seed": args.untrained})
+            asked = {"checkpoint": str(args.checkpoint), "data": str(args.data), "seed": args.seed}
+            write_json(args.json, dataclasses.asdict(report) | asked | {"untrained_seed": args.untrained})
     finally:
         if not args.quiet:
             _print(report)

@@ -246,7 +246,7 @@ class EvaluateConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
     objective: str = "fgssl"
-    """What is learned (fastfgssl/objectives)."""
+    """What is learned: `fgssl`, or a module of yours such as `package.module` (docs/contributing.md)."""
     seed: int = 0
     """Everything random follows from it: initial weights, order, view parameters."""
     output: str = "runs/default"

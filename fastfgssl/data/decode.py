@@ -105,7 +105,7 @@ def build_decoder(source: Callable[[], list[np.ndarray]], spec: GraphSpec) -> Pi
 
 
 def pipeline_options(spec: GraphSpec) -> dict[str, Any]:
-    """Of a pipeline."""
+    """Keyword arguments for DALI's `pipeline_def`."""
     return {
         "batch_size": spec.batch_size,
         "num_threads": spec.threads,

@@ -40,7 +40,7 @@ class _Input(NamedTuple):
 
     name: str
     values: Callable[[ViewParams], np.ndarray]
-    """Of a batch: a row an image."""
+    """The values for a batch: a row per image."""
 
 
 def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipeline:

@@ -32,7 +32,7 @@ from fastfgssl.runtime.memory import is_out_of_memory
 _AHEAD = 2
 _AHEAD_BYTES = 512 << 20
 # Samples that the GPU's decoder refuses until the CPU decodes all: each costs a new graph once, and memory.
-_MOST_REFUSED = 64
+_MAX_REFUSED = 64
 
 
 class Loader(Iterator[Batch]):
@@ -122,7 +122,7 @@ class Loader(Iterator[Batch]):
         self._end()  # before another graph is built: a GPU's memory may not hold two
         if not any(self._refusals.settle(batch.ids, self._spec) for batch in fed):
             raise refusal
-        if len(self._refusals) > _MOST_REFUSED:
+        if len(self._refusals) > _MAX_REFUSED:
             self._spec = replace(self._spec, decode_on_cpu=True)
         self._begin()
 

@@ -48,7 +48,7 @@ class _Queue(Generic[T]):
     """Between the two threads."""
 
     def __init__(self, items: int, nbytes: int) -> None:
-        self._most_items, self._most_bytes = items, nbytes
+        self._max_items, self._max_bytes = items, nbytes
         self._made: deque[T] = deque()
         self._nbytes = 0
         self._end: BaseException | None = None  # what is raised once everything is taken
@@ -83,7 +83,7 @@ class _Queue(Generic[T]):
                 lambda: (
                     self._end is not None
                     or not self._made
-                    or (len(self._made) < self._most_items and self._nbytes < self._most_bytes)
+                    or (len(self._made) < self._max_items and self._nbytes < self._max_bytes)
                 )
             )
             return self._end is None

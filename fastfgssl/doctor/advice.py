@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
     input_share: float
     """Time of the input path: of the whole where cores are shared, else relative to the step (1: as long)."""
     images_per_second: float
-    """Of one rank, as the rates of the parts let expect it."""
+    """Expected of one rank, from the rates of the parts."""
 
 
 _NAMES = {
@@ -150,7 +150,7 @@ class ShortSide(NamedTuple):
     """Median short side of the images."""
     before: Rate
     after: Rate
-    """Of the whole graph."""
+    """The whole graph's rate."""
     bytes_ratio: float
     """Bytes of the smaller images over those of the same images now."""
 

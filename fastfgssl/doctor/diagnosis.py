@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 _INPUT_MATTERS = 0.1  # share of the time that the input path takes on shared cores, from which on it is worth a trial
 _SHRINK_IMAGES = 32
-_MOST_PIXELS = 10**9  # the archive's images have passed prepare's own limit
+_MAX_PIXELS = 10**9  # the archive's images have passed prepare's own limit
 
 
 class Examination(NamedTuple):
@@ -231,7 +231,7 @@ def _try_short_side(bench: Bench) -> ShortSide | None:
     decoder, smaller, larger, sizes = TrainingDecoder(), [], [], []
     for encoded, *size in zip(bench.encoded[0], rows["width"].tolist(), rows["height"].tolist(), strict=False):
         try:
-            image = prepare_image(encoded.tobytes(), decoder, short_side=wanted, max_pixels=_MOST_PIXELS)
+            image = prepare_image(encoded.tobytes(), decoder, short_side=wanted, max_pixels=_MAX_PIXELS)
         except Unusable:
             continue
         smaller.append(np.frombuffer(image.data, np.uint8))

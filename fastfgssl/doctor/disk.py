@@ -18,7 +18,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.runtime.errors import file_errors
 
 _CHUNK = 4 << 20
-_MOST_WRITTEN = 256 << 20
+_MAX_WRITTEN = 256 << 20
 _PROBES = 16  # of each shard
 _OPEN_SHARDS = 256  # of the 1,024 files that a process commonly may have open
 
@@ -72,8 +72,8 @@ def measure_reading(archive: Archive, batches: Iterator[np.ndarray], seconds: fl
                 samples += 1
             if spent > seconds or not fresh or len(seen) == archive.num_samples:
                 break
-    told = [probe for probe in probes if probe is not None]
-    cached = sum(told) / len(told) if len(told) == len(probes) else None
+    known = [probe for probe in probes if probe is not None]
+    cached = sum(known) / len(known) if len(known) == len(probes) else None
     return ReadRate(samples, size, max(spent, 1e-9), cached)
 
 
@@ -113,7 +113,7 @@ def measure_writing(folder: Path, seconds: float) -> float:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-", buffering=0) as file:
                 start, written = time.perf_counter(), 0
-                while written < _MOST_WRITTEN and (not written or time.perf_counter() - start < seconds):
+                while written < _MAX_WRITTEN and (not written or time.perf_counter() - start < seconds):
                     written += file.write(chunk)
                     os.fsync(file.fileno())
                 spent = time.perf_counter() - start

@@ -32,7 +32,7 @@ class Request:
 
     gpus: int
     images: float
-    """Of the archive."""
+    """In the archive."""
     epochs: float
     link: float = LINK
 
@@ -50,11 +50,11 @@ class Device:
     decode: float
     """Images/s of decoding alone: what the input path could come to with these cores."""
     bytes_per_image: float
-    """Of the archive."""
+    """Encoded size in the archive, the mean."""
     shares_cores: bool
     """Whether step and input path compute on the same cores: then their times add up."""
     updates: int
-    """Of each batch."""
+    """Optimiser updates per batch."""
     exchange: StepExchange
     """What the device hands to collectives in a step."""
 
@@ -77,9 +77,9 @@ class Plan:
     """The same, of the losses."""
     exchange: float
     """Seconds that sending both takes."""
-    least_efficiency: float
+    min_efficiency: float
     """Compute over the whole step, if nothing overlaps."""
-    most_efficiency: float
+    max_efficiency: float
     """The same, if all overlaps."""
     of_all_gpus: float
     """Images/s, at the least efficiency."""
@@ -106,8 +106,8 @@ def make_plan(request: Request, device: Device) -> Plan:
         gradients=gradients,
         embeddings=embeddings,
         exchange=exchange,
-        least_efficiency=efficiency,
-        most_efficiency=compute / max(compute, exchange),
+        min_efficiency=efficiency,
+        max_efficiency=compute / max(compute, exchange),
         of_all_gpus=speed,
         hours=images / speed / 3600,
         storage=speed * device.bytes_per_image,

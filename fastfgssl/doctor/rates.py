@@ -47,7 +47,7 @@ class Rate(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of an image."""
+        """Per image."""
         return 1 / self.value
 
     def over(self, before: Rate) -> Rate:

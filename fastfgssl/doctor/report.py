@@ -78,7 +78,7 @@ def _row(name: str, rate: Rate, text: str) -> Row:
 
 def _cache(share: float | None) -> str:
     if share is None:
-        return "the file system does not tell whether they came from memory"
+        return "the file system does not say whether they came from memory"
     if share < 0.02:
         return "dropped from memory before"
     return f"{share:.0%} were still in memory, so the disk itself may be slower"
@@ -143,7 +143,7 @@ def plan_lines(plan: Plan) -> list[Line]:
         "compute / (compute + exchange): nothing overlaps",
         "compute / max(compute, exchange): all overlaps",
     )
-    least, most = plan.least_efficiency, plan.most_efficiency
+    least, most = plan.min_efficiency, plan.max_efficiency
     return [
         Line("images/s of a GPU", figures(one), f"{how}; {measured}", one),
         Line("global batch", f"{whole:,}", f"gpus x {batch} images of a GPU, as measured", whole),

@@ -30,7 +30,7 @@ class OnlineScores(Hook):
 
     At step 0, after each `evaluate.every` steps, and at the end, on at most `evaluate.images` images of the archive's
     scoring split, and for kNN as many of its training split. The first rank scores while the others wait; batch norms
-    use their running averages. Scores of so few images tell a trend; `fastfgssl evaluate` tells how good a network is.
+    use their running averages. Scores of so few images show a trend; for a verdict there is `fastfgssl evaluate`.
     """
 
     def __init__(self, archive: Archive) -> None:

@@ -35,7 +35,7 @@ class PretrainedBackbone(nn.Module):
     transform: PlainTransform
     """PIL image, or uint8 or uint16 tensor, to what the network takes; see `PlainTransform`."""
     config: Config
-    """Of the training."""
+    """The configuration of its training."""
     step: int
     """Training steps that the weights have seen."""
 

@@ -26,10 +26,24 @@ def register(name: str, builder: Builder) -> None:
 
 
 def build_objective(config: Config, world: World, *, fresh: bool = True) -> Objective:
-    """The objective that `config.objective` names, its network on the device. `UserError` if there is none."""
-    if config.objective not in _BUILDERS:
-        hint = nearest(config.objective, _BUILDERS)
-        raise UserError(f"objective = {config.objective!r}: must be one of {', '.join(_BUILDERS)}{hint}")
-    builder = _BUILDERS[config.objective]
-    build: Builder = importlib.import_module(builder).build if isinstance(builder, str) else builder
-    return build(config, world, fresh=fresh)
+    """The objective that `config.objective` names, its network on the device. `UserError` if there is none.
+
+    A name with a dot is that of a module of yours which has a `build`, as those of this package have.
+    """
+    name = config.objective
+    builder = _BUILDERS.get(name, name)
+    if isinstance(builder, str):
+        if name not in _BUILDERS and "." not in name:
+            known = f"must be one of {', '.join(_BUILDERS)}, or a module such as package.module"
+            raise UserError(f"objective = {name!r}: {known}{nearest(name, _BUILDERS)}")
+        try:
+            builder = _module_builder(builder)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"objective = {name!r}: {error}; install its package, or name its folder in PYTHONPATH"
+            ) from None
+    return builder(config, world, fresh=fresh)
+
+
+def _module_builder(module: str) -> Builder:
+    return importlib.import_module(module).build

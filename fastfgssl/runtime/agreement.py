@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fastfgssl.runtime.distributed import World
-from fastfgssl.runtime.errors import RankError, UserError
+from fastfgssl.runtime.errors import LostRank, RankError, UserError
 from fastfgssl.runtime.memory import memory_errors
 
 # what gloo, NCCL and torch's store say of a rank that is gone or does not answer
@@ -50,7 +50,7 @@ def shared_errors(world: World) -> Iterator[None]:
     dist.all_gather_object(texts, met, group=world.control)
     for rank, text in enumerate(texts):
         if text is not None:
-            raise UserError(text if rank == 0 else f"{text} (met by rank {rank})")
+            raise UserError(text if rank == 0 else f"{text} (on rank {rank})")
 
 
 class SharedFlag:
@@ -82,7 +82,7 @@ class SharedFlag:
 
 @contextmanager
 def lost_ranks(doing: str) -> Iterator[None]:
-    """Turns what a collective of the body says of a rank that is gone into a `RankError`; doing: what was interrupted.
+    """Turns what a collective of the body says of a rank that is gone into `LostRank`; doing: what was interrupted.
 
     The rank that ended first prints why; the launcher ends the others if they do not meet this themselves.
     """
@@ -92,7 +92,7 @@ def lost_ranks(doing: str) -> Iterator[None]:
         if not dist.is_initialized() or not _LOST.search(str(error)):
             raise
         reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()).splitlines()[0].partition(". ")[0]
-        raise RankError(f"another rank is gone or did not answer while {doing}: {reason}") from None
+        raise LostRank(f"another rank is gone or did not answer while {doing}: {reason}") from None
 
 
 def mean_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
@@ -109,5 +109,7 @@ def on_this_rank(doing: str) -> Iterator[None]:
     try:
         with lost_ranks(doing), memory_errors(doing):
             yield
+    except RankError:
+        raise
     except UserError as error:
         raise RankError(str(error)) from None

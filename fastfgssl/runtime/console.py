@@ -1,8 +1,8 @@
 """What commands do around their work: arguments, messages, progress, exit codes. The library itself prints nothing.
 
-Bad input becomes one line and exit code 2, Ctrl-C exits quietly with 130, SIGTERM with 143. What is shown can neither
-end the work nor lose its result: nobody has to listen, as after `| head`, and a name is no markup, whatever it looks
-like, and can be shown on every terminal.
+Bad input becomes one line and exit code 2, a lost rank 75; Ctrl-C exits quietly with 130, SIGTERM with 143. Output
+can neither end the work nor lose its result: nobody has to listen, as after `| head`, and a name is no markup, whatever
+it looks like, and can be shown on every terminal.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Parser(argparse.ArgumentParser):
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Calls `main` and exits with its code (None counts as 0).
 
-    A `UserError` is printed to stderr as `error: <its text>` and exits with 2; every other exception is a defect of the
-    program and keeps its traceback. Of several ranks the first of each machine prints it, which has files and a log of
-    its own, and every rank prints a `RankError`.
+    A `UserError` is printed to stderr as `error: <its text>` and exits with its code; every other exception is a defect
+    of the program and keeps its traceback. Of several ranks the first of each machine prints it, which has files and a
+    log of its own, and every rank prints a `RankError`.
     """
     sys.stdout, sys.stderr = _Outlet(sys.stdout), _Outlet(sys.stderr)
     try:
@@ -61,7 +61,7 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
             code = main() or 0
     except UserError as error:
         _print_error(error)
-        code = 2
+        code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -1,4 +1,4 @@
-"""The exception that a user can cause: a tool prints it as a single line and exits with 2."""
+"""The exception that a user can cause: a tool prints it as a single line and exits with its code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from pathlib import Path
 class UserError(Exception):
     """Bad input from outside: says what is wrong, where (file, sample, key), and what to do."""
 
+    exit_code = 2
+
 
 class RankError(UserError):
     """A `UserError` that this rank may have met alone: the others cannot tell of it."""
+
+
+class LostRank(RankError):
+    """Another rank is gone: nothing is wrong with the input, and the same command goes on from the checkpoint."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _AGAIN_AFTER = 2.0  # seconds: torchrun passes on the terminal's Ctrl-C, so one press can arrive twice
-_TOLD_TOO = 1.0  # seconds in which a child shows that it was told to end by whoever told this process
+_GRACE = 1.0  # seconds in which a child shows that the signal reached it too
 
 
 class StopRequest:
@@ -69,7 +69,7 @@ def run_child(command: Sequence[str], **options: Any) -> int:
             return process.wait()
         except BaseException:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_TOLD_TOO)
+                process.wait(_GRACE)
             if process.poll() is None:
                 process.terminate()
                 process.wait()

@@ -31,7 +31,7 @@ class Run:
     world: World
     objective: Objective
     num_samples: int
-    """Of the archive."""
+    """In the archive."""
     start: int
     """Steps that were done before."""
     steps: int

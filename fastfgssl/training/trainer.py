@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     stopped_by: int | None
     """The signal, to any rank, that ended the run early; None if it is complete."""
     checkpoint: Path
-    """Of the last step."""
+    """The one written after the last step."""
 
 
 class Data(Protocol):

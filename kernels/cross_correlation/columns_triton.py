@@ -29,7 +29,7 @@ NUM_SHARES = 1024
 """In how many parts the squared norm of C is added up, at most: a power of two."""
 
 _TILES = [(32, 32, 4), (16, 32, 4), (64, 32, 8), (16, 64, 4), (32, 64, 8), (16, 128, 4)]  # and how many warps
-_MOST_CHUNKS = 64  # a program puts the moments of all of them together at once
+_MAX_CHUNKS = 64  # a program puts the moments of all of them together at once
 _NUMBERS = 1024  # of a program that goes over numbers
 _SUMS = 128  # of a program that adds up chunks
 
@@ -60,7 +60,7 @@ def row_chunks(num_rows: int, D: int, device: torch.device) -> Chunks:
     """As many chunks as make `PROGRAMS_PER_SM` programs together with the blocks of columns, none below a tile."""
     tiles = triton.cdiv(num_rows, TILE["ROWS"])
     wanted = PROGRAMS_PER_SM * _multiprocessors(device) // triton.cdiv(D, TILE["COLUMNS"])
-    number = max(1, min(wanted, tiles, _MOST_CHUNKS))
+    number = max(1, min(wanted, tiles, _MAX_CHUNKS))
     rows = triton.cdiv(tiles, number) * TILE["ROWS"]
     return Chunks(rows, triton.cdiv(num_rows, rows))
 

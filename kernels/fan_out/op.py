@@ -18,7 +18,7 @@ from fastfgssl.kernels.jigsaw.op import require_permutations
 
 MAX_GRIDS = 16
 _WHITE = {torch.uint8: 255, torch.uint16: 65535}
-_MOST_SAMPLES = 65535  # of a launch's third axis
+_MAX_SAMPLES = 65535  # of a launch's third axis
 
 
 class Views(NamedTuple):
@@ -93,8 +93,8 @@ def _require_arguments(
     B, H, W, C = puzzle.shape
     if C not in (1, 3) or puzzle.numel() == 0:
         raise ValueError(f"puzzle_images: must have 1 or 3 channels and no empty axis, got shape {list(puzzle.shape)}")
-    if H * W * C >= 2**31 or B > _MOST_SAMPLES:
-        raise ValueError(f"puzzle_images: at most {_MOST_SAMPLES} images of 2^31 - 1 numbers, got {_describe(puzzle)}")
+    if H * W * C >= 2**31 or B > _MAX_SAMPLES:
+        raise ValueError(f"puzzle_images: at most {_MAX_SAMPLES} images of 2^31 - 1 numbers, got {_describe(puzzle)}")
     if len(grids) > MAX_GRIDS or len(permutations) != len(grids):
         raise ValueError(
             f"permutations: must be one for each of at most {MAX_GRIDS} grids, got {len(permutations)} for {len(grids)}"

@@ -13,7 +13,7 @@ import triton.language as tl
 
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 _BLOCK = 1024
-_MOST_BLOCKS = 65535  # of a launch's second axis
+_MAX_BLOCKS = 65535  # of a launch's second axis
 
 
 @triton.jit
@@ -54,8 +54,8 @@ def jigsaw_triton(images: torch.Tensor, permutation: torch.Tensor, grid: int) ->
     tile_bytes = row // grid * size
     word = next(w for w in _WORDS if tile_bytes % w == 0 and images.data_ptr() % w == 0 and target.data_ptr() % w == 0)
     words, row_words = H * row * size // word, row * size // word
-    if words > _MOST_BLOCKS * _BLOCK:
-        raise ValueError(f"images: must have no more than {_MOST_BLOCKS * _BLOCK} words of {word} bytes, got {words}")
+    if words > _MAX_BLOCKS * _BLOCK:
+        raise ValueError(f"images: must have no more than {_MAX_BLOCKS * _BLOCK} words of {word} bytes, got {words}")
     dtype = _WORDS[word]
     programs = (planes, triton.cdiv(words, _BLOCK))
     _jigsaw_kernel[programs](

@@ -151,8 +151,9 @@ def test_an_index_that_has_no_room_is_one_line(tmp_path):
 
 def test_the_train_suite_pairs_laps_and_prints_nothing(archive_path, tmp_path, monkeypatch, capsys):
     for name, number in (("TURNS", 2), ("STEPS", 6), ("LAP", 2)):
-        monkeypatch.setitem(getattr(train_suite, name), "cpu", number)
-    record = next(train_suite.run(Settings(device=CPU, archive=archive_path, traces=Traces(tmp_path))))
+        monkeypatch.setitem(getattr(train_suite, name), "rehearsal", number)
+    settings = Settings(device=CPU, archive=archive_path, traces=Traces(tmp_path), rehearse=True)
+    record = next(train_suite.run(settings))
     assert record.runs == 2 * 2  # trainings, laps but the first
     assert capsys.readouterr().out == ""
     (file,) = tmp_path.iterdir()

@@ -129,7 +129,7 @@ def test_a_gpu_that_refuses_many_no_longer_decodes(refusing, monkeypatch):
             return super().settle(ids, dataclasses.replace(spec, device_id=None if spec.decode_on_cpu else 0))
 
     monkeypatch.setattr(loader_module, "Refusals", OnGpu)
-    monkeypatch.setattr(loader_module, "_MOST_REFUSED", 1)
+    monkeypatch.setattr(loader_module, "_MAX_REFUSED", 1)
     with loader(refusing, stop=7) as batches:
         assert sorted(np.concatenate([batch.ids for batch in batches])) == list(range(84))
         assert batches._spec.decode_on_cpu

@@ -33,7 +33,7 @@ def test_the_plan_is_what_a_hand_calculation_gives():
     assert (plan.gradients, plan.embeddings) == pytest.approx((gradients, embeddings))
     assert plan.exchange == pytest.approx((gradients + embeddings) / 1e9)
     efficiency = 0.25 / (0.25 + (gradients + embeddings) / 1e9)
-    assert (plan.least_efficiency, plan.most_efficiency) == pytest.approx((efficiency, 1))
+    assert (plan.min_efficiency, plan.max_efficiency) == pytest.approx((efficiency, 1))
     assert plan.hours == pytest.approx(1e7 / (8 * 800 * efficiency) / 3600)
     assert plan.storage == pytest.approx(8 * 800 * efficiency * 5e4)
 
@@ -44,7 +44,7 @@ def test_what_is_shown_of_a_plan_are_its_numbers():
     assert told["gradients of a step"][1:3] == ("175 MB", "2 (W - 1) / W x 100 MB of 2 updates, W = 8 GPUs")
     assert told["compute of a step"][1:3] == ("250 ms", "200 images of a GPU / 800 images/s")
     assert told["exchange of a step"].text == "181 ms"
-    assert told["scaling efficiency, at least"].text == f"{plan.least_efficiency:.1%}"
+    assert told["scaling efficiency, at least"].text == f"{plan.min_efficiency:.1%}"
     assert told["time"].value == plan.hours
     assert all(line.formula for line in told.values())
 
@@ -54,7 +54,7 @@ def test_one_gpu_exchanges_nothing_and_shared_cores_add_up():
     plan = make_plan(request, device(batch=12, step=300, graph=600, shares_cores=True))
     assert plan.gradients == plan.embeddings == 0
     assert plan.of_one_gpu == pytest.approx(200)
-    assert plan.least_efficiency == plan.most_efficiency == 1
+    assert plan.min_efficiency == plan.max_efficiency == 1
     assert plan.hours == pytest.approx(720 / 200 / 3600)
 
 

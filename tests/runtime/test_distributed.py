@@ -110,7 +110,7 @@ def fail_on_rank(world, failing):
     return None
 
 
-@pytest.mark.parametrize(("rank", "message"), [(0, "the disk is full"), (1, "the disk is full (met by rank 1)")])
+@pytest.mark.parametrize(("rank", "message"), [(0, "the disk is full"), (1, "the disk is full (on rank 1)")])
 def test_what_one_rank_meets_is_raised_on_all(rank, message):
     assert run_on_ranks(fail_on_rank, 2, rank) == [message] * 2
 
