@@ -30,6 +30,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "dicom": ["pydicom>=3.0"],
+    "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "timm": ["timm>=1.0.16"],
     "test": [
@@ -47,6 +48,7 @@ EXTRAS = {
         "types-PyYAML>=6.0",
         "wheel",
     ],
+    "wandb": ["wandb>=0.18"],
 }
 
 setup(

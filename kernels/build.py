@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shlex
@@ -28,6 +29,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+log = logging.getLogger("fastfgssl.kernels.build")
 
 _SOURCES = Path(__file__).parent
 _OPTIMISATION = ["-std=c++20", "-O3", "-fPIC"]
@@ -121,7 +124,7 @@ def build(library: Library, folder: Path | None = None) -> Path:
 
 
 def _compile(commands: _Commands, path: Path) -> None:
-    print(f"fastfgssl: building {path.name} with {commands.link[0]} (once)", file=sys.stderr, flush=True)
+    log.info("building %s with %s (once)", path.name, commands.link[0])
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         folder = Path(name)
         with ThreadPoolExecutor(len(commands.compile)) as compilers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,22 @@ def test_it_works_in_a_thread_which_may_set_no_signals(phantom_folder, tmp_path)
     assert done == [(84, 3)]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            {"protocol": "lineer"},
+            r"^protocol = 'lineer': must be one of matching, knn, linear; did you mean 'linear'\?$",
+        ),
+        ({"batch_statistics": "z"}, "^batch_statistics = 'z': must be one of stored, recomputed$"),
+        ({"split": "foo"}, "^split = 'foo': must be one of val, test$"),
+    ],
+)
+def test_a_word_that_evaluation_does_not_know_is_told_before_any_work(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        fastfgssl.evaluate(tmp_path / "none.pt", tmp_path, **words)
+
+
 def test_bad_input_is_an_exception_and_does_not_exit(tmp_path):
     with pytest.raises(UserError, match="no configuration is called demmo"):
         fastfgssl.load_config("demmo", ["data.path=nowhere"])
@@ -78,6 +95,17 @@ def test_bad_input_is_an_exception_and_does_not_exit(tmp_path):
         fastfgssl.evaluate(tmp_path / "none.pt", tmp_path)
     with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
         fastfgssl.pretrian  # noqa: B018
+
+
+def test_each_extra_that_a_message_tells_to_install_is_there():
+    told = {
+        name
+        for path in (ROOT / "fastfgssl").rglob("*.py")
+        for name in re.findall(r"fastfgssl\[(\w+)\]", path.read_text())
+    }
+    extras = re.findall(r'^    "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert "timm" in told
+    assert told | {"wandb", "mlflow"} <= set(extras)
 
 
 def test_the_import_is_light():

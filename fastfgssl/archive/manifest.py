@@ -14,12 +14,13 @@ import json
 import mmap
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.errors import UserError, file_errors
 
 FORMAT = "fastfgssl-archive"
 VERSION = 1
@@ -27,12 +28,16 @@ MANIFEST = "manifest.json"
 TABLE = "samples.arrow"
 QUARANTINE = "quarantine.csv"
 SHARDS = "shards"
+_CHECKED_BYTES = 64 << 20
+"""Largest table that is read as a whole to open it: a tenth of a second."""
+_CHECKSUM_DIFFERS = "its checksum differs from the manifest's"
 
 
 class Archive:
     """A prepared archive of N samples, numbered from 0 in the order of the shards, opened for reading.
 
-    Opening reads the manifest and the table's footer; a row is read when asked for. Safe to use after a fork.
+    Opening reads the manifest and the table, of which more than 64 MiB only the footer; a row is read when asked for.
+    Safe to use after a fork.
     """
 
     path: Path
@@ -72,6 +77,7 @@ class Archive:
         self._table = table
         self._first = np.concatenate([[0], np.cumsum(self.shard_sizes)])  # sample number a shard begins with
         self._batches: dict[int, pa.RecordBatch] = {}
+        self._checked: set[tuple[int, str]] = set()
         self._views: dict[tuple[int, str], np.ndarray] = {}
 
     @property
@@ -80,11 +86,13 @@ class Archive:
         return self.bit_depth.get(16, 0) > 0
 
     @classmethod
-    def open(cls, path: str | Path) -> Archive:
+    def open(cls, path: str | Path, *, check_table: bool = True) -> Archive:
         """Opens the archive in the folder `path`.
 
         Raises UserError if there is none, if a newer program made it, or if a shard or the table is missing or has not
-        the size that the manifest tells. Contents are not read: `verify` does that.
+        the size that the manifest tells; with check_table also if a table of up to 64 MiB has not its checksum. Not
+        read, except by `verify`: shards, and larger tables, of which `columns` still refuses rows that do not lie
+        within their shard and what is no table, but not wrong labels, names, or widths.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -95,10 +103,14 @@ class Archive:
                 raise UserError(f"archive {path} is incomplete: {file['name']}: {error.strerror}") from error
             if size != file["bytes"]:
                 raise UserError(f"archive {path} is damaged: {file['name']} has {size} bytes, not {file['bytes']}")
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(path / manifest["table"]["name"])))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"archive {path} is damaged: {manifest['table']['name']}: {error}") from error
+        facts = manifest["table"]
+        # archives of the benchmark, which hold nothing, have no checksums
+        if check_table and facts["sha256"] and facts["bytes"] <= _CHECKED_BYTES:
+            with file_errors("read", path / facts["name"]):
+                if _sha256(path / facts["name"]) != facts["sha256"]:
+                    raise UserError(f"archive {path} is damaged: {facts['name']}: {_CHECKSUM_DIFFERS}")
+        with _table_errors(path):
+            table = pa.ipc.open_file(pa.memory_map(str(path / facts["name"])))
         counts = [shard["samples"] for shard in manifest["shards"]]
         if sum(counts) != manifest["samples"] or len(counts) != table.num_record_batches:
             raise UserError(f"archive {path} is damaged: {MANIFEST} and {TABLE} disagree on the number of samples")
@@ -138,7 +150,7 @@ class Archive:
         problems = []
         table_is_sound = _sha256(self.path / TABLE) == self._manifest["table"]["sha256"]
         if not table_is_sound:
-            problems.append(f"{TABLE}: its checksum differs from the manifest's")
+            problems.append(f"{TABLE}: {_CHECKSUM_DIFFERS}")
         for shard in range(len(self.shard_sizes)):
             problems += self._verify_shard(shard, table_is_sound)
         return problems
@@ -155,20 +167,40 @@ class Archive:
         view = self._views.get((shard, name))
         if view is not None:
             return view[rows]
+        with _table_errors(self.path):
+            return self._read(shard, name, rows)
+
+    def _read(self, shard: int, name: str, rows: np.ndarray) -> np.ndarray:
         if shard not in self._batches:
             self._batches[shard] = self._table.get_batch(shard)
         column = self._batches[shard].column(name)
+        if (shard, name) not in self._checked:
+            self._check(shard, name)
+            self._checked.add((shard, name))
         if not self._table.schema.field(name).nullable and not pa.types.is_string(column.type):
             view = self._views[shard, name] = column.to_numpy()  # of the mapped file itself
             return view[rows]
         taken = column.take(pa.array(rows))
         return (taken if pa.types.is_string(taken.type) else taken.fill_null(-1)).to_numpy(zero_copy_only=False)
 
+    def _check(self, shard: int, name: str) -> None:
+        """Raises ArrowInvalid unless a shard's column can be read, and its samples lie within the shard."""
+        batch, facts = self._batches[shard], self._manifest["shards"][shard]
+        column = batch.column(name)
+        column.validate(full=pa.types.is_string(column.type))  # by a wrong place any address would be read
+        is_sound = len(batch) == self.shard_sizes[shard]
+        if name in ("offset", "size"):  # readers reserve as much memory as it says
+            offset, size = (batch.column(name).to_numpy() for name in ("offset", "size"))
+            is_sound &= bool((offset <= facts["bytes"] - np.minimum(size, facts["bytes"])).all())
+            is_sound &= bool((size <= facts["bytes"]).all())
+        if not is_sound:
+            raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
+
     def _verify_shard(self, shard: int, table_is_sound: bool) -> Iterator[str]:
         facts = self._manifest["shards"][shard]
         with self.shard_path(shard).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
             if hashlib.sha256(tar).hexdigest() != facts["sha256"]:
-                yield f"{facts['name']}: its checksum differs from the manifest's"
+                yield f"{facts['name']}: {_CHECKSUM_DIFFERS}"
             if not table_is_sound:
                 return
             ids = np.arange(self._first[shard], self._first[shard + 1])
@@ -184,6 +216,15 @@ class Archive:
             listed = None
         if listed != places:
             yield f"{facts['index']}: missing, or not what the table says"
+
+
+@contextmanager
+def _table_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"archive {path} is damaged: {TABLE}: {reason}; copy or prepare it again") from error
 
 
 def read_manifest(path: Path) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastfgssl.benchmarks import SUITES
 from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
 from fastfgssl.runtime.environment import rank_environment
-from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import check_writable, write_json
 
 
@@ -51,8 +51,6 @@ def main() -> int:
         Archive.open(args.real)
     for file in (args.json, args.profile and args.profile / "trace.json"):
         if file is not None:
-            with file_errors("write", file.parent):
-                file.parent.mkdir(parents=True, exist_ok=True)
             check_writable(file)
     console, beside = make_console(), make_console(stderr=True)
     records, wrong = [], False

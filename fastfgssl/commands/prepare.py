@@ -72,11 +72,18 @@ def parse_arguments() -> argparse.Namespace:
         metavar="DIR",
         help="check every byte of an archive instead; exit code 1 if it is damaged",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.verify:
+        others = {name: value for name, value in vars(arguments).items() if name != "verify"}
+        for name, value in others.items():
+            if value and value != parser.get_default(name):
+                what = f"--{name.replace('_', '-')}" if name != "sources" else str(value[0])
+                parser.error(f"--verify checks an archive and makes none: leave out {what}")
+    return arguments
 
 
 def verify(path: Path) -> int:
-    archive = Archive.open(path)
+    archive = Archive.open(path, check_table=False)  # it is among what is verified
     problems = archive.verify()
     for line in problems or [f"{path}: all {archive.num_samples:,} samples are as they were written"]:
         print_line(make_console(), line)

@@ -36,7 +36,7 @@ def convert(key: str, value: Any, to: Any) -> Any:
     if origin is tuple:
         parts = value.split(",") if isinstance(value, str) else value
         if not hasattr(parts, "__iter__") or isinstance(parts, dict):
-            raise UserError(f"{key} = {value!r}: must be a list, such as [8, 4, 2]")
+            raise UserError(f"{key} = {value!r}: must be a list, such as {_list_of(options[0])}")
         return tuple(convert(key, part, options[0]) for part in parts)
     converted = _convert_scalar(value, to)
     if converted is None:
@@ -59,6 +59,12 @@ def type_name(to: Any) -> str:
     if origin is tuple:
         return f"list of {type_name(options[0])}"
     return "null" if to is types.NoneType else to.__name__
+
+
+def _list_of(item: Any) -> str:
+    """An example of a list of such items."""
+    names = [str(option) for option in typing.get_args(item)] or {int: ["8", "4", "2"]}.get(item, ["0.5", "0.4", "0.3"])
+    return f"[{', '.join(names[:3])}]"
 
 
 def _convert_scalar(value: Any, to: type) -> bool | int | float | str | None:

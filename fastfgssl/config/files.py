@@ -8,7 +8,6 @@ is an error that names the nearest known one.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -43,6 +42,8 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
     file: a path, or the name of a configuration that comes with the package, such as `paper`. Raises `UserError`
     naming the file and the key for anything that is not a valid configuration.
     """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides = {overrides!r}: must be a list of key=value, such as [{overrides!r}]")
     flat = _read_file(_find(file))
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -197,8 +198,5 @@ def _build(cls: Any, flat: dict[str, Any], prefix: str) -> Any:
 
 def _nearest_key(word: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` for the known key nearest to `word`, comparing last parts too (lr for optim.lr)."""
-    if hint := nearest(word, known):
-        return hint
     last = {key.rpartition(".")[2]: key for key in known}
-    match = [last[near] for near in difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.75)]
-    return f"; did you mean {match[0]!r}?" if match else ""
+    return nearest(word, known) or nearest(word.rpartition(".")[2], last, cutoff=0.75)

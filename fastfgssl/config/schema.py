@@ -153,7 +153,7 @@ class TrainConfig(Section):
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept beside the first."""
     sinks: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Where reports go beside metrics.jsonl; wandb and mlflow need the extra of their name."""
+    """Where reports go beside metrics.jsonl, [] for nowhere; wandb and mlflow need the extra of their name."""
     timeout: float = 600.0
     """Seconds, at most a day, that ranks wait for each other, once the first step is done, before they end with an
     error."""
@@ -171,6 +171,7 @@ class TrainConfig(Section):
             list(self.heads),
             "in the order 0, 1, 2, all, each at most once",
         )
+        require(len(set(self.sinks)) == len(self.sinks), "train.sinks", list(self.sinks), "a list of each at most once")
         if (self.steps is None) == (self.epochs is None):
             raise UserError("train.steps, train.epochs: give one of the two, as in train.epochs=100")
         length = "steps" if self.epochs is None else "epochs"

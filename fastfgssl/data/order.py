@@ -13,11 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastfgssl.data.philox import permutations, random_words
-
-# uses of random numbers; data/view_params.py numbers its own from 16 on
-_SHARD_ORDER = 0
-_WINDOW_ORDER = 1
+from fastfgssl.data.philox import Use, permutations, random_words
 
 
 class Slots(NamedTuple):
@@ -75,7 +71,7 @@ class Order:
 
 
 def _compute_layout(sizes: np.ndarray, seed: int, window: int, epoch: int) -> _EpochLayout:
-    keys = random_words(seed, epoch, np.zeros(1, dtype=np.int64), _SHARD_ORDER, len(sizes))
+    keys = random_words(seed, epoch, np.zeros(1, dtype=np.int64), Use.SHARD_ORDER, len(sizes))
     shards = permutations(keys)[0]
     starts = np.concatenate(([0], np.cumsum(sizes[shards])))
     window_starts = np.append(starts[: len(sizes) : window], starts[-1])
@@ -84,7 +80,7 @@ def _compute_layout(sizes: np.ndarray, seed: int, window: int, epoch: int) -> _E
 
 def _compute_window_order(layout: Callable[[int], _EpochLayout], seed: int, epoch: int, window: int) -> np.ndarray:
     start, stop = layout(epoch).window_starts[window : window + 2]
-    keys = random_words(seed, epoch, np.array([window]), _WINDOW_ORDER, int(stop - start))
+    keys = random_words(seed, epoch, np.array([window]), Use.WINDOW_ORDER, int(stop - start))
     return permutations(keys)[0]
 
 

@@ -6,7 +6,29 @@ number of any batch can be drawn at any time, by any rank, in any order.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
+
+
+class Use(IntEnum):
+    """What random numbers are for: no two uses share one. None is given another value: old runs stay replayable."""
+
+    # training: order.py
+    SHARD_ORDER = 0
+    WINDOW_ORDER = 1
+    # training: view_params.py
+    PUZZLE = 16
+    ANCHOR = 17
+    PUZZLE_CROP = 18
+    ANCHOR_CROP = 19
+    PERMUTATION = 32
+    """And those that follow it, one a grid."""
+    # evaluation
+    SPLIT = 64
+    RECALIBRATION = 65
+    ONLINE_SAMPLE = 66
+
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -37,8 +59,8 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 def random_words(seed: int, epoch: np.ndarray | int, sample: np.ndarray, what: int, count: int) -> np.ndarray:
     """`count` random 32-bit words for each sample.
 
-    seed: 64 bits; epoch: int64 [B] or one for all, below 2^32; sample: int64 [B], below 2^56; what: which use of random
-    numbers this is, below 256, so that two uses never share one. Returns uint64 [B, count] of 32-bit words.
+    seed: 64 bits; epoch: int64 [B] or one for all, below 2^32; sample: int64 [B], below 2^56; what: a `Use`, below 256.
+    Returns uint64 [B, count] of 32-bit words.
     """
     sample = np.asarray(sample, dtype=np.uint64)
     blocks = -(-count // 4)

@@ -5,11 +5,10 @@ To add one, add an entry to `PRESETS`; view_params.py draws its numbers and pipe
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.errors import require_one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +120,5 @@ PLAIN = Preset(puzzle=ViewSpec(), anchor=ViewSpec())
 
 def find_preset(name: str) -> Preset:
     """The preset of that name; `UserError` naming the nearest one if there is none."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"data.views = {name!r}: must be one of {', '.join(PRESETS)}{hint}")
+    require_one_of("data.views", name, PRESETS)
     return PRESETS[name]

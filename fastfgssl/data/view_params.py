@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastfgssl.data.order import Slots
-from fastfgssl.data.philox import permutations, random_words, uniform
+from fastfgssl.data.philox import Use, permutations, random_words, uniform
 from fastfgssl.data.presets import Affine, Crop, Jitter, Preset, ViewSpec
 
 # B images of a batch
@@ -34,16 +34,6 @@ class ViewParams(NamedTuple):
     puzzle: ViewDraws
     anchor: ViewDraws
     permutations: tuple[np.ndarray, ...]  # for each grid g > 0: int32 [B, g * g], tile t shows input tile [t]
-
-
-class _What(IntEnum):
-    """Uses of random numbers; data/order.py holds those below 16. None is reused: old runs must stay replayable."""
-
-    PUZZLE = 16
-    ANCHOR = 17
-    PUZZLE_CROP = 18
-    ANCHOR_CROP = 19
-    PERMUTATION = 32  # + index of the grid
 
 
 class _Column(IntEnum):
@@ -79,7 +69,7 @@ def draw_view_params(
     def words(what: int, count: int) -> np.ndarray:
         return random_words(seed, slots.epochs, slots.ids, what, count)
 
-    def view(view: ViewSpec, numbers: _What, crop_numbers: _What) -> ViewDraws:
+    def view(view: ViewSpec, numbers: Use, crop_numbers: Use) -> ViewDraws:
         u = uniform(words(numbers, len(_Column)))
         return ViewDraws(
             flip=u[:, _Column.FLIP] < view.flip,
@@ -92,10 +82,10 @@ def draw_view_params(
         )
 
     return ViewParams(
-        puzzle=view(preset.puzzle, _What.PUZZLE, _What.PUZZLE_CROP),
-        anchor=view(preset.anchor, _What.ANCHOR, _What.ANCHOR_CROP),
+        puzzle=view(preset.puzzle, Use.PUZZLE, Use.PUZZLE_CROP),
+        anchor=view(preset.anchor, Use.ANCHOR, Use.ANCHOR_CROP),
         permutations=tuple(
-            permutations(words(_What.PERMUTATION + index, grid * grid)).astype(np.int32)
+            permutations(words(Use.PERMUTATION + index, grid * grid)).astype(np.int32)
             for index, grid in enumerate(grids)
             if grid
         ),

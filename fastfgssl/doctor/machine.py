@@ -18,7 +18,7 @@ from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.memory import available_memory
 from fastfgssl.runtime.versions import versions
 
-GIB, MIB = 2**30, 2**20
+GIB = 2**30
 
 
 class Finding(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -13,6 +14,7 @@ from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import BatchStatistics, Protocol, Report, run_protocol
 from fastfgssl.evaluation.split import ScoringSplit
 from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.errors import require_one_of
 
 
 def evaluate(
@@ -32,8 +34,13 @@ def evaluate(
     protocol: `matching` needs no labels: how often, among all scoring images, the anchor nearest to a puzzle view is
     that of the same image; `knn` and `linear` need an archive with labels. split, batch_statistics, seed: see
     `run_protocol`. untrained: scores a network like the checkpoint's with random weights of this seed instead. device:
-    auto, cuda or cpu. Raises `UserError` for a file that is no checkpoint, or an archive that lacks what is needed.
+    auto, cuda or cpu. Raises `UserError` for a word that is none of these, a file that is no checkpoint, or an archive
+    that lacks what is needed.
     """
+    require_one_of("protocol", protocol, get_args(Protocol))
+    require_one_of("batch_statistics", batch_statistics, get_args(BatchStatistics))
+    if split is not None:
+        require_one_of("split", split, get_args(ScoringSplit))
     model, config, step = load_pretrained(checkpoint)
     if untrained is not None:
         model, step = build_untrained(config, untrained), 0

@@ -12,6 +12,9 @@ import torch
 
 from fastfgssl.runtime.errors import UserError
 
+QUERIES, KEYS = 4096, 16384
+"""Rows and columns of a similarity matrix that exist at a time: 0.3 GB."""
+
 
 class Rows(Protocol):
     """A matrix [N, D] that gives some of its rows at a time, as a tensor does."""

@@ -17,7 +17,7 @@ from fastfgssl.data.batch import Needs
 from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
-from fastfgssl.data.philox import permutations, random_words
+from fastfgssl.data.philox import Use, permutations, random_words
 from fastfgssl.data.presets import PLAIN, Preset, find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
@@ -30,7 +30,6 @@ from fastfgssl.runtime.errors import UserError
 _HEADS = tuple(f"head {tap}" for tap in range(NUM_TAPS))
 _RECALIBRATION_IMAGES = 4096  # that batch statistics are recomputed from, at most
 _RECALIBRATION_BATCH = 64
-_RECALIBRATION_NUMBERS = 65  # a use of random numbers that training does not have
 
 
 class ViewFeatures(NamedTuple):
@@ -84,7 +83,7 @@ class FeatureExtractor:
         samples whatever size features are computed in, so that the result depends on neither. See
         batch_statistics.py for what is computed. Raises `UserError` for fewer than two samples.
         """
-        words = random_words(seed, 0, np.zeros(1, np.int64), _RECALIBRATION_NUMBERS, len(ids))
+        words = random_words(seed, 0, np.zeros(1, np.int64), Use.RECALIBRATION, len(ids))
         drawn = ids[permutations(words)[0][:_RECALIBRATION_IMAGES]]
         parts = np.array_split(drawn, max(1, len(drawn) // _RECALIBRATION_BATCH))
         recompute_batch_statistics(self._model, self._images_to_recalibrate(parts))

@@ -8,11 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from fastfgssl.evaluation.feature_rows import Rows, blocks
-
-# rows and columns of the similarity matrix that exist at a time: 0.3 GB
-_QUERIES = 4096
-_KEYS = 16384
+from fastfgssl.evaluation.feature_rows import KEYS, QUERIES, Rows, blocks
 
 
 def knn_predict(
@@ -29,7 +25,7 @@ def knn_predict(
     Both are read in blocks, the training samples once for each block of queries.
     """
     predictions = []
-    for part in blocks(queries, _QUERIES):
+    for part in blocks(queries, QUERIES):
         similarity, neighbours = _nearest(train, functional.normalize(part.values, dim=1), k)
         votes = torch.zeros(len(part.values), num_classes)
         # relative to the nearest: exp of the similarity itself over- or underflows for small temperatures
@@ -43,7 +39,7 @@ def _nearest(train: Rows, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, 
     """Similarities, descending, and numbers of the `k` samples nearest to each of `queries`: [M, k], or fewer."""
     similarity = torch.empty(len(queries), 0)
     neighbours = torch.empty(len(queries), 0, dtype=torch.int64)
-    for part in blocks(train, _KEYS):
+    for part in blocks(train, KEYS):
         found, places = (queries @ functional.normalize(part.values, dim=1).T).topk(min(k, len(part.values)), dim=1)
         similarity = torch.cat([similarity, found], dim=1)
         neighbours = torch.cat([neighbours, places + part.rows.start], dim=1)

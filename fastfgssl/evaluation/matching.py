@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from fastfgssl.evaluation.feature_rows import Rows, blocks
-
-# rows and columns of the similarity matrix that exist at a time: 0.3 GB
-_QUERIES = 4096
-_KEYS = 16384
+from fastfgssl.evaluation.feature_rows import KEYS, QUERIES, Rows, blocks
 
 
 def matching_accuracy(queries: Rows, keys: Rows) -> float:
@@ -19,10 +15,10 @@ def matching_accuracy(queries: Rows, keys: Rows) -> float:
     keys once for each block of queries.
     """
     hits = 0
-    for part in blocks(queries, _QUERIES):
+    for part in blocks(queries, QUERIES):
         views = functional.normalize(part.values, dim=1)
         own = others = torch.full((len(views),), -torch.inf)
-        for block in blocks(keys, _KEYS):
+        for block in blocks(keys, KEYS):
             similarity = views @ functional.normalize(block.values, dim=1).T
             # the diagonal of the whole matrix, as far as it crosses this block
             first, end = max(part.rows.start, block.rows.start), min(part.rows.stop, block.rows.stop)

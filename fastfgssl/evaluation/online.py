@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.data.philox import permutations, random_words
+from fastfgssl.data.philox import Use, permutations, random_words
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.matching import matching_accuracy
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _FEATURES = ("all", "backbone")
 _BATCH = 64
-_SAMPLE_NUMBERS = 66  # a use of random numbers that training does not have
 
 
 class OnlineScores(Hook):
@@ -92,5 +91,5 @@ class OnlineScores(Hook):
         limit = self._run.config.evaluate.images
         if len(ids) <= limit:
             return ids
-        words = random_words(0, 0, np.zeros(1, np.int64), _SAMPLE_NUMBERS, len(ids))
+        words = random_words(0, 0, np.zeros(1, np.int64), Use.ONLINE_SAMPLE, len(ids))
         return np.sort(ids[permutations(words)[0][:limit]])

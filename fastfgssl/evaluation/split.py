@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.data.philox import random_words, uniform
+from fastfgssl.data.philox import Use, random_words, uniform
 from fastfgssl.runtime.errors import UserError
 
 ScoringSplit = Literal["val", "test"]
@@ -19,7 +19,6 @@ NAMES = {
 }
 """How the splits may be called in a table of labels, in small or capital letters."""
 _VAL_SHARE = 0.25
-_SPLIT_NUMBERS = 64  # a use of random numbers that training does not have
 
 
 class Split(NamedTuple):
@@ -49,7 +48,7 @@ def split_samples(archive: Archive, scoring: ScoringSplit | None = None) -> Spli
     groups = archive.columns(ids, ("group",))["group"] if archive.has_column("group") else ids
     # a sample without a group is one of its own, told apart from the others by its number
     keys = np.where(groups >= 0, groups, ids + groups.max() + 1)
-    scores = uniform(random_words(0, 0, keys, _SPLIT_NUMBERS, 1))[:, 0] < _VAL_SHARE
+    scores = uniform(random_words(0, 0, keys, Use.SPLIT, 1))[:, 0] < _VAL_SHARE
     return Split(ids[~scores], ids[scores], "random quarter", {})
 
 

@@ -78,7 +78,10 @@ def cross_correlation_terms(
     group: ProcessGroup | None = None,
     check_ranks: bool = True,
 ) -> LossTerms:
-    """`cross_correlation_loss` with the terms it consists of, for logging; they cost no further matrix product."""
+    """`cross_correlation_loss` with the terms it consists of, for logging; they cost no further matrix product.
+
+    Raises TypeError for `options` of another type, such as a number.
+    """
     ranks = ALONE if group is None else Ranks(*place_in(group))
     debug = os.environ.get("FASTFGSSL_DEBUG") == "1" and not torch.compiler.is_compiling()
     check_ranks = check_ranks or debug
@@ -86,7 +89,7 @@ def cross_correlation_terms(
         kernels.check_arguments(z1, z2, options, ranks.size)
         if debug:
             kernels.require_finite(z1, z2)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         if check_ranks and not torch.compiler.is_compiling():
             kernels.tell_error(ranks, error, _device_of(z1, z2))
         raise
@@ -113,7 +116,8 @@ class CrossCorrelationLoss(nn.Module):
     >>> loss.shape
     torch.Size([])
 
-    Under DistributedDataParallel give it `group=torch.distributed.group.WORLD`.
+    Under DistributedDataParallel give it `group=torch.distributed.group.WORLD`. Raises ValueError for an option that is
+    not known, or a `lambd` that is no number greater than 0.
     """
 
     def __init__(
@@ -127,6 +131,7 @@ class CrossCorrelationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.options = Options(lambd=lambd, form=form, algorithm=algorithm, precision=precision)
+        self.options.check()
         self.group = group
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:

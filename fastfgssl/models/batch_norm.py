@@ -61,11 +61,19 @@ class _HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = sum_over_ranks(input.float().mean(dim=others), group) / size
         centred = input.float() - mean.view(shape)
         variance = sum_over_ranks(centred.square().mean(dim=others), group) / size
-        with torch.no_grad():
-            count = input.numel() // input.shape[1] * size
-            tracked: Any = self
-            tracked.num_batches_tracked += 1
-            tracked.running_mean.lerp_(mean, self.momentum)
-            tracked.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        if self.track_running_stats:
+            self._track(mean, variance, input.numel() // input.shape[1] * size)
         normalised = centred * (variance.view(shape) + self.eps).rsqrt()
-        return (normalised * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
+        if self.affine:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised.to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+        """Brings the running statistics nearer to those of a batch of `count` values of each channel."""
+        tracked: Any = self
+        tracked.num_batches_tracked += 1
+        # without a momentum they are means over all batches so far
+        share = 1 / int(tracked.num_batches_tracked) if self.momentum is None else self.momentum
+        tracked.running_mean.lerp_(mean, share)
+        tracked.running_var.lerp_(variance * (count / (count - 1)), share)

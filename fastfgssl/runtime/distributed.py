@@ -21,7 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from fastfgssl.runtime.environment import rank_environment, rendezvous_variables
-from fastfgssl.runtime.errors import RankError, UserError
+from fastfgssl.runtime.errors import RankError, UserError, require_one_of
 
 FIRST_TIMEOUT = 1800.0
 """Seconds that ranks wait for each other until the first step is done: one may build an operator, or choose kernels."""
@@ -110,6 +110,7 @@ def set_timeout(world: World, seconds: float) -> None:
 
 
 def _device(name: str, local_rank: int) -> torch.device:
+    require_one_of("device", name, ("auto", "cuda", "cpu"))
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,19 @@ def file_errors(action: str, path: Path) -> Iterator[None]:
         raise UserError(f"cannot {action} {path}: {error.strerror or error}") from None
 
 
-def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """`; did you mean ...?` for the known word nearest to `word`; empty if none is near."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {match[0]!r}?" if match else ""
+def require_one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raises a `UserError` that names the known words and the nearest of them, unless `value` is one of them."""
+    words = list(known)
+    if value not in words:
+        raise UserError(f"{name} = {value!r}: must be one of {', '.join(words)}{nearest(str(value), words)}")
+
+
+def nearest(word: str, known: Iterable[str] | Mapping[str, str], *, cutoff: float = 0.6) -> str:
+    """`; did you mean ...?` for the known word nearest to `word`; empty if none is near.
+
+    known: a mapping gives what is shown in place of each word.
+    """
+    for match in difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff):
+        shown = known[match] if isinstance(known, Mapping) else match
+        return f"; did you mean {shown!r}?"
+    return ""

@@ -41,7 +41,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `UserError` unless `write_whole` can write `path`: to be asked before the work that fills it."""
+    """Makes the folder of `path` if need be, and raises `UserError` unless `write_whole` can write `path`.
+
+    To be asked before the work that fills it.
+    """
+    with file_errors("write", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with file_errors("write", path):
         if path.is_dir():
             raise IsADirectoryError(None, "Is a directory")

@@ -1,7 +1,8 @@
 """Where reports are kept: metrics.jsonl, TensorBoard, metrics.csv, Weights & Biases, MLflow; a hook each.
 
-A sink writes on the first rank whatever a moment has to report. A run that goes on drops what was reported beyond the
-checkpoint that it goes on from: those steps are made, and reported, again.
+A sink writes on the first rank whatever a moment has to report. A run that goes on makes, and reports, the steps beyond
+its checkpoint again: metrics.jsonl, metrics.csv and TensorBoard drop what they had of them. A service keeps
+what it has: Weights & Biases ignores the second report of a step, MLflow shows both.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import csv
 import importlib
 import io
 import json
+import logging
 import math
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +24,12 @@ from typing import Any
 from fastfgssl.config.files import config_to_values
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import write_whole
+from fastfgssl.training.csv_table import read_table
 from fastfgssl.training.hooks import Hook, Moment, Run
 
+log = logging.getLogger(__name__)
+_SECONDS_OF_SILENCE = 600.0
+"""After a service has failed: to try may itself take minutes, for which training waits."""
 _STAGES = ("0", "1", "2", "all")
 _OF_TRAINING = ("epoch", "lr", "backbone_lr", "images_per_second", "data_wait")
 
@@ -102,8 +112,7 @@ class Csv(Sink):
         self._rows: list[dict[str, Any]] = []
         with file_errors("read", self._path):
             if self._path.exists():
-                rows = csv.DictReader(self._path.read_text().splitlines())
-                self._columns = list(rows.fieldnames or [])
+                self._columns, rows = read_table(self._path.read_bytes().decode(errors="replace"))
                 self._rows = [row for row in rows if float(row["step"]) <= run.start]
         self._rewrite()
 
@@ -128,15 +137,77 @@ class Csv(Sink):
             write_whole(self._path, lambda file: file.write(text.getvalue().encode()))
 
 
-class WeightsAndBiases(Sink):
-    """A run of wandb, under the project that its own variables name (WANDB_PROJECT), resumed by the output folder."""
+class Service(Sink):
+    """A package that reports to a service of its own, which is not worth the run once that has begun.
+
+    What keeps it from starting is a `UserError`; a later failure is a warning, once, and a pause.
+    """
+
+    package: str
+    advice: str
+    """What to do where it does not start."""
+
+    _silent_until = -math.inf
+    _has_warned = False
+
+    def begin(self, run: Run) -> None:
+        try:
+            super().begin(run)
+        except UserError:
+            raise
+        except Exception as error:
+            with suppress(Exception):  # what has been started of it
+                self.close()
+            raise UserError(
+                f"train.sinks: {self.package} does not start: {_in_a_line(error)}; {self.advice}, or leave it out"
+            ) from error
+
+    def __call__(self, moment: Moment) -> None:
+        if time.monotonic() < self._silent_until:
+            return
+        with self._failures_told():
+            super().__call__(moment)
+
+    def end(self) -> None:
+        with self._failures_told():
+            super().end()
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._silent_until = time.monotonic() + _SECONDS_OF_SILENCE
+            if not self._has_warned:
+                self._has_warned = True
+                log.warning(
+                    "%s takes no reports: %s; training goes on, metrics.jsonl has them all, and it is tried again every"
+                    " %.0f minutes",
+                    self.package,
+                    _in_a_line(error),
+                    _SECONDS_OF_SILENCE / 60,
+                )
+
+
+class WeightsAndBiases(Service):
+    """A run of wandb, under the project that its own variables name (WANDB_PROJECT); the output folder keeps its id."""
+
+    package = "wandb"
+    advice = "log in with `wandb login`, or set WANDB_MODE=offline"
 
     def open(self, run: Run) -> None:
-        wandb = _import("wandb", "wandb")
-        name = "-".join(run.output.absolute().parts[-2:])
+        wandb = _import(self.package)
+        marker = run.output / "wandb_run_id"
+        run_id = _read_marker(marker) or uuid.uuid4().hex
         self._run = wandb.init(
-            project=None, name=name, id=name, resume="allow", dir=str(run.output), config=config_to_values(run.config)
+            project=None,
+            name="-".join(run.output.absolute().parts[-2:]),
+            id=run_id,
+            resume="allow",
+            dir=str(run.output),
+            config=config_to_values(run.config),
         )
+        _write_marker(marker, run_id)
 
     def write(self, step: int, logs: dict[str, float]) -> None:
         self._run.log(logs, step=step)
@@ -145,17 +216,19 @@ class WeightsAndBiases(Sink):
         self._run.finish()
 
 
-class Mlflow(Sink):
+class Mlflow(Service):
     """A run of MLflow, where its own variables say (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME)."""
 
+    package = "mlflow"
+    advice = "see that the server of MLFLOW_TRACKING_URI answers"
+
     def open(self, run: Run) -> None:
-        self._mlflow = _import("mlflow", "mlflow")
+        self._mlflow = _import(self.package)
         marker = run.output / "mlflow_run_id"
-        known = marker.read_text().strip() if marker.exists() else None
+        known = _read_marker(marker)
         active = self._mlflow.start_run(run_id=known, run_name=run.output.name)
         if known is None:
-            with file_errors("write", marker):
-                marker.write_text(active.info.run_id)
+            _write_marker(marker, active.info.run_id)
             self._mlflow.log_params(config_to_values(run.config))
 
     def write(self, step: int, logs: dict[str, float]) -> None:
@@ -183,13 +256,28 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def _import(name: str, extra: str) -> ModuleType:
+def _import(package: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(package)
     except ImportError:
         raise UserError(
-            f"train.sinks: {name} is not installed: pip install 'fastfgssl[{extra}]', or leave it out"
+            f"train.sinks: {package} is not installed: pip install 'fastfgssl[{package}]', or leave it out"
         ) from None
+
+
+def _read_marker(file: Path) -> str | None:
+    """The id of the run that the folder has at a service; None if it has none yet."""
+    with file_errors("read", file):
+        return file.read_text(errors="replace").strip() or None if file.exists() else None
+
+
+def _write_marker(file: Path, run_id: str) -> None:
+    with file_errors("write", file):
+        file.write_text(run_id)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _group(name: str) -> str:

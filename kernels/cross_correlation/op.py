@@ -29,7 +29,7 @@ def cross_correlation_loss(
     loss, terms, *gradients = _loss_and_gradients(
         z1.detach(),
         z2.detach(),
-        **vars(_with_precision(options, z1, z2)),
+        **vars(_resolved(options, z1, z2)),
         with_gradients=any(needs_derivatives),
         **vars(ranks),
         check_ranks=check_ranks,
@@ -42,12 +42,14 @@ def cross_correlation_loss(
     return loss, terms
 
 
-def _with_precision(options: Options, z1: Tensor, z2: Tensor) -> Options:
-    if options.precision != "auto":
-        return options
-    device = z1.device.type
-    halves = {z1.dtype, z2.dtype} <= {torch.float16, torch.bfloat16} or torch.is_autocast_enabled(device)
-    return replace(options, precision="bfloat16" if device == "cuda" and halves else "float32")
+def _resolved(options: Options, z1: Tensor, z2: Tensor) -> Options:
+    """As the operator takes them: of Python's own types, with a precision that is not auto."""
+    precision = options.precision
+    if precision == "auto":
+        device = z1.device.type
+        halves = {z1.dtype, z2.dtype} <= {torch.float16, torch.bfloat16} or torch.is_autocast_enabled(device)
+        precision = "bfloat16" if device == "cuda" and halves else "float32"
+    return replace(options, lambd=float(options.lambd), precision=precision)
 
 
 @torch.library.custom_op("fastfgssl::cross_correlation_loss", mutates_args=())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,15 @@ class Options:
     """What matrix products round their operands to: float32 or bfloat16. auto is bfloat16 on a GPU for embeddings of 16
     bits or inside autocast."""
 
+    def check(self) -> None:
+        """Raises ValueError naming the first of them that is not known, or no number greater than 0."""
+        if not isinstance(self.lambd, numbers.Real) or not 0 < self.lambd < math.inf:
+            raise ValueError(f"lambd = {self.lambd!r}: must be a number greater than 0")
+        for name, known in _KNOWN.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} = {value!r}: must be one of {', '.join(known)}")
+
     @property
     def weights(self) -> tuple[float, float]:
         """Of sum_i (1 - C_ii)^2 and of sum_{i != j} C_ij^2."""
@@ -36,7 +46,9 @@ class Options:
 
 
 def check_arguments(z1: torch.Tensor, z2: torch.Tensor, options: Options, num_ranks: int = 1) -> None:
-    """Raises ValueError naming the first argument that does not fit; waits for nothing."""
+    """Raises ValueError naming the first argument that does not fit, TypeError for no options; waits for nothing."""
+    if not isinstance(options, Options):
+        raise TypeError(f"options: must be an Options, such as Options(lambd=0.0051), got {options!r}")
     for name, z in (("z1", z1), ("z2", z2)):
         if not isinstance(z, torch.Tensor):
             raise ValueError(f"{name}: must be a tensor, got {type(z).__name__}")
@@ -46,12 +58,7 @@ def check_arguments(z1: torch.Tensor, z2: torch.Tensor, options: Options, num_ra
         raise ValueError(f"z1, z2: must both be [N, D], got {list(z1.shape)} and {list(z2.shape)}")
     if z1.device != z2.device:
         raise ValueError(f"z1, z2: must be on one device, got {z1.device} and {z2.device}")
-    if not isinstance(options.lambd, (int, float)) or not 0 < options.lambd < math.inf:
-        raise ValueError(f"lambd = {options.lambd!r}: must be a number greater than 0")
-    for name, known in _KNOWN.items():
-        value = getattr(options, name)
-        if value not in known:
-            raise ValueError(f"{name} = {value!r}: must be one of {', '.join(known)}")
+    options.check()
     if len(z1) * num_ranks < 2:
         raise ValueError("z1: a batch of 1 row has no cross-correlation; give at least 2")
 

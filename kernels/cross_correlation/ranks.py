@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -49,8 +50,8 @@ RECORD_BYTES = 256
 HOST_WAITS_FOR = ("cpu",)
 """Devices whose collectives the host waits for anyway: to look at what was told costs nothing there."""
 _ERROR = "error: "
-_agreed: set[tuple[str, str]] = set()
-"""Groups and what was compared in them and found the same."""
+_agreed: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
+"""What was compared in a process group and found the same: in that one, a later group may have its name."""
 
 
 def require_same(ranks: Ranks, brings: str, what: str, device: torch.device) -> None:
@@ -64,12 +65,13 @@ def require_same(ranks: Ranks, brings: str, what: str, device: torch.device) -> 
         return
     told = ranks.gather(_record(brings, device))()
     is_free = device.type in HOST_WAITS_FOR or os.environ.get("FASTFGSSL_DEBUG") == "1"
-    if is_free or (ranks.group, brings) not in _agreed:
+    agreed = _agreed.setdefault(torch.distributed.distributed_c10d._resolve_process_group(ranks.group), set())
+    if is_free or brings not in agreed:
         _compare(told, ranks, what)
-        _agreed.add((ranks.group, brings))
+        agreed.add(brings)
 
 
-def tell_error(ranks: Ranks, error: ValueError, device: torch.device) -> None:
+def tell_error(ranks: Ranks, error: Exception, device: torch.device) -> None:
     """Tells the others, in place of `require_same`, that this rank cannot take part."""
     ranks.gather(_record(f"{_ERROR}{error}", device))()
 

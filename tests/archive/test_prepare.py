@@ -257,6 +257,8 @@ BAD_COMMANDS = {
     "images --out new --labels labels.csv --group-column g": "has no column 'g', only: image, label",
     "images --out new --group-column g": "give --labels too",
     "--verify folder": "folder is not an archive",
+    "--verify folder SOURCE": "--verify checks an archive and makes none: leave out SOURCE",
+    "--verify folder --short-side 5": "--verify checks an archive and makes none: leave out --short-side",
     "--verify nowhere": "nowhere is not an archive",
 }
 

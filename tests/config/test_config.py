@@ -93,6 +93,10 @@ def load_config_of_defaults():
         ("train.steps=null", "give one of the two"),
         ("seed=-1", "seed = -1"),
         ("data.std=[1,1,0]", "data.std"),
+        ("train.sinks=[csv,csv]", "train.sinks = ['csv', 'csv']: must be a list of each at most once"),
+        ("train.sinks=", "must be a list, such as [tensorboard, csv, wandb]"),
+        ("model.grids=", "must be a list, such as [8, 4, 2]"),
+        ("data.mean=", "must be a list, such as [0.5, 0.4, 0.3]"),
         ("output", "must be key=value"),
         ("model.grids=[", "not YAML"),
         ("seed=2024-13-45", "seed = '2024-13-45': must be an integer"),
@@ -105,6 +109,11 @@ def test_a_bad_value_is_one_clear_line(file, override, message):
         load_config(file, [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_text_in_place_of_a_list_of_overrides_is_told(file):
+    with pytest.raises(UserError, match=r"^overrides = 'seed=1': must be a list of key=value, such as \['seed=1'\]$"):
+        load_config(file, "seed=1")
 
 
 AS_WRITTEN = ["2024-13-45", "2024-01-15", "007", "1.10", "12:30:45", "0x10", "1e3", "yes", "a: b", "[", "'quoted'"]

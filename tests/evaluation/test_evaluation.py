@@ -249,7 +249,7 @@ def run_tool(*arguments) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("protocol", ["matching", "knn", "linear"])
 def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp_path, protocol):
-    report = tmp_path / "report.json"
+    report = tmp_path / "made" / "for" / "report.json"
     done = run_tool("--checkpoint", checkpoints[-1], "--data", archive_path, "--protocol", protocol, "--json", report)
     assert done.returncode == 0, done.stderr
     record = json.loads(report.read_text())
@@ -272,7 +272,7 @@ def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp
         ({"--data": "nowhere"}, "nowhere is not an archive"),
         ({"--protocol": "best"}, "invalid choice: 'best'"),
         ({"--batch-size": "0"}, "batch size = 0: must be greater than 0"),
-        ({"--json": "/nodir/x.json"}, "cannot write /nodir/x.json: No such file"),
+        ({"--json": "/proc/nodir/x.json"}, "cannot write /proc/nodir: No such file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(archive_path, checkpoints, arguments, message):

@@ -34,8 +34,8 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def block_sizes(request, monkeypatch):
     if request.param == "in blocks":
         for module in (knn, matching):
-            monkeypatch.setattr(module, "_QUERIES", 37)
-            monkeypatch.setattr(module, "_KEYS", 53)
+            monkeypatch.setattr(module, "QUERIES", 37)
+            monkeypatch.setattr(module, "KEYS", 53)
         monkeypatch.setattr(logistic_regression, "_BLOCK_BYTES", 12000)
         monkeypatch.setattr(logistic_regression, "_KEPT_BYTES", 0)
 

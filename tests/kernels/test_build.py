@@ -13,6 +13,7 @@ import pytest
 
 from fastfgssl.kernels import build
 from fastfgssl.kernels.build import PLUGIN, TENSORS, BuildError
+from helpers.paths import ROOT
 
 
 def build_plugin(cache: Path | None = None) -> Path:
@@ -50,11 +51,24 @@ def calls(notes: Path) -> int:
     return len(notes.read_text().splitlines()) if notes.exists() else 0
 
 
-def test_a_second_build_is_found_in_the_cache(fake_compiler, tmp_path):
+def test_a_second_build_is_found_in_the_cache(fake_compiler, tmp_path, capfd):
     first = build_plugin(tmp_path / "cache")
     assert first.exists()
     assert build_plugin(tmp_path / "cache") == first
     assert calls(fake_compiler) == CALLS
+    assert capfd.readouterr() == ("", "")  # of a library
+
+
+def test_a_command_says_that_it_builds(fake_compiler, tmp_path):
+    code = (
+        "from pathlib import Path\n"
+        "from fastfgssl.kernels.build import PLUGIN, build\n"
+        "from fastfgssl.runtime.console import log_to, make_console\n"
+        "log_to(make_console())\n"
+        f"build(PLUGIN, Path({str(tmp_path / 'cache')!r}))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert re.fullmatch(r"building \S+\.so with \S+ \(once\)\n", told.stdout), told.stderr
 
 
 def test_other_flags_sources_or_dali_build_anew(fake_compiler, tmp_path, monkeypatch):

@@ -12,8 +12,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from fastfgssl.kernels import jigsaw
+from fastfgssl.kernels.derivatives import is_transformed
 from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
 from fastfgssl.kernels.jigsaw.triton_kernel import jigsaw_triton
 from helpers.gpu import gpu_case
@@ -159,6 +161,17 @@ def test_forward_mode_and_torch_func(device):
     assert torch.equal(torch.func.jvp(shuffle, (images,), (tangents,))[1], shuffle(tangents))
     backward = torch.func.grad(lambda x: (shuffle(x) * tangents).sum())(images)
     assert torch.equal(backward, jigsaw(tangents, permutation.argsort(dim=1), 4))
+
+
+def test_torch_has_the_private_names_that_tell_of_a_transform():
+    """kernels/derivatives.py has no other way; a torch without them has to be met here, not by a wrong derivative."""
+    assert torch._C._functorch.maybe_current_level() is None
+    assert forward_ad._current_level == -1
+    assert not is_transformed()
+    with forward_ad.dual_level():
+        assert forward_ad._current_level == 0
+        assert is_transformed()
+    assert torch.func.vmap(lambda x: x * is_transformed())(torch.ones(1)).item() == 1
 
 
 ORDER = torch.arange(4).expand(2, 4)

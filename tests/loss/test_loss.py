@@ -6,8 +6,10 @@ import doctest
 import importlib
 import math
 import weakref
+from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -255,6 +257,24 @@ def test_orthogonal_embeddings_reach_the_floor():
 def test_a_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         cross_correlation_loss(**({"z1": torch.zeros(4, 3), "z2": torch.zeros(4, 3)} | arguments))
+
+
+@pytest.mark.parametrize("options", [{"form": "bogus"}, {"lambd": -1}, {"algorithm": "fast"}, {"precision": "half"}])
+def test_a_module_is_not_made_with_a_bad_option(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"^{name} = {value!r}: must be "):
+        CrossCorrelationLoss(**options)
+
+
+def test_a_number_in_place_of_options_is_told():
+    with pytest.raises(TypeError, match=r"^options: must be an Options, such as Options\(lambd=0.0051\), got 0.005$"):
+        cross_correlation_terms(*embeddings(6, 5), 0.005)
+
+
+@pytest.mark.parametrize("type", [np.float32, np.float64, Fraction])
+def test_lambd_may_be_any_number(type):
+    z1, z2 = embeddings(6, 5)
+    assert CrossCorrelationLoss(lambd=type(0.5))(z1, z2).equal(CrossCorrelationLoss(lambd=0.5)(z1, z2))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

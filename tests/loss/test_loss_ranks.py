@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from fastfgssl.kernels.cross_correlation import Options, Ranks, columns, ranks
 from fastfgssl.kernels.cross_correlation.algorithm import cross_correlation
 from fastfgssl.loss import bytes_to_exchange, cross_correlation_loss, cross_correlation_terms, effective_rank
-from fastfgssl.runtime.distributed import data_parallel
+from fastfgssl.runtime.distributed import data_parallel, start_world
 from helpers.embeddings import ALGORITHMS, FORMS, embeddings
 from helpers.ranks import run_on_ranks
 
@@ -197,6 +199,31 @@ def test_what_does_not_fit_on_one_rank_is_an_error_on_all():
                 assert message in told[case]
                 own = case in ("text", "dtype", "shape")
                 assert ("(on rank 1)" in told[case]) == (own and rank != 1)
+
+
+def looks_in_two_groups_of_a_name(_):
+    """Two trainings of a process: what the ranks of the second are told that bring different things."""
+    ranks.HOST_WAITS_FOR = ()
+    z = torch.randn(6, 4)
+    names, told = [], None
+    for differ in (False, True):
+        # a store of its own for each, as launchers that share no port have it
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + differ)
+        with start_world("cpu") as world:
+            names.append(world.group.group_name)
+            for rows in (6, 5):
+                try:
+                    part = z[: rows - (world.rank if differ else 0)]
+                    cross_correlation_loss(part, part, group=world.group)
+                except ValueError as error:
+                    told = told or str(error)
+    return names, told
+
+
+def test_what_was_agreed_in_a_group_is_not_taken_over_by_the_next():
+    for names, told in run_on_ranks(looks_in_two_groups_of_a_name, 2, join=False):
+        assert names[0] == names[1]
+        assert "ranks differ: [6, 4, " in told
 
 
 def looks_on_rank(world):

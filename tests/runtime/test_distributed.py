@@ -47,6 +47,35 @@ def test_synchronised_batch_norm_is_that_of_one_process():
             torch.testing.assert_close(rank[2][name], value, rtol=1e-4, atol=1e-5)
 
 
+KINDS = [{"affine": False}, {"track_running_stats": False}, {"momentum": None}]
+
+
+def network_of(options: dict) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(2, **options))
+
+
+def with_synchronised_norms_of_each_kind(world, images):
+    outputs, part = [], slice(world.rank * 2, world.rank * 2 + 2)
+    for options in KINDS:
+        network = synchronise_batch_norm(network_of(options), world)
+        shown = [network(batch[part]) for batch in images]
+        outputs.append((torch.stack(shown).detach(), network.state_dict(), network.eval()(images[0]).detach()))
+    return outputs
+
+
+def test_batch_norms_of_every_kind_are_synchronised():
+    images = torch.randn(3, 4, 2, 4, 4)
+    ranks = run_on_ranks(with_synchronised_norms_of_each_kind, 2, images)
+    for kind, options in enumerate(KINDS):
+        alone = network_of(options)
+        expected = torch.stack([alone(batch) for batch in images]).detach()
+        found = torch.cat([rank[kind][0] for rank in ranks], dim=1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for _, state, later in (rank[kind] for rank in ranks):
+            torch.testing.assert_close(state, alone.state_dict(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(later, alone.eval()(images[0]).detach(), rtol=1e-4, atol=1e-5)
+
+
 def raise_the_flag_on_the_last_rank(world):
     flag, answers = SharedFlag(world), []
     for step in range(3):
@@ -155,6 +184,11 @@ def test_a_defect_keeps_its_traceback_among_ranks(monkeypatch, text):
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     with pytest.raises(RuntimeError, match=re.escape(text)), lost_ranks("making step 3"):
         raise RuntimeError(text)
+
+
+def test_a_device_that_is_none_of_ours_is_told():
+    with pytest.raises(UserError, match=r"^device = 'tpu': must be one of auto, cuda, cpu"):
+        start_world("tpu").__enter__()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -52,6 +52,11 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
     check_writable(tmp_path / "old")
     check_writable(tmp_path.__class__("/dev/stdout"))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old", "kept")]
-    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no" / "file", "No such file or directory")):
-        with pytest.raises(UserError, match=f"^cannot write {path}: {reason}$"):
+    check_writable(tmp_path / "made" / "for" / "file")
+    assert list((tmp_path / "made").rglob("*")) == [tmp_path / "made" / "for"]
+    for path, reason in (
+        (tmp_path, f"write {tmp_path}: Is a directory"),
+        (tmp_path / "old" / "file", f"write {tmp_path / 'old'}: File exists"),
+    ):
+        with pytest.raises(UserError, match=f"^cannot {reason}$"):
             check_writable(path)

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.sinks import Csv, JsonLines, TensorBoard, read_metrics
+from fastfgssl.training.sinks import Csv, JsonLines, Mlflow, TensorBoard, read_metrics
 
 
 class FakeWandb:
@@ -78,7 +78,7 @@ def test_every_sink_is_told_the_same_and_a_run_that_goes_on_is_one_run(make_conf
     for logged in (wandb.logged, mlflow.logged):
         assert [(step, values["loss"]) for step, values in logged] == [(r["step"], r["loss"]) for r in records]
     assert wandb.finished == mlflow.ended == 2
-    assert wandb.started[0]["id"] == wandb.started[1]["id"]
+    assert wandb.started[0]["id"] == wandb.started[1]["id"] == (output / "wandb_run_id").read_text()
     assert wandb.started[0]["config"]["train.batch_size"] == 12
     assert [run for run, _ in mlflow.started] == [None, "an-id"]
     assert len(mlflow.params) == 1
@@ -91,10 +91,64 @@ def test_a_sink_whose_package_is_missing_is_one_line(make_config, monkeypatch, n
         pretrain(make_config(train__sinks=[name]))
 
 
+def test_folders_of_one_name_are_runs_of_their_own(make_config, fakes, tmp_path):
+    wandb, _ = fakes
+    for person in ("ann", "bo"):
+        pretrain(make_config(train__steps=1, train__sinks=["wandb"], output=str(tmp_path / person / "runs" / "first")))
+    first, second = wandb.started
+    assert first["name"] == second["name"] == "runs-first"
+    assert first["id"] != second["id"]
+
+
+def refuse(*args, **options):
+    raise ConnectionError("connection\nrefused")
+
+
+@pytest.mark.parametrize(("name", "call"), [("wandb", "init"), ("mlflow", "start_run"), ("mlflow", "log_params")])
+def test_a_service_that_does_not_start_is_one_line(make_config, fakes, monkeypatch, name, call):
+    monkeypatch.setattr(sys.modules[name], call, refuse)
+    with pytest.raises(UserError, match=rf"^train.sinks: {name} does not start: connection refused; .*leave it out$"):
+        pretrain(make_config(train__sinks=[name]))
+    if call == "log_params":
+        assert fakes[1].ended == 1  # or the next run of this process could not start
+
+
+@pytest.mark.parametrize(("name", "call"), [("wandb", "log"), ("mlflow", "log_metrics")])
+@pytest.mark.parametrize("also", ["finish", "end_run", ""])
+def test_a_service_that_fails_later_is_told_once_and_training_goes_on(
+    make_config, fakes, monkeypatch, caplog, name, call, also
+):
+    for broken in filter(None, (call, also)):
+        monkeypatch.setattr(sys.modules[name], broken, refuse, raising=False)
+    config = make_config(train__sinks=[name])
+    assert pretrain(config).steps_done == len(read_metrics(Path(config.output))) == 4
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "fastfgssl.training.sinks"]
+    assert told.startswith(f"{name} takes no reports: connection refused; training goes on, metrics.jsonl has them all")
+
+
+def test_a_service_that_failed_is_tried_again_after_a_while(fakes, monkeypatch, run):
+    _, mlflow = fakes
+    calls = []
+
+    def fail_first(values, step):
+        calls.append(step)
+        if len(calls) == 1:
+            refuse()
+
+    times = iter([0.0, 0.0, 599.0, 601.0])
+    monkeypatch.setattr(mlflow, "log_metrics", fail_first)
+    monkeypatch.setattr("fastfgssl.training.sinks.config_to_values", vars)
+    monkeypatch.setattr("fastfgssl.training.sinks.time.monotonic", lambda: next(times))
+    write(Mlflow(), run(0), {step: {"loss": 1.0} for step in (1, 2, 3)})
+    assert calls == [1, 3]
+
+
 @pytest.fixture
 def run(tmp_path):
     def make(start: int):
-        return SimpleNamespace(output=tmp_path, start=start, world=SimpleNamespace(is_main=True))
+        return SimpleNamespace(
+            output=tmp_path, start=start, config=SimpleNamespace(), world=SimpleNamespace(is_main=True)
+        )
 
     return make
 
@@ -119,6 +173,43 @@ def test_what_was_reported_beyond_the_checkpoint_is_dropped(run, sink, tmp_path)
     lines = file.read_text().splitlines()
     assert "3.0" not in "".join(lines)
     assert ["20.0" in line for line in lines[-2:]] == [False, True]
+
+
+def test_a_curve_is_drawn_again_from_the_checkpoint_on(run, tmp_path):
+    write(TensorBoard(), run(0), {1: {"loss": 1.0}, 2: {"loss": 2.0}, 3: {"loss": 3.0}})
+    write(TensorBoard(), run(1), {2: {"loss": 20.0}})
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 20.0)]
+
+
+WHOLE = b"step,loss\n1,1.0\n2,2.0\n"
+
+
+@pytest.mark.parametrize(
+    ("damaged", "kept"),
+    [
+        (WHOLE + b",3", WHOLE),
+        (WHOLE + b",3\n", WHOLE),
+        (WHOLE + b"2,2.", WHOLE),
+        (WHOLE + b"\0\0\0\0", WHOLE),
+        (WHOLE + b"2,\0\n", WHOLE),
+        (b"step,loss\n1,\xff\xfe1.0\n2,2.0\n", b"step,loss\n2,2.0\n"),
+        (b'step,loss\n"1,1.0\n2,2.0\n', b"step,loss\n2,2.0\n"),
+        (b"step,loss\n1,1.0,7,8\n2,2.0\n", b"step,loss\n2,2.0\n"),
+        (b"step,loss,note\n1,1.0,\n2,2.0,good\n", b"step,loss,note\n1,1.0,\n2,2.0,good\n"),
+        (b"time,loss\n1,1.0\n", b""),
+        (b"step,loss,loss\n1,1.0,1.0\n", b""),
+        (b"1,1.0\n2,2.0\n", b""),
+        (b"", b""),
+        (b"\n\n", b""),
+    ],
+)
+def test_lines_of_a_damaged_table_are_dropped(run, tmp_path, damaged, kept):
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(damaged)
+    write(Csv(), run(2), {3: {"loss": 3.0}})
+    end = b"3,3.0,\n" if b"note" in kept else b"3,3.0\n"
+    assert file.read_text().encode() == (kept or b"step,loss\n") + end
 
 
 def test_a_number_that_is_not_finite_is_null_in_json_and_no_point_of_a_curve(run, tmp_path):
