@@ -91,7 +91,7 @@ def cross_correlation_terms(
             kernels.require_finite(z1, z2)
     except (ValueError, TypeError) as error:
         if check_ranks and not torch.compiler.is_compiling():
-            kernels.tell_error(ranks, error, _device_of(z1, z2))
+            kernels.send_error(ranks, error, _device_of(z1, z2))
         raise
     loss, terms = kernels.cross_correlation_loss(z1, z2, options, ranks=ranks, check_ranks=check_ranks)
     return LossTerms(loss, *terms.unbind())

@@ -23,7 +23,7 @@ def effective_rank(z: torch.Tensor, group: ProcessGroup | None = None, *, max_ro
     with torch.autocast(z.device.type, enabled=False):
         if group is not None:
             ranks = Ranks(*place_in(group))
-            z = ranks.gather(z[: max(1, max_rows // ranks.size)])()
+            z = ranks.begin_gather(z[: max(1, max_rows // ranks.size)])()
         z = standardise(z[:max_rows].double())
         gram = z @ z.T if len(z) <= z.shape[1] else z.T @ z
         is_finite = gram.isfinite().all()

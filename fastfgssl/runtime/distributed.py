@@ -155,7 +155,7 @@ def without_exchange(module: nn.Module, when: bool) -> Iterator[None]:
         yield
 
 
-def _send_as_bfloat16(group, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are text
+def _send_as_bfloat16(group, bucket):  # DDP refuses annotations that are text
     # torch's hook under another name: by that one DDP refuses it on builds without NCCL, where gloo can do it
     return bf16_compress_hook(group, bucket)
 

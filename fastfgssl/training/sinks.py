@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _SECONDS_OF_SILENCE = 600.0
 """After a service has failed: to try may itself take minutes, for which training waits."""
 _STAGES = ("0", "1", "2", "all")
-_OF_TRAINING = ("epoch", "lr", "backbone_lr", "images_per_second", "data_wait")
+_OF_TRAINING = ("epoch", "lr", "backbone_lr", "bias_lr", "images_per_second", "data_wait")
 
 
 class Sink(Hook):

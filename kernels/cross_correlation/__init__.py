@@ -2,7 +2,7 @@
 
 from fastfgssl.kernels.cross_correlation.op import cross_correlation_loss
 from fastfgssl.kernels.cross_correlation.options import Options, check_arguments, require_finite
-from fastfgssl.kernels.cross_correlation.ranks import ALONE, Ranks, tell_error
+from fastfgssl.kernels.cross_correlation.ranks import ALONE, Ranks, send_error
 from fastfgssl.kernels.cross_correlation.reference import standardise
 
 __all__ = [
@@ -13,5 +13,5 @@ __all__ = [
     "cross_correlation_loss",
     "require_finite",
     "standardise",
-    "tell_error",
+    "send_error",
 ]

@@ -56,7 +56,7 @@ def cross_correlation(
     weights = {"on_weight": on_weight, "off_weight": off_weight, "diagonal_in_product": algorithm == "gram"}
 
     # both views are on their way before either is waited for
-    gathering = ranks.gather(z1.contiguous()), ranks.gather(z2.contiguous())
+    gathering = ranks.begin_gather(z1.contiguous()), ranks.begin_gather(z2.contiguous())
     # Triton launches on the current device
     with torch.autocast(z1.device.type, enabled=False), torch.cuda.device_of(z1):
         standardised = columns.standardise(*(received() for received in gathering), precision, **weights)
@@ -75,7 +75,7 @@ def cross_correlation(
             shared = columns.contract(squared_norm, toward, standardised, scale=scale, shifted=shifted, rows=rows)
         else:
             shared = products.squared_norm.sum(dim=0, keepdim=True)
-        ranks.add_up(shared)
+        ranks.all_reduce(shared)
         loss, terms = columns.loss_and_terms(shared[:1], standardised, **weights)
         gradients = None
         if with_gradients:

@@ -1,4 +1,4 @@
-"""What the loss exchanges between ranks: rows, sums, and whether all of them bring the same.
+"""What the loss exchanges between ranks: rows, sums, and whether all of them have the same arguments.
 
 By torch's functional collectives, which know a process group by its name: operators of torch.library take no objects.
 """
@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,7 +26,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
 
-    def gather(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def begin_gather(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begins to gather all ranks' rows [n, ...]; the call that it returns waits for them: [size * n, ...].
 
         As many rows on each rank, in the order of ranks. Autograd does not see it.
@@ -37,7 +38,7 @@ class Ranks:
         received = _collectives.all_gather_into_tensor(sent, self.size, self.group)
         return lambda: _collectives.wait_tensor(received).view(rows.dtype)
 
-    def add_up(self, values: torch.Tensor) -> None:
+    def all_reduce(self, values: torch.Tensor) -> None:
         """Replaces `values` by their sum over ranks."""
         if self.group:
             _collectives.wait_tensor(_collectives.all_reduce_(values, "sum", self.group))
@@ -46,38 +47,40 @@ class Ranks:
 ALONE = Ranks()
 
 RECORD_BYTES = 256
-"""What each rank tells the others before a loss."""
+"""What each rank sends to the others before a loss."""
 HOST_WAITS_FOR = ("cpu",)
-"""Devices whose collectives the host waits for anyway: to look at what was told costs nothing there."""
+"""Devices whose collectives the host waits for anyway: to look at what arrived costs nothing there."""
 _ERROR = "error: "
 _agreed: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 """What was compared in a process group and found the same: in that one, a later group may have its name."""
 
 
-def require_same(ranks: Ranks, brings: str, what: str, device: torch.device) -> None:
-    """Raises ValueError if ranks bring different things to a loss; `what` says what `brings` consists of.
+def require_same(ranks: Ranks, given: str, what: str, device: torch.device) -> None:
+    """Raises ValueError unless `given`, which describes a rank's arguments, is the same on all; `what` names its parts.
 
-    All ranks tell each other at every call, and so stay in step, but on a GPU, where the host would wait for it, a rank
-    looks at what it was told only the first time that it brings this, or if FASTFGSSL_DEBUG=1. Of ranks that differ at
-    least the one with something new then raises; the others end when that one is gone.
+    All ranks exchange it at every call, and so stay in step, but on a GPU, where the host would wait for it, a rank
+    compares only the first time that it has these arguments, or if FASTFGSSL_DEBUG=1. Of ranks that differ at least the
+    one with new arguments then raises; the others end when that one is gone.
     """
     if not ranks.group:
         return
-    told = ranks.gather(_record(brings, device))()
+    received = ranks.begin_gather(_record(given, device))()
     is_free = device.type in HOST_WAITS_FOR or os.environ.get("FASTFGSSL_DEBUG") == "1"
-    agreed = _agreed.setdefault(torch.distributed.distributed_c10d._resolve_process_group(ranks.group), set())
-    if is_free or brings not in agreed:
-        _compare(told, ranks, what)
-        agreed.add(brings)
+    # releases of torch annotate it differently
+    resolve: Any = torch.distributed.distributed_c10d._resolve_process_group
+    agreed = _agreed.setdefault(resolve(ranks.group), set())
+    if is_free or given not in agreed:
+        _compare(received, ranks, what)
+        agreed.add(given)
 
 
-def tell_error(ranks: Ranks, error: Exception, device: torch.device) -> None:
-    """Tells the others, in place of `require_same`, that this rank cannot take part."""
-    ranks.gather(_record(f"{_ERROR}{error}", device))()
+def send_error(ranks: Ranks, error: Exception, device: torch.device) -> None:
+    """Takes the place of `require_same` on a rank that cannot take part: the others raise its error."""
+    ranks.begin_gather(_record(f"{_ERROR}{error}", device))()
 
 
-def _compare(told: torch.Tensor, ranks: Ranks, what: str) -> None:
-    texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in told.view(ranks.size, -1).tolist()]
+def _compare(received: torch.Tensor, ranks: Ranks, what: str) -> None:
+    texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in received.view(ranks.size, -1).tolist()]
     for rank, text in enumerate(texts):
         if text.startswith(_ERROR):
             raise ValueError(f"{text.removeprefix(_ERROR)} (on rank {rank})")

@@ -121,7 +121,7 @@ def test_every_rank_knows_the_terms_of_the_whole_batch_and_sends_what_the_formul
 class OneOfTwo(Ranks):
     """A rank that notes the order of what it is asked for; the other rank's rows are its own again."""
 
-    def gather(self, rows):
+    def begin_gather(self, rows):
         number = sum(event.startswith("begin") for event in events)
         events.append(f"begin {number}")
 
@@ -131,7 +131,7 @@ class OneOfTwo(Ranks):
 
         return wait
 
-    def add_up(self, values):
+    def all_reduce(self, values):
         events.append("add up")
 
 
