@@ -12,6 +12,6 @@ __all__ = [
     "check_arguments",
     "cross_correlation_loss",
     "require_finite",
-    "standardise",
     "send_error",
+    "standardise",
 ]
