@@ -25,8 +25,8 @@ from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
+from helpers.command import run_here
 from helpers.loader import spec
-from helpers.paths import TOOLS
 
 CPU = torch.device("cpu")
 SUITE = Suite("s", Settings(device=CPU))
@@ -136,12 +136,9 @@ def test_an_index_is_opened_without_the_libraries_that_take_memory():
         (["loss", "--profile", "/dev/null"], "cannot write /dev/null"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments, message):
-    command = [sys.executable, str(TOOLS / "bench.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_arguments_are_one_line(arguments, message, capsys):
+    assert run_here(bench_command.main, *arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_index_that_has_no_room_is_one_line(tmp_path):

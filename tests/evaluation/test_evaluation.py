@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.commands import evaluate as evaluate_command
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.linear_probe import linear_probe
@@ -26,6 +27,7 @@ from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints
+from helpers.command import run_here
 from helpers.paths import TOOLS
 
 TOOL = TOOLS / "evaluate.py"
@@ -275,10 +277,9 @@ def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp
         ({"--json": "/proc/nodir/x.json"}, "cannot write /proc/nodir: No such file"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(archive_path, checkpoints, arguments, message):
+def test_bad_input_is_one_line_and_exit_code_2(archive_path, checkpoints, arguments, message, capsys):
     values = {"--checkpoint": checkpoints[0], "--data": archive_path, "--protocol": "knn"} | arguments
-    done = run_tool(*(part for pair in values.items() for part in pair))
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(" ") and "arning" not in line]
+    assert run_here(evaluate_command.main, *(part for pair in values.items() for part in pair)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(" ") and "arning" not in line]
     assert len(lines) == 1
     assert message in lines[0]
