@@ -199,4 +199,4 @@ def _build(cls: Any, flat: dict[str, Any], prefix: str) -> Any:
 def _nearest_key(word: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` for the known key nearest to `word`, comparing last parts too (lr for optim.lr)."""
     last = {key.rpartition(".")[2]: key for key in known}
-    return nearest(word, known) or nearest(word.rpartition(".")[2], last, cutoff=0.75)
+    return nearest(word, known) or nearest(word.rpartition(".")[2], last, shown=last, cutoff=0.75)

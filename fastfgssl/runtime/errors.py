@@ -40,12 +40,11 @@ def require_one_of(name: str, value: object, known: Iterable[str]) -> None:
         raise UserError(f"{name} = {value!r}: must be one of {', '.join(words)}{nearest(str(value), words)}")
 
 
-def nearest(word: str, known: Iterable[str] | Mapping[str, str], *, cutoff: float = 0.6) -> str:
+def nearest(word: str, known: Iterable[str], *, shown: Mapping[str, str] | None = None, cutoff: float = 0.6) -> str:
     """`; did you mean ...?` for the known word nearest to `word`; empty if none is near.
 
-    known: a mapping gives what is shown in place of each word.
+    shown: what is shown in place of a word.
     """
     for match in difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff):
-        shown = known[match] if isinstance(known, Mapping) else match
-        return f"; did you mean {shown!r}?"
+        return f"; did you mean {(shown or {}).get(match, match)!r}?"
     return ""
