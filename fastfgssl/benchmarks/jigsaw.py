@@ -101,7 +101,7 @@ def _fan_out(suite: Suite) -> Iterator[Record]:
         "runs": RUNS,
     }
     for version, ours in versions.items():
-        calls = lambda ours=ours: [ours() for _ in range(sizes.passes)]  # noqa: E731
+        calls = lambda ours=ours: [ours() for _ in range(sizes.passes)]  # noqa: E731 - binds the turn of the loop
         yield suite.compare(
             f"fan-out {version}, {case}",
             ours=calls if "DALI" in version else replayed(calls, device),

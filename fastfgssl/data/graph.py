@@ -114,6 +114,7 @@ def _declare_inputs(spec: GraphSpec) -> list[_Input]:
             columns[part] = (True, partial(_jitter_column, column))
         for part, (is_needed, of_view) in columns.items():
             if is_needed:
+                # a lambda, not a def, binds the turn of the loop
                 values = lambda params, name=name, of_view=of_view: of_view(getattr(params, name))  # noqa: E731
                 inputs.append(_Input(f"{name}_{part}", values))
     return inputs

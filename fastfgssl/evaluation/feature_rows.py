@@ -42,7 +42,7 @@ class FeatureRows:
 
     def __init__(self) -> None:
         try:
-            self._file = tempfile.TemporaryFile(prefix="fastfgssl-features-")  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="fastfgssl-features-")  # noqa: SIM115 - open as long as this object
         except OSError as error:
             raise _cannot_keep(error) from None
         weakref.finalize(self, self._file.close)

@@ -97,7 +97,7 @@ class _Outlet:
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream if stream is not None else Path(os.devnull).open("w")  # noqa: SIM115
+        self._stream = stream if stream is not None else Path(os.devnull).open("w")  # noqa: SIM115 - for good
         if hasattr(self._stream, "reconfigure"):
             self._stream.reconfigure(errors="backslashreplace")
 
