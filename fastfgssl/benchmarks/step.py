@@ -41,16 +41,16 @@ def run(settings: Settings) -> Iterator[Record]:
     suite, device = Suite("step", settings), settings.device
     on_gpu = device.type == "cuda"
     side, batch_size, precision, runs, network, name = SIZES[settings.scale]
-    batch, plain_batch = _batches(side, batch_size, device, half=on_gpu)
+    batch, plain_batch = make_batches(side, batch_size, device, half=on_gpu)
     world = World.alone(device)
     full, light = (
         {
-            schedule: _config(schedule, replace(network, block=block), side, batch_size, precision)
+            schedule: make_config(schedule, replace(network, block=block), side, batch_size, precision)
             for schedule in ("progressive", "joint")
         }
         for block in ("full", "light")
     )
-    plain = _PlainStep(full["joint"], device)
+    plain = PlainStep(full["joint"], device)
 
     def timed(case: str, step: TrainingStep, baseline: tuple[str, Case], details: dict | None = None) -> Record:
         return suite.compare(
@@ -66,18 +66,14 @@ def run(settings: Settings) -> Iterator[Record]:
 
     for schedule, config in full.items():
         _check(config, world, batch, plain_batch)
-        step, published = _step(config, world), ("published loop in plain PyTorch", lambda: plain(plain_batch))
+        step, published = make_step(config, world), ("published loop in plain PyTorch", lambda: plain(plain_batch))
         yield timed(schedule, step, published, anatomy(step, batch, precision, device))
     for schedule, config in full.items():
-        step = _step(config, world)
+        step = make_step(config, world)
         with_full = ("with full blocks", lambda step=step: step(batch))
-        yield timed(f"{schedule} with light blocks", _step(light[schedule], world), with_full)
+        yield timed(f"{schedule} with light blocks", make_step(light[schedule], world), with_full)
     for optimizer in ("sgd", "adamw"):
         yield _optimizer(optimizer, suite)
-    if on_gpu:
-        for schedule, config in full.items():
-            step, compiled = _step(config, world), replace(config, train=replace(config.train, compile=True))
-            yield timed(f"{schedule}, compiled", _step(compiled, world), ("eager", lambda step=step: step(batch)))
 
 
 def _optimizer(name: Literal["sgd", "adamw"], suite: Suite) -> Record:
@@ -116,7 +112,7 @@ def _optimizer(name: Literal["sgd", "adamw"], suite: Suite) -> Record:
     )
 
 
-def _config(schedule: str, model: ModelConfig, side: int, batch_size: int, precision: str) -> Config:
+def make_config(schedule: str, model: ModelConfig, side: int, batch_size: int, precision: str) -> Config:
     return Config(
         data=DataConfig(path="none", image_size=side),
         model=model,
@@ -124,7 +120,7 @@ def _config(schedule: str, model: ModelConfig, side: int, batch_size: int, preci
     )
 
 
-def _batches(side: int, batch_size: int, device: torch.device, *, half: bool) -> tuple[Batch, Batch]:
+def make_batches(side: int, batch_size: int, device: torch.device, *, half: bool) -> tuple[Batch, Batch]:
     """The same images as our loader makes them, and as a DataLoader would: contiguous and in float32."""
     generator = torch.Generator(device).manual_seed(0)
     ours = [
@@ -141,19 +137,19 @@ def _check(config: Config, world: World, batch: Batch, plain_batch: Batch) -> No
     """While weights stand still, every head's loss is that of the plain step, in float32 to its rounding."""
     exact = config.train.precision == "float32"
     still = replace(config, optim=replace(config.optim, lr=1e-12))
-    ours, plain = _step(still, world)(batch), _PlainStep(still, world.device)(plain_batch)
+    ours, plain = make_step(still, world)(batch), PlainStep(still, world.device)(plain_batch)
     for head, want in zip(STAGES, plain, strict=True):
         require_close(
             f"{config.train.schedule}, head {head}", ours[f"loss_{head}"], want, tolerance=1e-4 if exact else 0.05
         )
 
 
-def _step(config: Config, world: World) -> TrainingStep:
+def make_step(config: Config, world: World) -> TrainingStep:
     torch.manual_seed(0)
     return TrainingStep(build_objective(config, world), config, world)
 
 
-class _PlainStep:
+class PlainStep:
     """The method as the published loop runs it: four steps, each with full forward passes of both inputs."""
 
     def __init__(self, config: Config, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.refusals import Refusals, decoder_message, encode_png
+from helpers.gpu import on_hardware
 from helpers.loader import loader, spec, tensors
 
 REFUSED = (7, 30)
@@ -101,6 +102,7 @@ def test_on_a_gpu_the_cpu_decodes_it_once_and_it_is_not_listed(refusing, monkeyp
 
 
 @pytest.mark.gpu
+@on_hardware
 def test_on_a_gpu_the_stream_keeps_all_its_samples(whole, refusing, tmp_path):
     file = tmp_path / "quarantine.csv"
     with loader(refusing, stop=7, device_id=0, quarantine=Quarantine(84, file)) as batches:

@@ -245,9 +245,10 @@ def test_a_compiled_step_is_the_same_step(schedule):
     torch.testing.assert_close(losses[True], losses[False], rtol=0.05, atol=0)
 
 
-def test_the_parts_of_a_step_are_found_in_its_trace():
+@pytest.mark.parametrize("precision", rehearsed(["float32", "bfloat16"]))
+def test_the_parts_of_a_step_are_found_in_its_trace(precision):
     with start_world(GPU.type) as world:
-        found = anatomy(make_step(world, precision="bfloat16"), make_batch(half=True), "bfloat16", GPU)
+        found = anatomy(make_step(world, precision=precision), make_batch(half="16" in precision), precision, GPU)
     assert all(found[f"seconds_{part}"] > 0 for part in PARTS)
     assert found["peak_memory_of_a_step"] > 0
     assert found["operations"] > 0
