@@ -188,6 +188,7 @@ def _columns(N: int, D: int, suite: Suite) -> Record:
 
     device = suite.device
     z1, z2 = (z.detach() for z in _embeddings(N, D, device))
+    noise = tuple(torch.randn_like(z) for z in (z1, z2))  # a gradient along the embeddings would cancel
     toward, squared_norm = (torch.zeros_like(z1), torch.zeros_like(z2)), torch.zeros(1, device=device)
     out = torch.empty_like(z1), torch.empty_like(z2)
 
@@ -213,8 +214,8 @@ def _columns(N: int, D: int, suite: Suite) -> Record:
 
     right = None
     for name, settings in _VARIANTS.items():
-        for product, z in zip(toward, (z1, z2), strict=True):
-            product.copy_(z)
+        for product, values in zip(toward, noise, strict=True):
+            product.copy_(values)
         steps(settings)
         right = right or [gradient.clone() for gradient in toward]
         for gradient, want in zip(toward, right, strict=True):

@@ -18,7 +18,7 @@ from fastfgssl.runtime.distributed import World
 
 TURNS, STEPS, LAP = (
     {"cpu": 3, "cuda": 1, "rehearsal": 1},
-    {"cpu": 100, "cuda": 40, "rehearsal": 4},
+    {"cpu": 100, "cuda": 25, "rehearsal": 4},
     {"cpu": 20, "cuda": 5, "rehearsal": 2},
 )
 """Trainings of each kind, their steps, and the steps that are timed together."""

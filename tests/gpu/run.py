@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 REHEARSE = os.environ.get("REHEARSE") == "1"
 DEVICE = "cpu" if REHEARSE else "cuda"
 SLOWER = 5 if REHEARSE else 1  # limits are those of a GPU
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", "--tb=short", "-m", "gpu")
+PYTEST = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--durations=8", "--tb=short", "-m", "gpu")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Part:
 def tests(*paths: str) -> tuple[str, ...]:
     if REHEARSE:
         return (*PYTEST, *paths)
-    workers = () if subprocess.run([sys.executable, "-c", "import xdist"], stderr=-3).returncode else ("-n", "8")
+    workers = () if subprocess.run([sys.executable, "-c", "import xdist"], stderr=-3).returncode else ("-n", "4")
     return (*PYTEST, *workers, *paths)
 
 
@@ -48,6 +48,13 @@ def suite(name: str, *arguments: str) -> tuple[str, ...]:
     out = str(OUT / f".{name}.json")
     rehearsed = ("--rehearse",) if REHEARSE else ()
     return (sys.executable, "tools/bench.py", name, "--device", DEVICE, "--json", out, *rehearsed, *arguments)
+
+
+def operators(*loaders: str) -> tuple[str, ...]:
+    """Builds them, which is no part of what the next parts take."""
+    names = ", ".join(loaders)
+    calls = "; ".join(f"{loader}()" for loader in loaders)
+    return (sys.executable, "-c", f"from fastfgssl.kernels.build import {names}; {calls}")
 
 
 def command(name: str, *arguments: str) -> tuple[str, ...]:
@@ -64,18 +71,20 @@ STAGES = {
         Part("device", 20, ("nvidia-smi",)),
         Part("core-tests", 55, tests(*CORE_TESTS)),
         Part("loss", 35, suite("loss")),
+        Part("operators", 45, operators("load_tensors")),
         Part("jigsaw", 20, suite("jigsaw")),
         Part("step", 100, suite("step")),
         Part("compile", 150, suite("compile")),
         Part("sanitizer", 30, ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", CORE_TESTS[-1])),
     ],
     "dali": [
+        Part("operators", 60, operators("load_tensors", "load_plugin")),
         Part(
             "images",
             45,
-            command("phantom", PHOTOGRAPHS, "--images", "64", "--width", "600", "--height", "450", "--workers", "4"),
+            command("phantom", PHOTOGRAPHS, "--images", "256", "--width", "600", "--height", "450"),
         ),
-        Part("archive", 60, command("prepare", PHOTOGRAPHS, "--out", ARCHIVE, "--workers", "4")),
+        Part("archive", 60, command("prepare", PHOTOGRAPHS, "--out", ARCHIVE)),
         Part("train", 65, suite("train", "--real", ARCHIVE)),
         Part(
             "dali-tests",

@@ -57,7 +57,9 @@ def test_the_loss_is_as_exact_as_plain_pytorch_on_the_cpu(algorithm, N, D, dtype
     rounded = precision == "bfloat16"
     before = before_the_standardisation(z1, z2, form)
     plain, truth = plain_direct(z1, z2, form, rounded), in_float64(z1, z2, form)
-    require_as_exact_as_plain([value.cpu() for value in got], plain, truth, before)
+    # the error of a rounded loss, one number, is now and then far smaller than is usual: plain PyTorch's too
+    units = 4e-6 if rounded else 4e-7
+    require_as_exact_as_plain([value.cpu() for value in got], plain, truth, before, units=units)
 
 
 @pytest.mark.parametrize("case", ["dead features", "nearly collinear", "1e-4", "1e4"])
