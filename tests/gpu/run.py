@@ -85,10 +85,10 @@ STAGES = {
             command("phantom", PHOTOGRAPHS, "--images", "256", "--width", "600", "--height", "450"),
         ),
         Part("archive", 60, command("prepare", PHOTOGRAPHS, "--out", ARCHIVE)),
-        Part("train", 65, suite("train", "--real", ARCHIVE)),
+        Part("train", 100, suite("train", "--real", ARCHIVE)),
         Part(
             "dali-tests",
-            40,
+            70,
             tests(
                 "tests/gpu/test_dali.py",
                 "tests/data/test_loader.py",
