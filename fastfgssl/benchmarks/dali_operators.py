@@ -26,7 +26,8 @@ def fan_out_graph(
     on_gpu = device.type == "cuda"
     tiles = np.concatenate(permutations, axis=1).astype(np.int32)
     small = [values.astype(np.int32) for values in (puzzle_flags, anchor_flags)] + [tiles]
-    images = [list(torch.from_numpy(batch).to(device)) if on_gpu else list(batch) for batch in (puzzle, anchor)]
+    # on a GPU as one tensor: handed over one by one, 512 of them would take longer than the operator
+    images = [torch.from_numpy(batch).to(device) if on_gpu else list(batch) for batch in (puzzle, anchor)]
 
     # a queue of one: the next batch would be made while the clock stands
     @pipeline_def(

@@ -32,9 +32,10 @@ from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
 from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
 
-BATCH, SIDE, GRIDS, THREADS = 64, 224, (16, 8, 4), 2
+BATCH, SIDE, GRIDS = 64, 224, (16, 8, 4)
 BATCHES = {"cpu": 16, "cuda": 16, "rehearsal": 1}
 """Batches in one call."""
 SHORT_SIDE = 256
@@ -104,6 +105,7 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     files = [np.array(file) for file in reader.read(ids)]
     case = f"paper preset, {SIDE} px, " + ("JPEG 600 x 450 quality 90" if small else "real images")
     spec = _spec(suite.device)
+    threads = spec.threads
     graph, decoder = _pipelines(files, reader.picture_sizes(ids), spec)
     batches = BATCHES[suite.scale]
     images = batches * BATCH
@@ -111,7 +113,7 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         loop: DataLoader(
             PillowViews(files, images, published_loop=loop),
             batch_size=BATCH,
-            num_workers=THREADS,
+            num_workers=threads,
             persistent_workers=True,
             # a fork would make every page of this process copy on write, at the cost of whoever writes next: us
             multiprocessing_context="forkserver",
@@ -123,10 +125,10 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     limit = ("DALI decoding alone", lambda: [decoder.run() for _ in range(batches)])
     for loop, loader in loaders.items():
         yield suite.compare(
-            f"{case}, {THREADS} threads",
+            f"{case}, {threads} threads",
             ours=lambda: [graph.run() for _ in range(batches)],
             baseline=(
-                f"Pillow DataLoader, {THREADS} workers" + (", published tile loop" if loop else ""),
+                f"Pillow DataLoader, {threads} workers" + (", published tile loop" if loop else ""),
                 lambda loader=loader: list(loader),
             ),
             limit=limit,
@@ -137,7 +139,7 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     yield suite.on_host().compare(
         f"checksums, {case}",
         ours=lambda: [reader.find_damage(ids[turns], batch) for _ in range(batches)],
-        baseline=(f"the whole graph, {THREADS} threads", lambda: [graph.run() for _ in range(batches)]),
+        baseline=(f"the whole graph, {threads} threads", lambda: [graph.run() for _ in range(batches)]),
         limit=("copy of the bytes", lambda: [[file.copy() for file in batch] for _ in range(batches)]),
         **options | {"runs": 15},
     )
@@ -145,17 +147,19 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         reader = Reader(Archive.open(small))
         small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), spec)
         yield suite.compare(
-            f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {THREADS} threads",
+            f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {threads} threads",
             ours=lambda: [small_graph.run() for _ in range(batches)],
-            baseline=(f"Pillow DataLoader on the files, {THREADS} workers", lambda: list(loaders[False])),
+            baseline=(f"Pillow DataLoader on the files, {threads} workers", lambda: list(loaders[False])),
             limit=("DALI decoding of the shards alone", lambda: [small_decoder.run() for _ in range(batches)]),
             **options,
         )
 
 
 def _spec(device: torch.device) -> GraphSpec:
+    """Of two threads on a CPU, so that machines compare, and of all cores beside a GPU."""
+    threads = 2 if device.type == "cpu" else available_cores()
     config = Config(
-        data=DataConfig(path="none", image_size=SIDE, threads=THREADS), train=TrainConfig(steps=1, batch_size=BATCH)
+        data=DataConfig(path="none", image_size=SIDE, threads=threads), train=TrainConfig(steps=1, batch_size=BATCH)
     )
     return GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), sixteen_bit=False)
 

@@ -69,11 +69,11 @@ OUT = Path(os.environ.get("GPU_OUT") or ROOT / "runs" / "gpu").absolute()
 STAGES = {
     "core": [
         Part("device", 20, ("nvidia-smi",)),
-        Part("core-tests", 55, tests(*CORE_TESTS)),
+        Part("core-tests", 110, tests(*CORE_TESTS)),
         Part("loss", 35, suite("loss")),
         Part("operators", 45, operators("load_tensors")),
-        Part("jigsaw", 20, suite("jigsaw")),
-        Part("step", 100, suite("step")),
+        Part("jigsaw", 40, suite("jigsaw")),
+        Part("step", 130, suite("step")),
         Part("compile", 150, suite("compile")),
         Part("sanitizer", 30, ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", CORE_TESTS[-1])),
     ],
