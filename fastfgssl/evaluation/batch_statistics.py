@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastfgssl.config.schema import STAGES
-from fastfgssl.models import FGSSL
+from fastfgssl.models import Network
 
 
 class PooledMoments:
@@ -34,8 +33,8 @@ class PooledMoments:
 
 
 @torch.no_grad()
-def recompute_batch_statistics(model: FGSSL, batches: Iterable[torch.Tensor]) -> None:
-    """Replaces the running statistics of every batch norm of `model` by those over all of `batches` [B, 3, S, S].
+def recompute_batch_statistics(model: Network, batches: Iterable[torch.Tensor]) -> None:
+    """Replaces the running statistics of the batch norms before `model.features` by those over `batches` [B, 3, S, S].
 
     The statistics of a norm are the mean and the unbiased variance of its inputs over all images together, weighted by
     their number, the variance between batches included. What is fed to the first norm does not depend on the batches;
@@ -47,10 +46,12 @@ def recompute_batch_statistics(model: FGSSL, batches: Iterable[torch.Tensor]) ->
     handles = [norm.register_forward_pre_hook(pool) for norm, pool in zip(norms, pools, strict=True)]
     model.train()
     for images in batches:
-        model(images, STAGES)
+        model.features(images)
     model.eval()
     for norm, pool, handle in zip(norms, pools, handles, strict=True):
         handle.remove()
+        if not pool.count:  # of a head, which no feature comes from
+            continue
         statistics: Any = norm
         statistics.running_mean.copy_(pool.mean)
         statistics.running_var.copy_(pool.squares / (pool.count - 1))

@@ -22,12 +22,10 @@ from fastfgssl.data.presets import PLAIN, Preset, find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.feature_rows import FeatureRows, Rows, SideBySide
-from fastfgssl.models import FGSSL
-from fastfgssl.models.backbone import NUM_TAPS
+from fastfgssl.models import Network
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 
-_HEADS = tuple(f"head {tap}" for tap in range(NUM_TAPS))
 _RECALIBRATION_IMAGES = 4096  # that batch statistics are recomputed from, at most
 _RECALIBRATION_BATCH = 64
 
@@ -43,12 +41,11 @@ class ViewFeatures(NamedTuple):
 class FeatureExtractor:
     """Computes features of one network for the samples of one archive.
 
-    Features are, for each image: `head 0`, `head 1`, `head 2` (pooled vectors of the hierarchical blocks), `all` (the
-    three concatenated), and `backbone` (the global average of the last layer, as Barlow Twins is evaluated). They are
-    kept on disk (feature_rows.py), since those of an archive may be larger than memory.
+    Features are those that the network gives (`Network.features`), and `all`, what its heads give side by side. They
+    are kept on disk (feature_rows.py), since those of an archive may be larger than memory.
     """
 
-    def __init__(self, model: FGSSL, config: Config, archive: Archive, device: torch.device, batch_size: int) -> None:
+    def __init__(self, model: Network, config: Config, archive: Archive, device: torch.device, batch_size: int) -> None:
         """model: on `device`; it is put into evaluation mode."""
         require(batch_size > 0, "batch size", batch_size, "greater than 0")
         self._model = model.eval()
@@ -135,10 +132,7 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def _features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        images = images.to(self._device).float()
-        taps = self._model.backbone(images)
-        features = {head: block(tap) for head, block, tap in zip(_HEADS, self._model.blocks, taps, strict=True)}
-        return features | {"backbone": taps[-1].mean(dim=(2, 3))}
+        return self._model.features(images.to(self._device).float())
 
 
 class _Kept:
@@ -152,8 +146,8 @@ class _Kept:
             self._rows[name].append(values)
 
     def by_name(self) -> dict[str, Rows]:
-        heads = {name: self._rows[name] for name in _HEADS}
-        return heads | {"all": SideBySide(list(heads.values()))} | self._rows
+        heads = {name: rows for name, rows in self._rows.items() if name.startswith("head")}
+        return heads | ({"all": SideBySide(list(heads.values()))} if heads else {}) | self._rows
 
 
 def _colour_statistics(images: torch.Tensor) -> torch.Tensor:

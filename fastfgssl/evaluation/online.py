@@ -15,13 +15,13 @@ from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.matching import matching_accuracy
 from fastfgssl.evaluation.scores import balanced_accuracy
 from fastfgssl.evaluation.split import labelled_split, split_samples
-from fastfgssl.models import FGSSL
+from fastfgssl.models import Network
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.hooks import Hook, Moment, Run
 
 log = logging.getLogger(__name__)
 
-_FEATURES = ("all", "backbone")
+_FEATURES = ("all", "backbone")  # of those that the network has
 _BATCH = 64
 
 
@@ -44,8 +44,9 @@ class OnlineScores(Hook):
         self.every = config.every or sys.maxsize
         if not config.every:
             return
-        if not isinstance(run.objective.model, FGSSL):
-            raise UserError("evaluate.every: this objective's network has no embeddings to score; set it to 0")
+        if not isinstance(run.objective.model, Network):
+            raise UserError(f"evaluate.every: the network of {run.config.objective} has no features; set it to 0")
+        self._model = run.objective.model
         self._scoring = self._sample(split_samples(self._archive).val)
         if len(self._scoring) < 2:
             raise UserError(f"evaluate.every: {self._archive.path} has fewer than two images that score; set it to 0")
@@ -61,18 +62,19 @@ class OnlineScores(Hook):
     def __call__(self, moment: Moment) -> None:
         if not self._run.config.evaluate.every or not self._run.world.is_main:
             return
-        model = self._run.objective.model
-        extractor = FeatureExtractor(model, self._run.config, self._archive, self._run.world.device, _BATCH)
+        extractor = FeatureExtractor(self._model, self._run.config, self._archive, self._run.world.device, _BATCH)
         try:
             with torch.random.fork_rng(devices=[]):
                 moment.logs.update(self._score(extractor))
         finally:
-            model.train()
+            self._model.train()
 
     def _score(self, extractor: FeatureExtractor) -> dict[str, float]:
         views = extractor.views(self._scoring, seed=0)
         scores = {
-            f"score_matching_{name}": matching_accuracy(views.puzzle[name], views.anchor[name]) for name in _FEATURES
+            f"score_matching_{name}": matching_accuracy(views.puzzle[name], views.anchor[name])
+            for name in _FEATURES
+            if name in views.anchor
         }
         if self._labelled is None:
             return scores
@@ -80,6 +82,8 @@ class OnlineScores(Hook):
         train_ids, train = extractor.plain(train_ids)
         val_ids, val = extractor.plain(val_ids)
         for name in _FEATURES:
+            if name not in train:
+                continue
             predicted = knn_predict(
                 train[name], torch.from_numpy(labels[train_ids]), val[name], num_classes=len(self._archive.classes)
             )

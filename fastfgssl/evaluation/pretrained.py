@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
 from fastfgssl.evaluation.transform import PlainTransform
-from fastfgssl.models import FGSSL, build_model
+from fastfgssl.models import Network
 from fastfgssl.models.backbone import Backbone
+from fastfgssl.objectives import build_objective
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import load_checkpoint, load_newest_checkpoint
 
 
 class Pretrained(NamedTuple):
-    model: FGSSL
+    model: Network
     config: Config
     step: int  # training steps that the weights have seen
 
@@ -57,8 +59,9 @@ class PretrainedBackbone(nn.Module):
 def load(checkpoint: str | Path) -> PretrainedBackbone:
     """The backbone of a checkpoint, on the CPU in evaluation mode, with its `transform`.
 
-    checkpoint: a file that pretraining wrote, or a run's output folder, whose newest whole checkpoint is taken. No code
-    that the file may hold is run, and no weights are downloaded. Raises `UserError` if it is not a checkpoint.
+    checkpoint: a file that training wrote, or a run's output folder, whose newest whole checkpoint is taken. No code
+    that the file may hold is run, and no weights are downloaded; an objective of your own is imported by its name.
+    Raises `UserError` if it is not a checkpoint.
 
         backbone = fastfgssl.load("runs/first/checkpoints/step_000001000.pt")
         features = backbone(backbone.transform(Image.open("lesion.jpg"))[None])  # [1, C]
@@ -92,11 +95,16 @@ def _newest_of(folder: Path) -> dict:
     return state
 
 
-def build_untrained(config: Config, seed: int) -> FGSSL:
+def build_untrained(config: Config, seed: int) -> Network:
     """The network of `config` with random weights of its own seed: what a trained one is compared with.
 
-    Leaves torch's global generators as they are.
+    Leaves torch's global generators as they are. Raises `UserError` for an objective whose network has no features.
     """
+    # its batch norms are local and its weights contiguous, as one process on a CPU runs them
+    train = replace(config.train, compile=False, batch_norm="local", channels_last=False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs too
-        return build_model(replace(config.model, weights="none"), config.data.image_size)
+        objective = build_objective(replace(config, train=train), World.alone(torch.device("cpu")), fresh=False)
+    if not isinstance(objective.model, Network):
+        raise UserError(f"objective = {config.objective!r}: its network has no features: it is no models.Network")
+    return objective.model

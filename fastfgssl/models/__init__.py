@@ -1,5 +1,6 @@
-"""The hierarchical network: backbone, blocks, heads."""
+"""Networks: what they have in common, and the hierarchical one with its blocks and heads."""
 
 from fastfgssl.models.fgssl import FGSSL, build_model
+from fastfgssl.models.network import Network
 
-__all__ = ["FGSSL", "build_model"]
+__all__ = ["FGSSL", "Network", "build_model"]

@@ -11,9 +11,10 @@ from torch import nn
 from fastfgssl.config.schema import STAGES, ModelConfig, Stage
 from fastfgssl.models.backbone import NUM_TAPS, Backbone, build_backbone
 from fastfgssl.models.heads import EmbeddingHead, HierarchicalBlock
+from fastfgssl.models.network import Network
 
 
-class FGSSL(nn.Module):
+class FGSSL(Network):
     """Embeddings of images at four levels: stage 0, 1 and 2 (fine to coarse) and "all".
 
     B images, P = block_dim, F = embedding_dim.
@@ -53,6 +54,12 @@ class FGSSL(nn.Module):
         if "all" in stages:
             return {**of_tap, "all": torch.cat([of_tap[tap] for tap in range(NUM_TAPS)], dim=1)}
         return of_tap
+
+    def features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`head 0` to `head 2`, the pooled vectors of the blocks [B, P]; and `backbone`, as Barlow Twins is scored."""
+        taps = self.backbone(images)
+        pooled = {f"head {tap}": block(taps[tap]) for tap, block in enumerate(self.blocks)}
+        return pooled | {"backbone": taps[-1].mean(dim=(2, 3))}
 
     def modules_of(self, stages: tuple[Stage, ...]) -> list[nn.Module]:
         """Modules whose parameters are exactly those that a loss of `stages` has gradients for: what it trains."""

@@ -83,7 +83,7 @@ class Objective:
     """What is learned, and from what."""
 
     model: nn.Module
-    """What is trained, saved, scored and taken home; its backbone's parameters begin with `backbone.`."""
+    """What is trained and saved. To be scored and taken home it is a `fastfgssl.models.Network`."""
     needs: Needs
     """What a batch has to hold."""
     updates: Sequence[Update]

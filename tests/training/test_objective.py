@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import fastfgssl
+from fastfgssl.models import Network
+from fastfgssl.models.backbone import build_backbone
 from fastfgssl.objectives import build_objective, register
 from fastfgssl.objectives.base import Needs, Objective, Output, Update, place_model
 from fastfgssl.pretraining import pretrain
@@ -40,10 +43,8 @@ class Classify(Update):
 
 
 class Labels(Objective):
-    def __init__(self, config, world) -> None:
-        network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(CLASSES))
-        network(torch.zeros(1, 3, 32, 32))
-        self.model = place_model(network, config, world)
+    def __init__(self, config, world, network: nn.Module | None = None) -> None:
+        self.model = place_model(network or small_network(), config, world)
         self.needs = Needs(anchor=False, view=True, labels=True)
         self.updates = [Classify(self.model)]
         self.weights = {"cross_entropy": 1.0}
@@ -59,7 +60,26 @@ class Labels(Objective):
         self.steps = state["steps"]
 
 
+def small_network() -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(CLASSES))
+    network(torch.zeros(1, 3, 32, 32))
+    return network
+
+
+class Classifier(Network):
+    """A network that can be scored."""
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.backbone = build_backbone(config.model)
+        self.classify = nn.Linear(self.backbone.tap_channels[-1], CLASSES)
+
+    def forward(self, images):
+        return self.classify(self.features(images)["backbone"])
+
+
 register("test_labels", lambda config, world, *, fresh: Labels(config, world))
+register("test_classifier", lambda config, world, *, fresh: Labels(config, world, Classifier(config)))
 
 
 class StopAt:
@@ -222,3 +242,25 @@ def test_an_objective_that_is_not_known_is_named(make_config):
     config = make_config(objective="fgsls")
     with pytest.raises(UserError, match=r"objective = 'fgsls': must be one of fgssl.*; did you mean 'fgssl'\?"):
         build_objective(config, None)
+
+
+def test_a_network_of_ones_own_is_scored_and_taken_home(labels_config, archive_path):
+    config = labels_config("run", objective="test_classifier", evaluate__every=8, evaluate__images=20)
+    _, state = train(config)
+    record = read_metrics(Path(config.output))[-1]
+    assert {name for name in record if name.startswith("score")} == {"score_matching_backbone", "score_knn_backbone"}
+    report = fastfgssl.evaluate(config.output, archive_path, "knn")
+    assert set(report.results) == {"backbone", "colour"}
+    backbone = fastfgssl.load(config.output)
+    assert backbone.step == 8
+    assert torch.equal(backbone.state_dict()["backbone.conv1.weight"], state["model"]["backbone.conv1.weight"])
+
+
+def test_a_network_without_features_is_trained_and_not_scored(labels_config, archive_path):
+    with pytest.raises(UserError, match=r"evaluate.every: the network of test_labels has no features"):
+        train(labels_config("scored", evaluate__every=4))
+    config = labels_config("run", train__steps=1)
+    train(config)
+    for use in (fastfgssl.load, lambda run: fastfgssl.evaluate(run, archive_path)):
+        with pytest.raises(UserError, match=r"objective = 'test_labels': its network has no features"):
+            use(config.output)
