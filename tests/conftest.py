@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
 
 from fastfgssl.archive.phantom import write_phantoms
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
 
@@ -31,7 +31,7 @@ def phantom_folder(tmp_path_factory) -> Path:
 def archive_path(phantom_folder, tmp_path_factory) -> Path:
     """An archive of them, in several shards."""
     out = tmp_path_factory.mktemp("archives") / "phantoms"
-    prepare(Options(sources=[phantom_folder], out=out, labels=phantom_folder / "labels.csv", shard_size=0.03))
+    prepare(PrepareOptions(sources=[phantom_folder], out=out, labels=phantom_folder / "labels.csv", shard_size=0.03))
     return out
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastfgssl
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import load_checkpoint
 from helpers.paths import ROOT
@@ -62,7 +62,7 @@ def test_it_works_in_a_thread_which_may_set_no_signals(phantom_folder, tmp_path)
     done = []
 
     def work() -> None:
-        summary = prepare(Options(sources=[phantom_folder], out=tmp_path / "archive", workers=2))
+        summary = prepare(PrepareOptions(sources=[phantom_folder], out=tmp_path / "archive", workers=2))
         config = fastfgssl.load_config("demo", overrides(tmp_path / "archive", tmp_path / "run"))
         done.append((summary.samples, fastfgssl.pretrain(config).steps_done))
 

@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class PrepareOptions:
     """What `prepare` is asked to do."""
 
     sources: Sequence[Path]
@@ -92,7 +92,7 @@ class Progress(NamedTuple):
     quarantined: int
 
 
-def prepare(options: Options, on_progress: Callable[[Progress], None] = lambda progress: None) -> Summary:
+def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = lambda progress: None) -> Summary:
     """Makes the archive and calls `on_progress` after each image.
 
     Raises UserError for bad input and for whatever hinders the work, such as a full disk or a worker that is killed.

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from fastfgssl.archive.manifest import FORMAT, MANIFEST, SHARDS, TABLE, VERSION
 from fastfgssl.archive.phantom import write_phantoms
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.shards import COLUMNS
 from fastfgssl.runtime.errors import UserError
 
@@ -32,7 +32,7 @@ def open_archive(path: Path | None, *, count: int = 64, short_side: int | None =
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_phantoms(folder / "photographs", count, width=WIDTH, height=HEIGHT)
-        prepare(Options(sources=[folder / "photographs"], out=folder / "archive", short_side=short_side))
+        prepare(PrepareOptions(sources=[folder / "photographs"], out=folder / "archive", short_side=short_side))
         yield folder / "archive"
 
 

@@ -26,8 +26,8 @@ from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
 from fastfgssl.runtime.signals import run_child
-from fastfgssl.training.exchange import step_exchange
 from fastfgssl.training.sinks import read_metrics
+from fastfgssl.training.traffic import step_traffic
 
 TURNS = 2  # of a run of one rank and a run of several
 SHORT, LONG, LAP = 8, 24, 4  # steps of a short and of a long run, and those that are timed together
@@ -191,8 +191,8 @@ def _record(runs: _Runs, ranks: int, details: dict[str, float], *, gradient_dtyp
 def bytes_a_step(config: Config, ranks: int) -> float:
     """Bytes that all ranks send in a step."""
     updates = build_objective(config, World.alone(torch.device("cpu")), fresh=False).updates
-    exchange = step_exchange(updates, config, config.train.batch_size // ranks)
-    return ranks * sum(part.sent(ranks) for part in exchange)
+    traffic = step_traffic(updates, config, config.train.batch_size // ranks)
+    return ranks * sum(part.sent(ranks) for part in traffic)
 
 
 def _sent() -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from fastfgssl.archive.manifest import QUARANTINE, Archive
-from fastfgssl.archive.prepare import MIB, Options, Progress, Summary, prepare
+from fastfgssl.archive.prepare import MIB, PrepareOptions, Progress, Summary, prepare
 from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line, print_table
 from fastfgssl.runtime.errors import UserError
 
@@ -28,7 +28,7 @@ def main() -> int | None:
         return verify(arguments.verify)
     if arguments.out is None:
         raise UserError("--out is missing: the folder to make the archive in")
-    options = Options(**{name: value for name, value in vars(arguments).items() if name != "verify"})
+    options = PrepareOptions(**{name: value for name, value in vars(arguments).items() if name != "verify"})
     console = make_console()
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn()
     with ProgressLine(console, *columns) as line:
@@ -57,12 +57,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--group-column", metavar="NAME", help="column of --labels that says which images belong together")
     add("--short-side", type=int, metavar="N", help="make larger images smaller, to N pixels on their short side")
     add("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    add("--shard-size", type=float, metavar="MIB", default=Options.shard_size, help="of images (default %(default)g)")
+    add(
+        "--shard-size",
+        type=float,
+        metavar="MIB",
+        default=PrepareOptions.shard_size,
+        help="of images (default %(default)g)",
+    )
     add(
         "--max-pixels",
         type=int,
         metavar="N",
-        default=Options.max_pixels,
+        default=PrepareOptions.max_pixels,
         help="limit of an image (default %(default)d)",
     )
     add("--overwrite", action="store_true", help="replace the archive at --out once the new one is complete")
@@ -90,7 +96,7 @@ def verify(path: Path) -> int:
     return 1 if problems else 0
 
 
-def report_rows(options: Options, summary: Summary) -> Iterator[tuple[str, str]]:
+def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str, str]]:
     rate = (summary.samples + summary.quarantined.total()) / summary.seconds
     shards = f"{summary.shards:,} shard{'s' * (summary.shards != 1)}"
     yield "kept", f"{summary.samples:,} images in {shards}, {summary.bytes / MIB:,.1f} MiB"

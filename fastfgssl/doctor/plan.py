@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from fastfgssl.archive.phantom import write_phantoms
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.config.files import list_keys, load_config
 from fastfgssl.config.schema import Config
 from fastfgssl.doctor.diagnosis import Examination
 from fastfgssl.runtime.errors import UserError, nearest
-from fastfgssl.training.exchange import StepExchange, step_exchange
+from fastfgssl.training.traffic import StepTraffic, step_traffic
 
 LINK = 50e9
 """Bytes a second that a GPU sends, if the user does not say: one 400 Gbit/s port for each, as in an NDR cluster."""
@@ -55,7 +55,7 @@ class Device:
     """Whether step and input path compute on the same cores: then their times add up."""
     updates: int
     """Optimiser updates per batch."""
-    exchange: StepExchange
+    traffic: StepTraffic
     """What the device hands to collectives in a step."""
 
 
@@ -75,7 +75,7 @@ class Plan:
     """Bytes that each GPU sends in a step."""
     embeddings: float
     """The same, of the losses."""
-    exchange: float
+    communication: float
     """Seconds that sending both takes."""
     min_efficiency: float
     """Compute over the whole step, if nothing overlaps."""
@@ -92,9 +92,9 @@ def make_plan(request: Request, device: Device) -> Plan:
     gpus, images = request.gpus, request.images * request.epochs
     rate = 1 / (1 / device.step + 1 / device.graph) if device.shares_cores else min(device.step, device.graph)
     compute = device.batch / rate
-    gradients, embeddings = (part.sent(gpus) for part in device.exchange)
-    exchange = (gradients + embeddings) / request.link
-    efficiency = compute / (compute + exchange)
+    gradients, embeddings = (part.sent(gpus) for part in device.traffic)
+    communication = (gradients + embeddings) / request.link
+    efficiency = compute / (compute + communication)
     speed = gpus * rate * efficiency
     return Plan(
         request=request,
@@ -105,9 +105,9 @@ def make_plan(request: Request, device: Device) -> Plan:
         compute=compute,
         gradients=gradients,
         embeddings=embeddings,
-        exchange=exchange,
+        communication=communication,
         min_efficiency=efficiency,
-        max_efficiency=compute / max(compute, exchange),
+        max_efficiency=compute / max(compute, communication),
         of_all_gpus=speed,
         hours=images / speed / 3600,
         storage=speed * device.bytes_per_image,
@@ -125,7 +125,7 @@ def device_of(found: Examination) -> Device:
         bytes_per_image=found.reading.bytes_per_sample,
         shares_cores=measured.shares_cores,
         updates=len(updates),
-        exchange=step_exchange(updates, found.bench.config, batch),
+        traffic=step_traffic(updates, found.bench.config, batch),
     )
 
 
@@ -174,5 +174,5 @@ def generated_run(overrides: Sequence[str], say: Callable[[str], object]) -> Ite
         if Path(config.data.path) == folder / "archive":
             say("generating images")
             write_phantoms(folder / "images", _IMAGES)
-            prepare(Options(sources=[folder / "images"], out=folder / "archive"))
+            prepare(PrepareOptions(sources=[folder / "images"], out=folder / "archive"))
         yield config

@@ -127,7 +127,7 @@ class Line(NamedTuple):
 
 
 def plan_lines(plan: Plan) -> list[Line]:
-    request, device, (gradients, losses) = plan.request, plan.device, plan.device.exchange
+    request, device, (gradients, losses) = plan.request, plan.device, plan.device.traffic
     gpus, batch, whole = request.gpus, device.batch, plan.global_batch
     one, all_gpus, compute, sent = plan.of_one_gpu, plan.of_all_gpus, plan.compute, plan.gradients + plan.embeddings
     measured = f"step {figures(device.step)}, input {figures(device.graph)} (decoding {figures(device.decode)})"
@@ -140,8 +140,8 @@ def plan_lines(plan: Plan) -> list[Line]:
     link = f"sent / link of {request.link:g} bytes/s (set link=...)"
     read = f"images/s of all GPUs x {_bytes(device.bytes_per_image)} an image; {_bytes(plan.storage / gpus)}/s a GPU"
     apart, overlapped = (
-        "compute / (compute + exchange): nothing overlaps",
-        "compute / max(compute, exchange): all overlaps",
+        "compute / (compute + communication): nothing overlaps",
+        "compute / max(compute, communication): all overlaps",
     )
     least, most = plan.min_efficiency, plan.max_efficiency
     return [
@@ -152,7 +152,7 @@ def plan_lines(plan: Plan) -> list[Line]:
         Line("gradients of a step", _bytes(plan.gradients), summed, plan.gradients),
         Line("embeddings of a step", _bytes(plan.embeddings), gathered, plan.embeddings),
         Line("sent by each GPU a step", _bytes(sent), "gradients + embeddings", sent),
-        Line("exchange of a step", _seconds(plan.exchange), link, plan.exchange),
+        Line("communication of a step", _seconds(plan.communication), link, plan.communication),
         Line("scaling efficiency, at least", f"{least:.1%}", apart, least),
         Line("scaling efficiency, at most", f"{most:.1%}", overlapped, most),
         Line("images/s of all GPUs", figures(all_gpus), "gpus x images/s of a GPU x efficiency (the lower)", all_gpus),

@@ -4,9 +4,9 @@ from fastfgssl.loss.cross_correlation import (
     CrossCorrelationLoss,
     LossTerms,
     Options,
-    bytes_to_exchange,
     cross_correlation_loss,
     cross_correlation_terms,
+    loss_traffic,
 )
 from fastfgssl.loss.rank import effective_rank
 
@@ -14,8 +14,8 @@ __all__ = [
     "CrossCorrelationLoss",
     "LossTerms",
     "Options",
-    "bytes_to_exchange",
     "cross_correlation_loss",
     "cross_correlation_terms",
     "effective_rank",
+    "loss_traffic",
 ]

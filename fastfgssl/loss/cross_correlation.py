@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from fastfgssl.kernels import cross_correlation as kernels
 from fastfgssl.kernels.cross_correlation import ALONE, Options, Ranks
-from fastfgssl.runtime.collectives import Exchange, place_in
+from fastfgssl.runtime.collectives import Traffic, place_in
 
 
 class LossTerms(NamedTuple):
@@ -142,10 +142,10 @@ class CrossCorrelationLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
 
 
-def bytes_to_exchange(num_rows: int, dim: int, element_size: int = 4, with_gradients: bool = True) -> Exchange:
+def loss_traffic(num_rows: int, dim: int, element_size: int = 4, with_gradients: bool = True) -> Traffic:
     """What a rank hands to collectives for one loss: its rows [num_rows, dim] of both views, and four sums a column.
 
     element_size: bytes of an embedding's number. Sums are float32 or wider. Without what `check_ranks` adds.
     """
     sums = 1 + (4 * dim if with_gradients else 0)
-    return Exchange(gathered=2 * num_rows * dim * element_size, summed=max(4, element_size) * sums)
+    return Traffic(gathered=2 * num_rows * dim * element_size, summed=max(4, element_size) * sums)

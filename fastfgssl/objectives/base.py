@@ -16,7 +16,7 @@ from torch.profiler import record_function
 from fastfgssl.config.schema import Config, TrainConfig
 from fastfgssl.data.batch import Batch, Needs
 from fastfgssl.models.batch_norm import synchronise_batch_norm
-from fastfgssl.runtime.collectives import Exchange
+from fastfgssl.runtime.collectives import Traffic
 from fastfgssl.runtime.distributed import World
 
 __all__ = ["Needs", "Objective", "Output", "Update", "memory_format", "place_model"]
@@ -49,12 +49,12 @@ class Update(nn.Module):
         """
         raise NotImplementedError
 
-    def exchange(self, rows: int, *, element_size: int) -> Exchange:
+    def traffic(self, rows: int, *, element_size: int) -> Traffic:
         """What `compare` hands to collectives for `rows` images of a rank, a number of whose embeddings has that size.
 
         Nothing, unless an update's loss looks at other ranks' embeddings.
         """
-        return Exchange()
+        return Traffic()
 
     def forward(
         self,

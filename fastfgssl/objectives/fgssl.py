@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from fastfgssl.config.schema import STAGES, Config, Stage
 from fastfgssl.data.batch import Batch, Needs
-from fastfgssl.loss import Options, bytes_to_exchange, cross_correlation_terms, effective_rank
+from fastfgssl.loss import Options, cross_correlation_terms, effective_rank, loss_traffic
 from fastfgssl.models import FGSSL, build_model
 from fastfgssl.objectives.base import Objective, Output, Update, place_model
-from fastfgssl.runtime.collectives import Exchange
+from fastfgssl.runtime.collectives import Traffic
 from fastfgssl.runtime.distributed import World
 
 
@@ -70,9 +70,9 @@ class HeadsUpdate(Update):
             logs[f"effective_rank_{stage}"] = rank
         return Output((torch.stack(losses) * self._weights).sum(), logs)
 
-    def exchange(self, rows: int, *, element_size: int) -> Exchange:
-        of_head = bytes_to_exchange(rows, self._dim, element_size)
-        return Exchange(*(len(self.stages) * size for size in of_head))
+    def traffic(self, rows: int, *, element_size: int) -> Traffic:
+        of_head = loss_traffic(rows, self._dim, element_size)
+        return Traffic(*(len(self.stages) * size for size in of_head))
 
 
 class FineGrained(Objective):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 
-class Exchange(NamedTuple):
+class Traffic(NamedTuple):
     """Bytes that each rank hands to collectives."""
 
     gathered: int = 0

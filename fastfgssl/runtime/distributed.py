@@ -146,7 +146,7 @@ def data_parallel(module: nn.Module, world: World, *, gradient_dtype: str = "flo
 
 
 @contextmanager
-def without_exchange(module: nn.Module, when: bool) -> Iterator[None]:
+def no_sync(module: nn.Module, when: bool) -> Iterator[None]:
     """Within the body backward keeps a data-parallel module's gradients to this rank, if `when` says so."""
     if when and isinstance(module, DistributedDataParallel):
         with module.no_sync():

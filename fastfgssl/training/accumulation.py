@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from fastfgssl.data.batch import Batch
 from fastfgssl.objectives.base import Update
-from fastfgssl.runtime.distributed import without_exchange
+from fastfgssl.runtime.distributed import no_sync
 from fastfgssl.runtime.precision import Precision
 
 
@@ -47,7 +47,7 @@ def accumulate_mean(
     """The mean of the losses of the parts; logs are means too. See `Accumulate`."""
     logs = []
     for part in parts:
-        with without_exchange(shared, part is not parts[-1]):
+        with no_sync(shared, part is not parts[-1]):
             with way.precision.autocast():
                 output = shared(part, log=log)
                 loss = output.loss / len(parts)
@@ -74,7 +74,7 @@ def accumulate_cached(
     for part, *of_part in zip(parts, *(_chunks(gradient, len(parts)) for gradient in of_leaves), strict=True):
         is_last = part is parts[-1]
         own = [pair for pair in zip(trained, of_trained, strict=True) if is_last and pair[1] is not None]
-        with without_exchange(shared, not is_last):
+        with no_sync(shared, not is_last):
             with way.precision.autocast():
                 loss = shared(part, gradients=of_part, own=own)
             _backward(loss, way)

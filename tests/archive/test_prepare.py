@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from fastfgssl.archive.labels import read_labels
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.sources import find_images
 from fastfgssl.runtime.errors import UserError
 from helpers.images import (
@@ -75,7 +75,7 @@ class Prepared:
     """Sources, and the archive that was made of them."""
 
     def __init__(self, sources: list[Path], out: Path, **options: object) -> None:
-        self.summary = prepare(Options(sources=sources, out=out, **options))
+        self.summary = prepare(PrepareOptions(sources=sources, out=out, **options))
         self.path = out
         self.found = find_images(sources).entries
         self.archive = Archive.open(out)
@@ -228,7 +228,7 @@ def test_nothing_usable(tmp_path):
     source = write_files(tmp_path / "source", {"1.png": b"x", "2.jpg": b"y"})
     kept = tmp_path / "archive.quarantine.csv"
     with pytest.raises(UserError, match=f"^none of the 2 images is usable; {kept} says why$"):
-        prepare(Options(sources=[source], out=tmp_path / "archive", workers=1))
+        prepare(PrepareOptions(sources=[source], out=tmp_path / "archive", workers=1))
     assert len(kept.read_text().splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive.quarantine.csv", "source"]
 

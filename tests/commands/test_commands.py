@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.commands import COMMANDS
 from fastfgssl.config.files import write_config
 from fastfgssl.pretraining import pretrain
@@ -133,7 +133,7 @@ def scored(make_config, phantom_folder, tmp_path) -> list:
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()
         table.writerows(row | {"label": CLASSES[names.index(row["label"]) % len(CLASSES)]} for row in rows)
-    prepare(Options(sources=[phantom_folder], out=tmp_path / "archive", labels=tmp_path / "labels.csv"))
+    prepare(PrepareOptions(sources=[phantom_folder], out=tmp_path / "archive", labels=tmp_path / "labels.csv"))
     config = make_config(train__steps=1)
     pretrain(config)
     checkpoint = list_checkpoints(Path(config.output) / "checkpoints")[-1]

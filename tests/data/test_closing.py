@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.data import open_files
 from fastfgssl.data.open_files import OPEN_SHARDS, OpenFiles
 from fastfgssl.data.reader import Reader
@@ -108,7 +108,7 @@ print(most)
 
 def test_eight_loaders_over_many_shards_stay_within_the_limit_of_descriptors(phantom_folder, tmp_path):
     many = tmp_path / "many"
-    prepare(Options(sources=[phantom_folder / "images"], out=many, shard_size=0.001))  # a sample a shard
+    prepare(PrepareOptions(sources=[phantom_folder / "images"], out=many, shard_size=0.001))  # a sample a shard
     assert len(Archive.open(many).shard_sizes) == 84
     found = subprocess.run(
         [sys.executable, "-c", _EIGHT_LOADERS, str(many)],

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.data.batch import Needs
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Order, Slots
@@ -207,7 +207,7 @@ def sixteen_bit_archive(tmp_path):
     (tmp_path / "source").mkdir()
     for number in range(3):
         gradient_16_bit(tmp_path / "source" / f"{number}.png", 4000 + number)
-    prepare(Options(sources=[tmp_path / "source"], out=tmp_path / "sixteen", workers=1))
+    prepare(PrepareOptions(sources=[tmp_path / "source"], out=tmp_path / "sixteen", workers=1))
     return tmp_path / "sixteen"
 
 

@@ -10,18 +10,18 @@ import torch
 from fastfgssl.doctor.plan import Device, make_plan, parse_request, split_words
 from fastfgssl.doctor.report import plan_lines
 from fastfgssl.objectives import build_objective
-from fastfgssl.runtime.collectives import Exchange
+from fastfgssl.runtime.collectives import Traffic
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.exchange import StepExchange, step_exchange
+from fastfgssl.training.traffic import StepTraffic, step_traffic
 
 
 def device(**changed) -> Device:
     """200 images of 50 kB a step; two updates, each with a head of 512 numbers of two bytes."""
-    losses = Exchange(gathered=2 * 2 * 200 * 512 * 2, summed=2 * 4 * (4 * 512 + 1))
+    losses = Traffic(gathered=2 * 2 * 200 * 512 * 2, summed=2 * 4 * (4 * 512 + 1))
     values = {"batch": 200, "step": 1000, "graph": 800, "decode": 900, "bytes_per_image": 5e4, "shares_cores": False}
-    exchange = StepExchange(Exchange(summed=100_000_000), losses)
-    return Device(**values | {"updates": 2, "exchange": exchange} | changed)
+    traffic = StepTraffic(Traffic(summed=100_000_000), losses)
+    return Device(**values | {"updates": 2, "traffic": traffic} | changed)
 
 
 def test_the_plan_is_what_a_hand_calculation_gives():
@@ -31,7 +31,7 @@ def test_the_plan_is_what_a_hand_calculation_gives():
     embeddings = 7 * 2 * (2 * 200 * 512 * 2) + 2 * 7 / 8 * 2 * 4 * (4 * 512 + 1)
     assert (plan.of_one_gpu, plan.global_batch, plan.steps, plan.compute) == (800, 1600, 6250, 0.25)
     assert (plan.gradients, plan.embeddings) == pytest.approx((gradients, embeddings))
-    assert plan.exchange == pytest.approx((gradients + embeddings) / 1e9)
+    assert plan.communication == pytest.approx((gradients + embeddings) / 1e9)
     efficiency = 0.25 / (0.25 + (gradients + embeddings) / 1e9)
     assert (plan.min_efficiency, plan.max_efficiency) == pytest.approx((efficiency, 1))
     assert plan.hours == pytest.approx(1e7 / (8 * 800 * efficiency) / 3600)
@@ -43,7 +43,7 @@ def test_what_is_shown_of_a_plan_are_its_numbers():
     told = {line.name: line for line in plan_lines(plan)}
     assert told["gradients of a step"][1:3] == ("175 MB", "2 (W - 1) / W x 100 MB of 2 updates, W = 8 GPUs")
     assert told["compute of a step"][1:3] == ("250 ms", "200 images of a GPU / 800 images/s")
-    assert told["exchange of a step"].text == "181 ms"
+    assert told["communication of a step"].text == "181 ms"
     assert told["scaling efficiency, at least"].text == f"{plan.min_efficiency:.1%}"
     assert told["time"].value == plan.hours
     assert all(line.formula for line in told.values())
@@ -76,14 +76,14 @@ def test_an_update_exchanges_gradients_of_what_it_trains_and_its_embeddings(
     config = make_config(train__schedule=schedule, **settings)
     objective = build_objective(config, World.alone(torch.device("cpu")))
     assert len(objective.updates) == updates
-    found = step_exchange(objective.updates, config, 12)
+    found = step_traffic(objective.updates, config, 12)
     short = replace(config, train=replace(config.train, gradient_dtype="bfloat16"))
     # F = 24, four heads
-    assert found.losses == Exchange(gathered=4 * 2 * 12 * 24 * element, summed=losses * 4 * 4 * (4 * 24 + 1))
+    assert found.losses == Traffic(gathered=4 * 2 * 12 * 24 * element, summed=losses * 4 * 4 * (4 * 24 + 1))
     parameters = sum(weight.numel() for weight in objective.model.parameters())
     assert found.gradients.summed >= 4 * parameters
     assert (found.gradients.summed == 4 * parameters) == (schedule == "joint")
-    assert 2 * step_exchange(objective.updates, short, 12).gradients.summed == found.gradients.summed
+    assert 2 * step_traffic(objective.updates, short, 12).gradients.summed == found.gradients.summed
 
 
 def test_words_of_a_plan_and_of_the_configuration_stand_together():

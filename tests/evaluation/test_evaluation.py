@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.commands import evaluate as evaluate_command
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.knn import knn_predict
@@ -121,7 +121,7 @@ def test_the_archives_own_split_is_used(archive_path):
 
 def prepare_with(folder: Path, tmp_path: Path, rows: list[str]) -> Archive:
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    prepare(Options(sources=[folder / "images"], out=tmp_path / "archive", labels=tmp_path / "labels.csv"))
+    prepare(PrepareOptions(sources=[folder / "images"], out=tmp_path / "archive", labels=tmp_path / "labels.csv"))
     return Archive.open(tmp_path / "archive")
 
 

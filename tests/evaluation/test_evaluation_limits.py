@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import Options, prepare
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.config.files import config_to_values
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.features import FeatureExtractor
@@ -92,7 +92,7 @@ def test_matching_needs_two_images(config, phantom_folder, tmp_path, scoring):
         rows = ["image,label", *(f"{i:06d}.jpg,a" for i in range(3))]  # a quarter of which happens to be none
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     sources = [phantom_folder / "images" / f"{i:06d}.jpg" for i in range(3)]
-    prepare(Options(sources=sources, out=tmp_path / "archive", labels=tmp_path / "labels.csv", workers=1))
+    prepare(PrepareOptions(sources=sources, out=tmp_path / "archive", labels=tmp_path / "labels.csv", workers=1))
     archive = Archive.open(tmp_path / "archive")
     with pytest.raises(UserError, match="matching tells images apart and needs two or more that score"):
         run_protocol(extractor(config, archive), archive, "matching")

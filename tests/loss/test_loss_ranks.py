@@ -9,7 +9,7 @@ import torch
 
 from fastfgssl.kernels.cross_correlation import Options, Ranks, columns, ranks
 from fastfgssl.kernels.cross_correlation.algorithm import cross_correlation
-from fastfgssl.loss import bytes_to_exchange, cross_correlation_loss, cross_correlation_terms, effective_rank
+from fastfgssl.loss import cross_correlation_loss, cross_correlation_terms, effective_rank, loss_traffic
 from fastfgssl.runtime.distributed import data_parallel, start_world
 from helpers.embeddings import ALGORITHMS, FORMS, embeddings
 from helpers.ranks import run_on_ranks
@@ -109,7 +109,7 @@ def test_every_rank_knows_the_terms_of_the_whole_batch_and_sends_what_the_formul
             results = [rank[dtype, algorithm] for rank in by_rank]
             for *values, sent, _, _ in results:
                 assert values == pytest.approx([term.item() for term in terms], rel=tolerance["rtol"])
-                assert sent == sum(bytes_to_exchange(40 // world_size, 96, element_size=dtype.itemsize))
+                assert sent == sum(loss_traffic(40 // world_size, 96, element_size=dtype.itemsize))
             assert len({tuple(result[:4]) for result in results}) == 1, "ranks log different values"
             for side, expected in enumerate(alone):
                 together = torch.cat([result[5 + side] for result in results])
