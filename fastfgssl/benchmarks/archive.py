@@ -48,7 +48,8 @@ def write_index(folder: Path, num_samples: int, *, samples_a_shard: int = 10_000
             " are free; give fewer, or set TMPDIR to a folder with more room"
         )
     (folder / SHARDS).mkdir(parents=True)
-    size, shards = 1024, []
+    size = 1024
+    shards: list[dict[str, str | int]] = []
     schema = pa.schema(COLUMNS)
     with pa.OSFile(str(folder / TABLE), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for first in range(0, num_samples, samples_a_shard):

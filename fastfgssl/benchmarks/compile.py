@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from fastfgssl.benchmarks.measure import Record, Settings, Suite, memory_of_call, require_close, synchronise
 from fastfgssl.benchmarks.step import SIZES, PlainStep, make_batches, make_config, make_step
@@ -37,12 +38,12 @@ def run(settings: Settings) -> Iterator[Record]:
             require_close(f"{schedule}, {loss}", losses[loss], expected[loss], tolerance=0.05)
         if device.type == "cuda":
             for version, step in steps.items():
-                details[f"peak_memory_{version}"] = memory_of_call(lambda step=step: step(batch), device)
+                details[f"peak_memory_{version}"] = memory_of_call(partial(step, batch), device)
         yield suite.compare(
             f"{schedule}, compiled, {name}, {side} px, batch {batch_size}, {precision}",
-            ours=lambda step=steps["compiled"]: step(batch),
-            baseline=("published loop in plain PyTorch", lambda plain=plain: plain(plain_batch)),
-            limit=("eager", lambda step=steps["eager"]: step(batch)),
+            ours=partial(steps["compiled"], batch),
+            baseline=("published loop in plain PyTorch", partial(plain, plain_batch)),
+            limit=("eager", partial(steps["eager"], batch)),
             items=batch_size,
             unit="images/s",
             runs=runs,

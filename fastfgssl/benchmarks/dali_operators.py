@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.data_node import DataNode
 
 from fastfgssl.benchmarks.measure import CheckFailed, Record, Suite, copies
 from fastfgssl.kernels.blur.reference import blur_reference
@@ -19,7 +20,16 @@ RUNS = 7
 
 
 def fan_out_graph(
-    device: torch.device, puzzle, anchor, *, puzzle_flags, anchor_flags, permutations, grids, mean, std
+    device: torch.device,
+    puzzle: np.ndarray,
+    anchor: np.ndarray,
+    *,
+    puzzle_flags: np.ndarray,
+    anchor_flags: np.ndarray,
+    permutations: Sequence[np.ndarray],
+    grids: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Callable[[], Any]:
     """A call of the operator alone: its inputs are on the device and are not copied."""
     load_plugin()
@@ -66,7 +76,9 @@ def _always(batch):
     return lambda: batch
 
 
-def _image_graph(images: list[np.ndarray], make, passes: int):
+def _image_graph(
+    images: list[np.ndarray], make: Callable[[DataNode], DataNode | tuple[DataNode, ...]], passes: int
+) -> Callable[[], list]:
     """Calls of a CPU graph that is `make(images)`, `passes` together."""
 
     @pipeline_def(
@@ -112,12 +124,15 @@ def blur(suite: Suite, side: int, passes: int) -> Iterator[Record]:
     unblurred = _image_graph(images, lambda x: tuple(fn.fastfgssl_views(x, x, **views)), passes)
     for sigma in (0.5, 2.0):
         blurs = {"puzzle_sigma": sigma, "anchor_sigma": sigma}
-        ours = _image_graph(images, lambda x, blurs=blurs: tuple(fn.fastfgssl_views(x, x, **blurs, **views)), passes)
+
+        def our_views(x, blurs=blurs):
+            return tuple(fn.fastfgssl_views(x, x, **blurs, **views))
 
         def stock_views(x, sigma=sigma):
             blurred = fn.gaussian_blur(x, sigma=sigma), fn.gaussian_blur(x, sigma=sigma)
             return tuple(fn.fastfgssl_views(*blurred, **views))
 
+        ours = _image_graph(images, our_views, passes)
         blurred = np.array(ours()[0][0].at(0), dtype=np.float64).round()
         if not np.abs(blurred - blur_reference(images[0], sigma)).max() < 1:
             raise CheckFailed("the blur is more than a grey level from float64")

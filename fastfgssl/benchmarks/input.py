@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from PIL import Image, ImageFilter, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
@@ -121,18 +124,17 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         for loop in (False, True)
     }
     # a graph works ahead: of the batches of a call, one is made while the clock stands
-    options = {"items": images, "unit": "images/s", "runs": 5}
+    compare = partial(suite.compare, items=images, unit="images/s", runs=5)
     limit = ("DALI decoding alone", lambda: [decoder.run() for _ in range(batches)])
     for loop, loader in loaders.items():
-        yield suite.compare(
+        yield compare(
             f"{case}, {threads} threads",
             ours=lambda: [graph.run() for _ in range(batches)],
             baseline=(
                 f"Pillow DataLoader, {threads} workers" + (", published tile loop" if loop else ""),
-                lambda loader=loader: list(loader),
+                partial(list, loader),
             ),
             limit=limit,
-            **options,
         )
     turns = np.arange(BATCH) % len(files)
     batch = [files[turn] for turn in turns]
@@ -141,17 +143,18 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         ours=lambda: [reader.find_damage(ids[turns], batch) for _ in range(batches)],
         baseline=(f"the whole graph, {threads} threads", lambda: [graph.run() for _ in range(batches)]),
         limit=("copy of the bytes", lambda: [[file.copy() for file in batch] for _ in range(batches)]),
-        **options | {"runs": 15},
+        items=images,
+        unit="images/s",
+        runs=15,
     )
     if small is not None:
         reader = Reader(Archive.open(small))
         small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), spec)
-        yield suite.compare(
+        yield compare(
             f"paper preset, {SIDE} px, from shards of --short-side {SHORT_SIDE}, {threads} threads",
             ours=lambda: [small_graph.run() for _ in range(batches)],
             baseline=(f"Pillow DataLoader on the files, {threads} workers", lambda: list(loaders[False])),
             limit=("DALI decoding of the shards alone", lambda: [small_decoder.run() for _ in range(batches)]),
-            **options,
         )
 
 
@@ -164,12 +167,12 @@ def _spec(device: torch.device) -> GraphSpec:
     return GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), sixteen_bit=False)
 
 
-def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec):
+def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec) -> tuple[Pipeline, Pipeline]:
     """The whole graph on batches of `files` again and again, checked, and its decoder alone."""
     turns = np.arange(BATCH) % len(files)
     batch, sizes, ids = [files[i] for i in turns], sizes[turns], np.arange(BATCH)
 
-    def source(iteration: int):
+    def source(iteration: int) -> GraphInput:
         slots = Slots(ids + iteration * BATCH, np.zeros_like(ids))
         return GraphInput(
             batch, draw_view_params(spec.preset, slots, seed=0, sizes=sizes, image_size=SIDE, grids=GRIDS)
@@ -183,7 +186,7 @@ def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec):
     return graph, decoder
 
 
-def _check(outputs, files: list[np.ndarray], params: ViewParams) -> None:
+def _check(outputs: Iterable[TensorListCPU | TensorListGPU], files: list[np.ndarray], params: ViewParams) -> None:
     """The graph's batch is what Pillow's decoder and resize, a blur in float64 and the fan-out's reference make."""
     sources: dict[str, list[np.ndarray]] = {"puzzle": [], "anchor": []}
     for i, file in enumerate(files):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -32,6 +33,17 @@ class Sizes:
 
 _FULL = Sizes(batch=256, side=224, passes=4)
 SIZES = {"cpu": _FULL, "cuda": _FULL, "rehearsal": Sizes(batch=4, side=32, passes=1)}
+
+
+class _Arguments(TypedDict):
+    """Those of a fan-out on the host, beside its images."""
+
+    puzzle_flags: np.ndarray
+    anchor_flags: np.ndarray
+    permutations: list[np.ndarray]
+    grids: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def run(settings: Settings) -> Iterator[Record]:
@@ -62,51 +74,55 @@ def _fan_out(suite: Suite) -> Iterator[Record]:
     batch, side = sizes.batch, sizes.side
     rng = np.random.default_rng(0)
     puzzle, anchor = rng.integers(0, 256, (2, batch, side, side, 3), dtype=np.uint8)
-    arguments = {
+    arguments: _Arguments = {
         # as often as the `paper` preset asks for them
         "puzzle_flags": (FLIP * (rng.random(batch) < 0.5) + GRAYSCALE * (rng.random(batch) < 0.2)).astype(np.int32),
         "anchor_flags": (GRAYSCALE * (rng.random(batch) < 0.2) + SOLARISE * (rng.random(batch) < 0.2)).astype(np.int32),
         "permutations": [rng.permuted(np.tile(np.arange(g * g), (batch, 1)), axis=1) for g in GRIDS],
+        "grids": GRIDS,
+        "mean": MEAN,
+        "std": STD,
     }
-    constants = {"grids": GRIDS, "mean": MEAN, "std": STD}
     sources = [torch.from_numpy(images).to(device) for images in (puzzle, anchor)]
-    on_device = {name: torch.from_numpy(arguments[name]).to(device) for name in ("puzzle_flags", "anchor_flags")}
+    flags = [torch.from_numpy(arguments[name]).to(device) for name in ("puzzle_flags", "anchor_flags")]
     orders = [torch.from_numpy(order).to(device) for order in arguments["permutations"]]
 
     def of_tensors() -> list[torch.Tensor]:
-        views = fan_out(*sources, **on_device, permutations=orders, **constants)
+        views = fan_out(
+            *sources, puzzle_flags=flags[0], anchor_flags=flags[1], permutations=orders, grids=GRIDS, mean=MEAN, std=STD
+        )
         return [views.anchor, views.puzzle_view, *views.puzzles]
 
-    expected = fan_out_reference(puzzle, anchor, **arguments, **constants, dtype=np.float16)
-    expected = [torch.from_numpy(view) for view in (expected.anchor, expected.puzzle_view, *expected.puzzles)]
+    truth = fan_out_reference(puzzle, anchor, **arguments, dtype=np.float16)
+    expected = [torch.from_numpy(view) for view in (truth.anchor, truth.puzzle_view, *truth.puzzles)]
     versions: dict[str, Callable[[], Any]] = {"of tensors": of_tensors}
     _require_views("fan-out of tensors", of_tensors(), expected, tolerance=0)
     if _has_dali():
         from fastfgssl.benchmarks.dali_operators import fan_out_graph
 
-        versions["as DALI's operator"] = graph = fan_out_graph(device, puzzle, anchor, **arguments, **constants)
+        versions["as DALI's operator"] = graph = fan_out_graph(device, puzzle, anchor, **arguments)
         made = [torch.from_numpy(np.array(views.as_cpu().as_tensor())).permute(0, 3, 1, 2) for views in graph()]
         _require_views("DALI's fan-out", made, expected, tolerance=0)
 
     def plain() -> list[torch.Tensor]:
-        return plain_fan_out(*sources, **on_device, orders=orders)
+        return plain_fan_out(*sources, puzzle_flags=flags[0], anchor_flags=flags[1], orders=orders)
 
     _require_views("plain fan-out", plain(), expected, tolerance=2e-3)
     moved = puzzle.nbytes + anchor.nbytes + sum(view.nbytes for view in expected)
     case = f"{2 + len(GRIDS)} views of {side} px, batch {batch}, float16"
-    options = {
-        "limit": ("copy of the same bytes", copies(moved, device, times=sizes.passes)),
-        "items": sizes.passes * batch,
-        "unit": "images/s",
-        "runs": RUNS,
-    }
+    compare = partial(
+        suite.compare,
+        limit=("copy of the same bytes", copies(moved, device, times=sizes.passes)),
+        items=sizes.passes * batch,
+        unit="images/s",
+        runs=RUNS,
+    )
     for version, ours in versions.items():
         calls = lambda ours=ours: [ours() for _ in range(sizes.passes)]  # noqa: E731 - binds the turn of the loop
-        yield suite.compare(
+        yield compare(
             f"fan-out {version}, {case}",
             ours=calls if "DALI" in version else replayed(calls, device),
             baseline=("vectorised PyTorch", lambda: [plain() for _ in range(sizes.passes)]),
-            **options,
         )
     if device.type == "cpu":  # on a GPU its 250,000 launches take seconds
         view = expected[1].permute(0, 3, 1, 2)
@@ -117,11 +133,10 @@ def _fan_out(suite: Suite) -> Iterator[Record]:
 
         for puzzles, order, grid in zip(loop(), turns, GRIDS, strict=True):
             require_close("published loop", puzzles, jigsaw_reference(view, _swapped(order), grid), tolerance=0)
-        yield suite.compare(
+        yield compare(
             f"fan-out of tensors, {case}",
             ours=lambda: [of_tensors() for _ in range(sizes.passes)],
             baseline=("published loop, puzzles only", lambda: [loop() for _ in range(sizes.passes)]),
-            **options,
         )
 
 
@@ -130,7 +145,14 @@ def _require_views(name: str, got: list[torch.Tensor], expected: list[torch.Tens
         require_close(name, view.permute(0, 2, 3, 1).cpu(), truth, tolerance=tolerance)
 
 
-def plain_fan_out(puzzle, anchor, *, puzzle_flags, anchor_flags, orders) -> list[torch.Tensor]:
+def plain_fan_out(
+    puzzle: torch.Tensor,
+    anchor: torch.Tensor,
+    *,
+    puzzle_flags: torch.Tensor,
+    anchor_flags: torch.Tensor,
+    orders: list[torch.Tensor],
+) -> list[torch.Tensor]:
     """The same views as a competent user makes them of a batch of tensors: uint8 [B, S, S, 3] in, float16 out."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=puzzle.device)
     mean, std = (torch.tensor(values, device=puzzle.device) for values in (MEAN, STD))
@@ -185,7 +207,7 @@ def _puzzles(suite: Suite) -> Record:
     images = images.contiguous(memory_format=torch.channels_last)
     orders = [torch.rand(batch, g * g, device=device, generator=generator).argsort(dim=1) for g in GRIDS]
 
-    def all_puzzles(version):
+    def all_puzzles(version: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]) -> list[torch.Tensor]:
         return [version(images, order, grid) for order, grid in zip(orders, GRIDS, strict=True)]
 
     truth = all_puzzles(jigsaw_reference)

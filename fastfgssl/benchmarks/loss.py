@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -36,7 +37,7 @@ CHOICES = {  # around the N / D where gram and direct cost the same
     "rehearsal": ((20, 24),),
 }
 # settings of the Triton steps that are compared with the standing ones
-_VARIANTS = {
+_VARIANTS: dict[str, dict[str, int]] = {
     "as_it_stands": {},
     "autotuned": {"AUTOTUNE": True},
     "1_program_an_sm": {"PROGRAMS_PER_SM": 1},
@@ -66,10 +67,11 @@ def run(settings: Settings) -> Iterator[Record]:
 def _embeddings(N: int, D: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     common, *noise = (torch.randn(N, D, device=device, generator=generator) for _ in range(3))
-    return tuple((common + 0.5 * own).requires_grad_() for own in noise)
+    z1, z2 = ((common + 0.5 * own).requires_grad_() for own in noise)
+    return z1, z2
 
 
-def _both(loss: Callable[..., torch.Tensor], z1: torch.Tensor, z2: torch.Tensor, **options) -> list[torch.Tensor]:
+def _both(loss: Callable[..., torch.Tensor], z1: torch.Tensor, z2: torch.Tensor, **options: str) -> list[torch.Tensor]:
     """Forward and backward."""
     value = loss(z1, z2, **options)
     return [value, *torch.autograd.grad(value, (z1, z2))]
@@ -79,7 +81,7 @@ def _plain(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
     return cross_correlation_loss_reference(standardise(z1), standardise(z2), lambd=0.0051, form="barlow")
 
 
-def _require_right(z1: torch.Tensor, z2: torch.Tensor, **options) -> None:
+def _require_right(z1: torch.Tensor, z2: torch.Tensor, **options: str) -> None:
     """Checks ours against the plain loss; before TF32 is allowed, which would make that the less exact."""
     tolerance = _TOLERANCE[options.get("precision", "float32")]
     case = " x ".join(map(str, z1.shape))
@@ -139,9 +141,7 @@ def _choice(N: int, D: int, suite: Suite) -> Record:
     for algorithm in ("gram", "direct"):
         _require_right(z1, z2, algorithm=algorithm)
     calls = {
-        algorithm: replayed(
-            lambda algorithm=algorithm: _both(cross_correlation_loss, z1, z2, algorithm=algorithm), suite.device
-        )
+        algorithm: replayed(partial(_both, cross_correlation_loss, z1, z2, algorithm=algorithm), suite.device)
         for algorithm in ("auto", "gram", "direct")
     }
     return suite.compare(
@@ -192,7 +192,7 @@ def _columns(N: int, D: int, suite: Suite) -> Record:
     toward, squared_norm = (torch.zeros_like(z1), torch.zeros_like(z2)), torch.zeros(1, device=device)
     out = torch.empty_like(z1), torch.empty_like(z2)
 
-    def steps(settings: dict[str, object]) -> None:
+    def steps(settings: dict[str, int]) -> None:
         """Gradients of products that are in `toward`, in their place."""
         standing = {name: getattr(columns_triton, name) for name in settings}
         for name, value in settings.items():
@@ -221,7 +221,7 @@ def _columns(N: int, D: int, suite: Suite) -> Record:
         for gradient, want in zip(toward, right, strict=True):
             require_close(f"loss, steps over columns, {N} x {D}, {name}", gradient, want, tolerance=1e-5)
 
-    cases = {name: replayed(lambda settings=settings: steps(settings), device) for name, settings in _VARIANTS.items()}
+    cases = {name: replayed(partial(steps, settings), device) for name, settings in _VARIANTS.items()}
     seconds = interleaved(cases | {"limit": replayed(copies, device)}, runs=20, device=device)
     return suite.record(
         f"steps over columns, N {N}, D {D}",

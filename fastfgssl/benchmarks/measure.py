@@ -140,7 +140,7 @@ def _cache_filler(device: torch.device) -> torch.Tensor:
 def ceilings(device: torch.device) -> dict[str, float]:
     """What this GPU itself can do: bytes/s of a large copy, read and written, and operations/s of matrix products."""
     source, target = (torch.ones(1 << 30, dtype=torch.uint8, device=device) for _ in range(2))
-    seconds = {"copy": (lambda: target.copy_(source), 2 * source.numel())}
+    seconds: dict[str, tuple[Case, int]] = {"copy": (lambda: target.copy_(source), 2 * source.numel())}
     side = 8192
     for name, dtype, tf32 in (
         ("bfloat16", torch.bfloat16, False),
@@ -149,7 +149,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
     ):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
-        def product(a=a, b=b, tf32=tf32) -> None:
+        def product(a: torch.Tensor = a, b: torch.Tensor = b, tf32: bool = tf32) -> None:
             before = torch.backends.cuda.matmul.allow_tf32
             torch.backends.cuda.matmul.allow_tf32 = tf32
             _ = a @ b

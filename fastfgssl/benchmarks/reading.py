@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,11 +69,11 @@ def _reading(path: Path, folder: Path, suite: Suite) -> Record:
     ids = part.order.slots(0, BATCH).ids
     checksums = archive.columns(ids, ["crc32"])["crc32"].tolist()
     payloads = part.make(0)
-    if [zlib.crc32(payload) for payload in payloads] != checksums:
+    if [zlib.crc32(payload.data) for payload in payloads] != checksums:
         raise CheckFailed("the reader gives other bytes than were stored")
     files = [folder / str(place) for place in range(BATCH)]
     for file, payload in zip(files, payloads, strict=True):
-        file.write_bytes(payload)
+        file.write_bytes(payload.data)
 
     def plain() -> None:
         """As a Dataset does it: a generator an image draws its parameters, and its file is opened and read."""
@@ -97,7 +97,7 @@ def _reading(path: Path, folder: Path, suite: Suite) -> Record:
     )
 
 
-def _opening(_: Path, folder: Path, suite: Suite) -> Record:
+def _opening(_archive: Path, folder: Path, suite: Suite) -> Record:
     from fastfgssl.benchmarks.archive import write_index
 
     num_samples = suite.settings.index_samples
@@ -129,7 +129,7 @@ def _open_alone(archive: Path, *trace: Path) -> dict:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def _seconds(call) -> float:
+def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from fastfgssl.benchmarks.measure import CheckFailed, Record, Settings, Suite
 from fastfgssl.benchmarks.trace import seconds_by_part
 from fastfgssl.benchmarks.trainer import TRACED, make_config, traced_config
 from fastfgssl.config.files import write_config
-from fastfgssl.config.schema import Config
+from fastfgssl.config.schema import Config, GradientDtype
 from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
@@ -70,23 +71,37 @@ class _Runs:
         self.suite, self.device, self._folder, self._made = suite, suite.device, folder, 0
         self._archive, self._phantoms = archive, phantoms
 
-    def config(self, *, steps: int, **of_training) -> Config:
-        """One decoding thread a rank on a CPU, whose cores the ranks need; of_training: further keys of `train`."""
+    def config(self, *, steps: int, gradient_dtype: GradientDtype = "float32") -> Config:
+        """One decoding thread a rank on a CPU, whose cores the ranks need."""
         self._made += 1
         output = self._folder / str(self._made)
-        config = make_config(output, self._archive, self.device.type, steps=steps, log_every=LAP, **of_training)
-        return replace(config, data=replace(config.data, threads=int(self.device.type == "cpu")))
+        config = make_config(output, self._archive, self.device.type, steps=steps, log_every=LAP)
+        return replace(
+            config,
+            data=replace(config.data, threads=int(self.device.type == "cpu")),
+            train=replace(config.train, gradient_dtype=gradient_dtype),
+        )
 
     def curve(
-        self, ranks: int, *, lr: float = CURVE_LR, threads: int | None = None, gradient_dtype: str = "float32"
+        self,
+        ranks: int,
+        *,
+        lr: float = CURVE_LR,
+        threads: int | None = None,
+        gradient_dtype: GradientDtype = "float32",
     ) -> list[float]:
         """Losses of the small network on phantoms, with batch statistics of the global batch as one process has."""
         self._made += 1
         output = self._folder / str(self._made)
-        config = make_config(output, self._phantoms, "cpu", steps=CURVE, log_every=1, batch_norm="sync")
+        config = make_config(output, self._phantoms, "cpu", steps=CURVE, log_every=1)
         config = replace(
             config,
-            train=replace(config.train, device=self.device.type, gradient_dtype=gradient_dtype),
+            train=replace(
+                config.train,
+                device="cuda" if self.device.type == "cuda" else "cpu",
+                batch_norm="sync",
+                gradient_dtype=gradient_dtype,
+            ),
             optim=replace(config.optim, lr=lr, weight_decay=0.0),
         )
         # TF32 rounds by more than what training changes
@@ -155,10 +170,12 @@ def compare_curves(name: str, curve: list[float], reference: list[float], still:
     }
 
 
-def _record(runs: _Runs, ranks: int, details: dict[str, float], *, gradient_dtype: str | None = None) -> Record:
+def _record(
+    runs: _Runs, ranks: int, details: dict[str, float], *, gradient_dtype: GradientDtype | None = None
+) -> Record:
     """Several ranks against one; or with another type of gradients, against the same ranks without it."""
-    of_training = {"gradient_dtype": gradient_dtype} if gradient_dtype else {}
-    config = runs.config(steps=LONG, **of_training)
+    configured = partial(runs.config, gradient_dtype=gradient_dtype or "float32")
+    config = configured(steps=LONG)
     case = f"{ranks} rank{'s' * (ranks > 1)}, {config.train.schedule}, global batch {config.train.batch_size}"
     case += f", gradients sent as {gradient_dtype}" if gradient_dtype else ""
     seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": []}
@@ -168,10 +185,10 @@ def _record(runs: _Runs, ranks: int, details: dict[str, float], *, gradient_dtyp
         seconds["limit"] += [each / ranks for each in one]
         seconds["baseline"] += runs.seconds(ranks, runs.config(steps=LONG)) if gradient_dtype else one
         before = _sent()
-        seconds["ours"] += runs.seconds(ranks, runs.config(steps=LONG, **of_training))
+        seconds["ours"] += runs.seconds(ranks, configured(steps=LONG))
         sent[LONG] = _sent() - before
     before = _sent()
-    runs.seconds(ranks, runs.config(steps=SHORT, **of_training))
+    runs.seconds(ranks, configured(steps=SHORT))
     sent[SHORT] = _sent() - before
     expected = details["bytes_a_step_by_formula"] = bytes_a_step(config, ranks)
     if runs.device.type == "cpu" and _LOOPBACK.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,16 @@ import torch
 
 from fastfgssl.benchmarks.anatomy import anatomy
 from fastfgssl.benchmarks.measure import Case, Record, Settings, Suite, require_close
-from fastfgssl.config.schema import STAGES, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.config.schema import (
+    STAGES,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    PrecisionName,
+    Schedule,
+    TrainConfig,
+)
 from fastfgssl.data.batch import Batch
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.models import FGSSL, build_model
@@ -21,7 +31,8 @@ from fastfgssl.runtime.distributed import World
 from fastfgssl.training.optim import build_optimizer
 from fastfgssl.training.step import TrainingStep
 
-SIZES = {  # pixels, batch, precision, runs, and the network with its name
+# pixels, batch, precision, runs, and the network with its name
+SIZES: dict[str, tuple[int, int, PrecisionName, int, ModelConfig, str]] = {
     "cpu": (96, 16, "float32", 3, ModelConfig(weights="none"), "resnet50"),
     "cuda": (224, 200, "bfloat16", 10, ModelConfig(weights="none"), "resnet50"),
     "rehearsal": (
@@ -112,7 +123,7 @@ def _optimizer(name: Literal["sgd", "adamw"], suite: Suite) -> Record:
     )
 
 
-def make_config(schedule: str, model: ModelConfig, side: int, batch_size: int, precision: str) -> Config:
+def make_config(schedule: Schedule, model: ModelConfig, side: int, batch_size: int, precision: PrecisionName) -> Config:
     return Config(
         data=DataConfig(path="none", image_size=side),
         model=model,
@@ -130,7 +141,10 @@ def make_batches(side: int, batch_size: int, device: torch.device, *, half: bool
         for _ in range(5)
     ]
     plain = [images.float().contiguous(memory_format=torch.contiguous_format) for images in ours]
-    return tuple(Batch(anchor, view, tuple(puzzles), np.arange(batch_size)) for anchor, view, *puzzles in (ours, plain))
+    loaded, contiguous = (
+        Batch(anchor, view, tuple(puzzles), np.arange(batch_size)) for anchor, view, *puzzles in (ours, plain)
+    )
+    return loaded, contiguous
 
 
 def _check(config: Config, world: World, batch: Batch, plain_batch: Batch) -> None:
@@ -156,13 +170,14 @@ class PlainStep:
         torch.manual_seed(0)
         self.model: FGSSL = build_model(config.model, config.data.image_size).to(device).train()
         self._in_our_layout = deepcopy(self.model).to(memory_format=torch.channels_last)
-        self._mixed = config.train.precision != "float32"
+        mixed = config.train.precision != "float32"
+        self._autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=config.optim.lr, momentum=0.9)
 
     def one_pass(self, batch: Batch) -> None:
         """One image through the whole network and back: what no step can do without."""
         self._in_our_layout.zero_grad(set_to_none=True)
-        with torch.autocast(batch.anchor.device.type, dtype=torch.bfloat16, enabled=self._mixed):
+        with self._autocast():
             embeddings = self._in_our_layout(batch.anchor, "all")
         embeddings.float().square().sum().backward()
 
@@ -170,7 +185,7 @@ class PlainStep:
         losses = []
         for stage, images in zip(STAGES, (*batch.puzzles, batch.puzzle_view), strict=True):
             self._optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(batch.anchor.device.type, dtype=torch.bfloat16, enabled=self._mixed):
+            with self._autocast():
                 place = STAGES.index(stage)
                 z1, z2 = (self.model(x, STAGES)[place] for x in (images, batch.anchor))
             loss = cross_correlation_loss_reference(

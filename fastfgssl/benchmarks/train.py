@@ -14,6 +14,7 @@ from pathlib import Path
 from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.measure import Record, Settings, Suite
 from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, train
+from fastfgssl.config.schema import Schedule
 from fastfgssl.runtime.distributed import World
 
 TURNS, STEPS, LAP = (
@@ -32,7 +33,7 @@ def run(settings: Settings) -> Iterator[Record]:
             yield _measure(suite, path, schedule, Path(folder))
 
 
-def _measure(suite: Suite, archive: Path, schedule: str, folder: Path) -> Record:
+def _measure(suite: Suite, archive: Path, schedule: Schedule, folder: Path) -> Record:
     """Pairs each lap with the same lap of the resident run of the same turn."""
     device = suite.device
     world, case = World.alone(device), f"{schedule}, {NETWORK[suite.scale]}"

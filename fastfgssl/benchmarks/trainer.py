@@ -17,7 +17,16 @@ import torch
 from fastfgssl.benchmarks.measure import CheckFailed
 from fastfgssl.benchmarks.trace import Traces, nvtx_ranges, profiler
 from fastfgssl.config.files import load_config
-from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fastfgssl.config.schema import (
+    Config,
+    DataConfig,
+    DeviceName,
+    ModelConfig,
+    OptimConfig,
+    PrecisionName,
+    Schedule,
+    TrainConfig,
+)
 from fastfgssl.data.batch import Batch
 from fastfgssl.data.stream import ArchiveStream
 from fastfgssl.objectives import build_objective
@@ -37,22 +46,30 @@ NETWORK = {
 }
 _HALF = ModelConfig(backbone="resnet18", weights="none", width=0.5, grids=(8, 4, 2), embedding_dim=256, block_dim=256)
 _EIGHTH = ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16)
-_RUNS = {  # network, pixels, batch, precision, device
+# network, pixels, batch, precision, device
+_RUNS: dict[str, tuple[ModelConfig, int, int, PrecisionName, DeviceName]] = {
     "cpu": (_HALF, 64, 32, "float32", "cpu"),
     "cuda": (ModelConfig(weights="none"), 224, 200, "bfloat16", "cuda"),
     "rehearsal": (_EIGHTH, 32, 8, "float32", "cpu"),
 }
 
 
-def make_config(output: Path, archive: Path, scale: str, *, steps: int, log_every: int, **of_training) -> Config:
-    """The run of `NETWORK[scale]`; of_training: further keys of `train`."""
+def make_config(
+    output: Path, archive: Path, scale: str, *, steps: int, log_every: int, schedule: Schedule = "progressive"
+) -> Config:
+    """The run of `NETWORK[scale]`."""
     model, image_size, batch_size, precision, device = _RUNS[scale]
     return Config(
         output=str(output),
         data=DataConfig(path=str(archive), image_size=image_size),
         model=model,
         train=TrainConfig(
-            steps=steps, log_every=log_every, batch_size=batch_size, precision=precision, device=device, **of_training
+            schedule=schedule,
+            batch_size=batch_size,
+            steps=steps,
+            precision=precision,
+            device=device,
+            log_every=log_every,
         ),
         optim=OptimConfig(name="sgd", lr=1e-3),
     )
@@ -122,7 +139,9 @@ def profile_training(config: Config, world: World, file: Path) -> None:
     if not world.is_main:
         train(config, world)
         return
-    schedule = torch.profiler.schedule(wait=config.train.steps - TRACED - 1, warmup=1, active=TRACED, repeat=1)
+    steps = config.train.steps
+    assert steps is not None, "`traced_config` gives it"
+    schedule = torch.profiler.schedule(wait=steps - TRACED - 1, warmup=1, active=TRACED, repeat=1)
 
     def write(profile: torch.profiler.profile) -> None:
         profile.export_chrome_trace(str(file))

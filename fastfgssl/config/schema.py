@@ -16,6 +16,10 @@ from fastfgssl.runtime.errors import UserError
 
 Stage = Literal[0, 1, 2, "all"]
 STAGES: tuple[Stage, ...] = (0, 1, 2, "all")
+Schedule = Literal["progressive", "joint"]
+PrecisionName = Literal["float32", "tf32", "bfloat16", "float16"]
+DeviceName = Literal["auto", "cuda", "cpu"]
+GradientDtype = Literal["float32", "bfloat16"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -121,7 +125,7 @@ class LossConfig(Section):
 class TrainConfig(Section):
     section = "train"
 
-    schedule: Literal["progressive", "joint"] = "progressive"
+    schedule: Schedule = "progressive"
     """progressive: an optimiser update for each head, finest first; joint: one update on the sum of their losses."""
     heads: tuple[Stage, ...] = STAGES
     """Heads that are trained; [2] with a coarsest grid of 1 is Barlow Twins."""
@@ -133,14 +137,14 @@ class TrainConfig(Section):
     """Length of the run in passes over the archive; give this or steps."""
     accumulate: int = 1
     """Micro-batches of an update; batch norm sees one at a time, and so does the loss unless loss.cache is true."""
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "bfloat16"
+    precision: PrecisionName = "bfloat16"
     """Type of the forward and backward pass: float32, float32 with TF32 products on a GPU, or that of autocast;
     float16 scales the loss. The loss itself is float32."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: DeviceName = "auto"
     """auto takes a GPU where there is one."""
     batch_norm: Literal["local", "sync"] = "local"
     """Batch statistics of each rank, or of the global batch."""
-    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_dtype: GradientDtype = "float32"
     """Type in which ranks send each other gradients; bfloat16 halves the bytes and keeps 8 of 24 bits of precision."""
     channels_last: bool = True
     """Keep activations as N H W C, the layout that convolutions are fastest in."""

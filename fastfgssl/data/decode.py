@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
 from fastfgssl.config.schema import Config
@@ -89,7 +90,7 @@ class GraphSpec:
         )
 
 
-def decode(encoded, spec: GraphSpec):
+def decode(encoded: DataNode, spec: GraphSpec) -> DataNode:
     """RGB of any supported format, upright, on the device of the graph."""
     image = fn.decoders.image(
         encoded,

@@ -9,13 +9,15 @@ long; on a GPU both are stock. Nothing here is random: every parameter comes in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from nvidia.dali.types import BatchInfo
 
 from fastfgssl.data.decode import GraphSpec, decode, pipeline_options
@@ -64,7 +66,7 @@ def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipelin
     return graph()
 
 
-def build_views(images, params: ViewParams, spec: GraphSpec) -> Pipeline:
+def build_views(images: TensorListCPU | TensorListGPU, params: ViewParams, spec: GraphSpec) -> Pipeline:
     """The graph after its decoder alone: each run makes the views with `params` of `images`, an output of the decoder.
 
     Nothing is copied: the images stay where the decoder left them, on a GPU in its memory.
@@ -135,11 +137,11 @@ def _jitter_column(column: int, draws: Any) -> np.ndarray:
     return draws.jitter[:, column]
 
 
-def _named(inputs: list[_Input], nodes) -> dict[str, Any]:
+def _named(inputs: list[_Input], nodes: Sequence[DataNode]) -> dict[str, DataNode]:
     return {given.name: nodes[place] for place, given in enumerate(inputs)}  # DALI takes no zip(strict=True) here
 
 
-def _views(image, inputs: dict[str, Any], spec: GraphSpec) -> tuple:
+def _views(image: DataNode, inputs: dict[str, DataNode], spec: GraphSpec) -> tuple[DataNode, ...]:
     """The graph's outputs, of images that are decoded."""
     views = _made(spec)
     whole = None if all(view.crop for _, view in views) else _resize(image, spec)
@@ -170,7 +172,7 @@ def _jitter_parts(view: ViewSpec) -> tuple[str, ...]:
     return JITTER_PARTS if view.jitter.colour else JITTER_PARTS[:2]
 
 
-def _resize(image, spec: GraphSpec, **region):
+def _resize(image: DataNode, spec: GraphSpec, **region: DataNode) -> DataNode:
     """The image, or a region of it, at the size of the views."""
     if spec.device_id is None:
         return fn.fastfgssl_resize(image, size=spec.image_size, interpolation=spec.preset.interpolation, **region)
@@ -184,11 +186,11 @@ def _resize(image, spec: GraphSpec, **region):
     )
 
 
-def _crop(image, name: str, inputs: dict[str, Any], spec: GraphSpec):
+def _crop(image: DataNode, name: str, inputs: dict[str, DataNode], spec: GraphSpec) -> DataNode:
     return _resize(image, spec, roi_start=inputs[f"{name}_crop_start"], roi_end=inputs[f"{name}_crop_end"])
 
 
-def _distort(image, name: str, view: ViewSpec, inputs: dict[str, Any], spec: GraphSpec):
+def _distort(image: DataNode, name: str, view: ViewSpec, inputs: dict[str, DataNode], spec: GraphSpec) -> DataNode:
     """What is done to one view before the views operator, in the order of the fields of `ViewSpec`."""
     # stock operators for geometry and intensity do not take uint16; a cast back rounds and saturates
     as_float = spec.sixteen_bit and (view.affine or view.jitter)
@@ -210,7 +212,7 @@ def _distort(image, name: str, view: ViewSpec, inputs: dict[str, Any], spec: Gra
     return image
 
 
-def _blur(image, sigma):
+def _blur(image: DataNode, sigma: DataNode) -> DataNode:
     if sigma > 0:
         image = fn.gaussian_blur(image, sigma=sigma)
     return image

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Batch
@@ -75,7 +76,7 @@ class Loader(Iterator[Batch]):
             puzzle_view=next(views) if needs.view else None,
             puzzles=tuple(next(views) if grid else None for grid in needs.grids),
             ids=made.ids,
-            labels=self._on_device(made.labels) if needs.labels else None,
+            labels=None if made.labels is None else self._on_device(made.labels),
         )
 
     def __enter__(self) -> Loader:
@@ -103,7 +104,7 @@ class Loader(Iterator[Batch]):
         self._graph = None
         self._ahead.close()
 
-    def _run(self):
+    def _run(self) -> tuple[TensorListCPU | TensorListGPU, ...]:
         """The graph's outputs for the present step."""
         while True:
             try:
@@ -127,12 +128,12 @@ class Loader(Iterator[Batch]):
         self._begin()
 
     def _on_device(self, labels: np.ndarray) -> torch.Tensor:
-        labels = torch.from_numpy(labels)
+        on_host = torch.from_numpy(labels)
         if self._spec.device_id is None:
-            return labels
-        return labels.pin_memory().to(f"cuda:{self._spec.device_id}", non_blocking=True)
+            return on_host
+        return on_host.pin_memory().to(f"cuda:{self._spec.device_id}", non_blocking=True)
 
-    def _as_tensor(self, output) -> torch.Tensor:
+    def _as_tensor(self, output: TensorListCPU | TensorListGPU) -> torch.Tensor:
         """[B, 3, S, S], channels-last, of one output of the graph."""
         if self._spec.device_id is None:
             return torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
@@ -153,7 +154,9 @@ def _source(ahead: ReadAhead[HostBatch], fed: deque[HostBatch]) -> Callable[[int
     ahead_of_graph = weakref.ref(ahead)
 
     def source(iteration: int) -> GraphInput:
-        batch = next(ahead_of_graph())
+        ahead = ahead_of_graph()
+        assert ahead is not None, "the loader, which runs the graph, keeps it"
+        batch = next(ahead)
         fed.append(batch._replace(encoded=[]))  # the graph has its own copy
         return GraphInput(batch.encoded, batch.params)
 

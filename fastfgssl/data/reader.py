@@ -66,7 +66,7 @@ class Reader:
         ):
             if len(payload) < size:
                 damage[place] = f"its shard was cut: {size - len(payload)} of its {size} bytes are missing"
-            elif zlib.crc32(payload) != crc32:
+            elif zlib.crc32(payload.data) != crc32:
                 damage[place] = "its bytes changed since the archive was made"
         return damage
 
@@ -89,6 +89,6 @@ class Reader:
 def _read_into(file: OpenFile, target: np.ndarray, offset: int) -> int:
     """Reads as many bytes as `target` (uint8 [n]) holds, or there are; returns how many."""
     done = 0
-    while done < len(target) and (got := os.preadv(file.descriptor, [target[done:]], offset + done)):
+    while done < len(target) and (got := os.preadv(file.descriptor, [target[done:].data], offset + done)):
         done += got
     return done

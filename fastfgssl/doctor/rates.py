@@ -23,9 +23,10 @@ from fastfgssl.data.decode import GraphSpec, build_decoder
 from fastfgssl.data.graph import GraphInput, build_graph, build_views
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
+from fastfgssl.data.presets import Preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
-from fastfgssl.data.view_params import draw_view_params
+from fastfgssl.data.view_params import ViewParams, draw_view_params
 from fastfgssl.runtime.distributed import World
 from fastfgssl.training.metrics import Clock
 from fastfgssl.training.step import TrainingStep
@@ -208,7 +209,7 @@ class Bench:
         slots = self._slots(step % _KEPT)
         return Slots(slots.ids[:rows], slots.epochs[:rows])
 
-    def _params(self, slots: Slots, sizes: np.ndarray, preset):
+    def _params(self, slots: Slots, sizes: np.ndarray, preset: Preset) -> ViewParams:
         return draw_view_params(
             preset,
             slots,

@@ -59,18 +59,18 @@ class FeatureExtractor:
         Adds `colour`: mean, standard deviation, 10th and 90th percentile of each channel, a floor for any network.
         """
         kept, found = [], _Kept()
-        for shown, images in self._batches(self._parts(ids), PLAIN, seed=0):
+        for shown, (images,) in self._batches(self._parts(ids), PLAIN, seed=0):
             kept.append(shown)
-            found.append(self._features(images.anchor) | {"colour": _colour_statistics(images.anchor)})
+            found.append(self._features(images) | {"colour": _colour_statistics(images)})
         return np.concatenate(kept), found.by_name()
 
     def views(self, ids: np.ndarray, *, seed: int) -> ViewFeatures:
         """Features of an anchor and of a puzzle view of each sample, distorted as in training under `seed`."""
         kept, anchors, puzzles = [], _Kept(), _Kept()
-        for shown, images in self._batches(self._parts(ids), find_preset(self._config.data.views), seed=seed):
+        for shown, (anchor, puzzle) in self._batches(self._parts(ids), find_preset(self._config.data.views), seed=seed):
             kept.append(shown)
-            anchors.append(self._features(images.anchor))
-            puzzles.append(self._features(images.puzzle_view))
+            anchors.append(self._features(anchor))
+            puzzles.append(self._features(puzzle))
         return ViewFeatures(np.concatenate(kept), anchors.by_name(), puzzles.by_name())
 
     def recompute_batch_statistics(self, ids: np.ndarray, *, seed: int) -> None:
@@ -91,20 +91,20 @@ class FeatureExtractor:
         )
         if min(map(len, parts)) < 2:
             raise few
-        for shown, images in self._batches(parts, PLAIN, seed=0):
+        for shown, (images,) in self._batches(parts, PLAIN, seed=0):
             if len(shown) < 2:
                 raise few
-            yield images.anchor.to(self._device).float()
+            yield images.to(self._device).float()
 
     def _parts(self, ids: np.ndarray) -> list[np.ndarray]:
         return [ids[start : start + self._batch_size] for start in range(0, len(ids), self._batch_size)]
 
     def _batches(
         self, parts: list[np.ndarray], preset: Preset, *, seed: int
-    ) -> Iterator[tuple[np.ndarray, NamedTuple]]:
-        """(ids, batch) for each of `parts`, samples in their order; those that do not decode are left out.
+    ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
+        """(ids, views) for each of `parts`, samples in their order; those that do not decode are left out.
 
-        Raises `UserError` if that leaves none.
+        views: the anchor, and the puzzle view unless `preset` is `PLAIN`. Raises `UserError` if no image decodes.
         """
 
         def slots(step: int) -> Slots:
@@ -125,8 +125,8 @@ class FeatureExtractor:
                     continue
                 some = True
                 rows = torch.from_numpy(np.flatnonzero(decoded))
-                views = [None if view is None else view[rows] for view in (batch.anchor, batch.puzzle_view)]
-                yield batch.ids[decoded], batch._replace(anchor=views[0], puzzle_view=views[1])
+                views = [view[rows] for view in (batch.anchor, batch.puzzle_view) if view is not None]
+                yield batch.ids[decoded], views
         if not some:
             raise UserError(f"{self._archive.path}: none of the {sum(map(len, parts))} images to evaluate decodes")
 
@@ -147,7 +147,8 @@ class _Kept:
 
     def by_name(self) -> dict[str, Rows]:
         heads = {name: rows for name, rows in self._rows.items() if name.startswith("head")}
-        return heads | ({"all": SideBySide(list(heads.values()))} if heads else {}) | self._rows
+        joined = {"all": SideBySide(list(heads.values()))} if heads else {}
+        return {**heads, **joined, **self._rows}
 
 
 def _colour_statistics(images: torch.Tensor) -> torch.Tensor:

@@ -123,10 +123,14 @@ def _classify(
     return results
 
 
-def _predict_knn(train, labels, groups, queries, num_classes) -> tuple[np.ndarray, dict]:
+def _predict_knn(
+    train: Rows, labels: np.ndarray, groups: np.ndarray, queries: Rows, num_classes: int
+) -> tuple[np.ndarray, dict]:
     return knn_predict(train, torch.from_numpy(labels), queries, num_classes=num_classes).numpy(), {}
 
 
-def _predict_linear(train, labels, groups, queries, num_classes) -> tuple[np.ndarray, dict]:
+def _predict_linear(
+    train: Rows, labels: np.ndarray, groups: np.ndarray, queries: Rows, num_classes: int
+) -> tuple[np.ndarray, dict]:
     probe = linear_probe(train, labels, groups, queries)
     return probe.predictions, {"C": probe.strength}
