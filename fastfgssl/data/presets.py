@@ -1,6 +1,6 @@
 """View presets: what is done to an image before its puzzle view and its anchor are made, and how likely.
 
-To add one, add an entry to `PRESETS`; view_params.py draws its numbers and pipeline.py applies them.
+To add one, add an entry to `PRESETS`; view_params.py draws its numbers and graph.py applies them.
 """
 
 from __future__ import annotations
