@@ -40,6 +40,7 @@ class Part:
 
 
 def tests(*paths: str) -> tuple[str, ...]:
+    paths = tuple(str(ROOT / path) for path in paths)
     if REHEARSE:
         return (*PYTEST, *paths)
     workers = () if subprocess.run([sys.executable, "-c", "import xdist"], stderr=-3).returncode else ("-n", "4")
@@ -49,7 +50,7 @@ def tests(*paths: str) -> tuple[str, ...]:
 def suite(name: str, *arguments: str) -> tuple[str, ...]:
     out = str(OUT / f".{name}.json")
     rehearsed = ("--rehearse",) if REHEARSE else ()
-    return (sys.executable, "tools/bench.py", name, "--device", DEVICE, "--json", out, *rehearsed, *arguments)
+    return (sys.executable, "-m", "fastfgssl", "bench", name, "--device", DEVICE, "--json", out, *rehearsed, *arguments)
 
 
 def operators(*loaders: str) -> tuple[str, ...]:
@@ -76,7 +77,11 @@ STAGES = {
         Part("operators", 45, operators("load_tensors")),
         Part("jigsaw", 40, suite("jigsaw")),
         Part("step", 130, suite("step")),
-        Part("sanitizer", 30, ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", CORE_TESTS[-1])),
+        Part(
+            "sanitizer",
+            30,
+            ("compute-sanitizer", "--error-exitcode", "99", *PYTEST, "-k", "33", str(ROOT / CORE_TESTS[-1])),
+        ),
     ],
     "dali": [
         Part("operators", 60, operators("load_tensors", "load_plugin")),
@@ -126,10 +131,9 @@ def run(part: Part, seconds: float, log, folders: Sequence[Path]) -> str:
         "PYTHONFAULTHANDLER": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4"),
         "PYTHONPATH": os.pathsep.join([*map(str, folders), *sys.path[1:]]),
-        "PYTHONSAFEPATH": "1",  # the checkout's own folder lacks fastfgssl.kernels
     }
     process = subprocess.Popen(
-        part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        part.command, cwd=PACKAGES, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )
     try:
         code = process.wait(timeout=seconds)
