@@ -29,7 +29,6 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "dicom": ["pydicom>=3.0"],
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "timm": ["timm>=1.0.16"],

@@ -11,6 +11,7 @@ from fastfgssl.config.files import load_config
 from helpers.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "kernels").glob("*/README.md"))]
+SOURCES = {path.name for room in ("fastfgssl", "kernels", "tests") for path in (ROOT / room).rglob("*.*")}
 
 
 def commands() -> list[str]:
@@ -58,3 +59,5 @@ def test_paths_exist(page):
         assert (ROOT / path).exists(), f"{page}: {path}"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / link).exists(), f"{page}: {link}"
+    for name in re.findall(r"`([\w-]+\.(?:py|h|cuh|cc|cu))`", text):
+        assert name in SOURCES, f"{page}: {name}"

@@ -85,11 +85,12 @@ def _print(report: Report) -> None:
         columns=["features", *(name.replace("_", " ") for name in names)],
     )
     if report.protocol != "matching":
-        counts = zip(report.classes, report.results["all"]["confusion"], strict=True)
+        shown = "all" if "all" in report.results else "backbone"
+        counts = zip(report.classes, report.results[shown]["confusion"], strict=True)
         print_table(
             console,
             [(name, *map(str, row)) for name, row in counts],
-            title="confusion of features 'all': true class by row, predicted by column",
+            title=f"confusion of features {shown!r}: true class by row, predicted by column",
             columns=["", *report.classes],
         )
         groups = f"over {report.val_groups} groups of the scoring images, drawn again (bootstrap)"

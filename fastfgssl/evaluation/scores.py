@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 _RESAMPLES = 1000
@@ -43,12 +44,14 @@ def balanced_accuracy(truth: np.ndarray, predictions: np.ndarray) -> float:
 def _standard_error(truth: np.ndarray, predictions: np.ndarray, groups: np.ndarray) -> float:
     names, group = np.unique(groups, return_inverse=True)
     classes, label = np.unique(truth, return_inverse=True)
-    samples, hits = np.zeros((2, len(names), len(classes)))  # of each group and class
-    np.add.at(samples, (group, label), 1)
-    np.add.at(hits, (group, label), truth == predictions)
+    # a row a class and a column a group, in which most groups have few of many classes
+    samples, hits = (
+        csr_array((counts.astype(float), (label, group)), shape=(len(classes), len(names)))
+        for counts in (np.ones(len(truth)), truth == predictions)
+    )
     rng = np.random.default_rng(0)
     draws = (np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(_RESAMPLES))
-    scores = [_mean_share(times @ hits, times @ samples) for times in draws]
+    scores = [_mean_share(hits @ times, samples @ times) for times in draws]
     return float(np.std(scores))
 
 

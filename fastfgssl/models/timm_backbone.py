@@ -99,6 +99,7 @@ def build_timm_backbone(config: ModelConfig, image_size: int | None = None) -> T
     side = image_size or own_side
     try:
         network, options = _create(timm, name, image_size)
+        _draw_nothing(network)
         backbone = TimmBackbone(network, _find_taps(network, config), side)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
@@ -149,6 +150,15 @@ def _create(timm: ModuleType, name: str, image_size: int | None) -> tuple[nn.Mod
         except TypeError:  # its kind of network does not know them
             continue
     return timm.create_model(name, pretrained=False), {}
+
+
+def _draw_nothing(network: nn.Module) -> None:
+    """No dropout, of numbers or of paths: a step that is made again (a resumed run, `loss.cache`) is the same step."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
 
 
 def _find_taps(network: Any, config: ModelConfig) -> _Taps:

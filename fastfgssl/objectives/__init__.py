@@ -33,17 +33,22 @@ def build_objective(config: Config, world: World, *, fresh: bool = True) -> Obje
     name = config.objective
     builder = _BUILDERS.get(name, name)
     if isinstance(builder, str):
-        if name not in _BUILDERS and "." not in name:
+        if name not in _BUILDERS and not ("." in name and all(part.isidentifier() for part in name.split("."))):
             known = f"must be one of {', '.join(_BUILDERS)}, or a module such as package.module"
             raise UserError(f"objective = {name!r}: {known}{nearest(name, _BUILDERS)}")
-        try:
-            builder = _module_builder(builder)
-        except (ImportError, AttributeError) as error:
-            raise UserError(
-                f"objective = {name!r}: {error}; install its package, or name its folder in PYTHONPATH"
-            ) from None
+        builder = _builder_of(builder, name)
     return builder(config, world, fresh=fresh)
 
 
-def _module_builder(module: str) -> Builder:
-    return importlib.import_module(module).build
+def _builder_of(module: str, name: str) -> Builder:
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module that it imports is missing: its author wants to see where
+        raise UserError(
+            f"objective = {name!r}: {error}; install its package, or name its folder in PYTHONPATH"
+        ) from None
+    if not hasattr(found, "build"):
+        raise UserError(f"objective = {name!r}: {found.__file__} has no `build(config, world, *, fresh)`")
+    return found.build

@@ -23,7 +23,7 @@ from fastfgssl.runtime.distributed import no_sync
 from fastfgssl.runtime.precision import Precision
 
 
-class Way(NamedTuple):
+class Numerics(NamedTuple):
     """How a step computes, the same for all its updates."""
 
     precision: Precision
@@ -33,74 +33,78 @@ class Way(NamedTuple):
 class Accumulate(Protocol):
     """Adds an update's gradients of micro-batches to its parameters', scaled; returns its logs of the whole batch.
 
-    shared: `update` as ranks share it, whose backward exchanges gradients; they do so once, with the last micro-batch.
+    wrapped: `update`, among several ranks in DistributedDataParallel, which sums gradients over them once, with the last
+    micro-batch.
     """
 
     def __call__(
-        self, update: Update, shared: nn.Module, parts: Sequence[Batch], way: Way, *, log: bool
+        self, update: Update, wrapped: nn.Module, micro_batches: Sequence[Batch], numerics: Numerics, *, log: bool
     ) -> dict[str, Tensor]: ...
 
 
 def accumulate_mean(
-    update: Update, shared: nn.Module, parts: Sequence[Batch], way: Way, *, log: bool
+    update: Update, wrapped: nn.Module, micro_batches: Sequence[Batch], numerics: Numerics, *, log: bool
 ) -> dict[str, Tensor]:
-    """The mean of the losses of the parts; logs are means too. See `Accumulate`."""
+    """The mean of the losses of the micro-batches; logs are means too. See `Accumulate`."""
     logs = []
-    for part in parts:
-        with no_sync(shared, part is not parts[-1]):
-            with way.precision.autocast():
-                output = shared(part, log=log)
-                loss = output.loss / len(parts)
+    for micro_batch in micro_batches:
+        with no_sync(wrapped, micro_batch is not micro_batches[-1]):
+            with numerics.precision.autocast():
+                output = wrapped(micro_batch, log=log)
+                loss = output.loss / len(micro_batches)
             logs.append(output.logs)
-            _backward(loss, way)
+            _backward(loss, numerics)
     return _mean(logs)
 
 
 def accumulate_cached(
-    update: Update, shared: nn.Module, parts: Sequence[Batch], way: Way, *, log: bool
+    update: Update, wrapped: nn.Module, micro_batches: Sequence[Batch], numerics: Numerics, *, log: bool
 ) -> dict[str, Tensor]:
-    """One loss over the embeddings of all parts. See `Accumulate`."""
-    with way.precision.autocast():
+    """One loss over the embeddings of all micro-batches. See `Accumulate`."""
+    with numerics.precision.autocast():
         with torch.no_grad(), _kept_buffers(update), record_function("forward"):
-            embeddings = [torch.cat(of_parts) for of_parts in zip(*map(update.embed, parts), strict=True)]
+            made = [update.embed(micro_batch) for micro_batch in micro_batches]
+            embeddings = [torch.cat(same) for same in zip(*made, strict=True)]
         # leaves of at least float32: small gradients would be lost in float16
         leaves = [z.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_() for z in embeddings]
         with record_function("loss"):
-            output = update.compare(tuple(leaves), _whole(parts), log=log)
+            output = update.compare(tuple(leaves), _whole(micro_batches), log=log)
         # some embeddings the loss may not use, and few losses have weights of their own
         trained = [parameter for parameter in update.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(output.loss, [*leaves, *trained], allow_unused=True)
     of_leaves, of_trained = gradients[: len(leaves)], gradients[len(leaves) :]
-    for part, *of_part in zip(parts, *(_chunks(gradient, len(parts)) for gradient in of_leaves), strict=True):
-        is_last = part is parts[-1]
+    of_micro_batches = zip(*(_chunks(gradient, len(micro_batches)) for gradient in of_leaves), strict=True)
+    for micro_batch, of_embeddings in zip(micro_batches, of_micro_batches, strict=True):
+        is_last = micro_batch is micro_batches[-1]
         own = [pair for pair in zip(trained, of_trained, strict=True) if is_last and pair[1] is not None]
-        with no_sync(shared, not is_last):
-            with way.precision.autocast():
-                loss = shared(part, gradients=of_part, own=own)
-            _backward(loss, way)
+        with no_sync(wrapped, not is_last):
+            with numerics.precision.autocast():
+                loss = wrapped(micro_batch, gradients=of_embeddings, own=own)
+            _backward(loss, numerics)
     return output.logs
 
 
-def _backward(loss: Tensor, way: Way) -> None:
+def _backward(loss: Tensor, numerics: Numerics) -> None:
     with record_function("backward"):
-        way.scaler.scale(loss).backward()
+        numerics.scaler.scale(loss).backward()
 
 
-def _chunks(gradient: Tensor | None, parts: int) -> Sequence[Tensor | None]:
-    return [None] * parts if gradient is None else gradient.chunk(parts)
+def _chunks(gradient: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    return [None] * count if gradient is None else gradient.chunk(count)
 
 
 def _mean(logs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(logs) == 1:
         return logs[0]
-    values = torch.stack([torch.stack(list(of_part.values())) for of_part in logs]).mean(dim=0)
+    values = torch.stack([torch.stack(list(values.values())) for values in logs]).mean(dim=0)
     return dict(zip(logs[0], values.unbind(), strict=True))
 
 
-def _whole(parts: Sequence[Batch]) -> Batch:
-    """What a loss of all parts may look at beside embeddings: their ids and labels."""
-    labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts if part.labels is not None])
-    return Batch(None, None, (), np.concatenate([part.ids for part in parts]), labels)
+def _whole(micro_batches: Sequence[Batch]) -> Batch:
+    """What a loss of all micro-batches may look at beside embeddings: their ids and labels."""
+    labels = [batch.labels for batch in micro_batches if batch.labels is not None]
+    ids = np.concatenate([batch.ids for batch in micro_batches])
+    return Batch(None, None, (), ids, torch.cat(labels) if labels else None)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from fastfgssl.data.batch import Batch
 from fastfgssl.objectives.base import Objective, memory_format
 from fastfgssl.runtime.distributed import World, data_parallel
 from fastfgssl.runtime.precision import Precision
-from fastfgssl.training.accumulation import Way, accumulate_cached, accumulate_mean
+from fastfgssl.training.accumulation import Numerics, accumulate_cached, accumulate_mean
 from fastfgssl.training.optim import build_optimizer, load_optimizer_state
 
 
@@ -27,13 +27,13 @@ class TrainingStep:
         train = config.train
         self.objective = objective
         self.optimizer = build_optimizer(objective.model, config.optim)
-        self._shared = [
+        self._wrapped = [
             data_parallel(update, world, gradient_dtype=train.gradient_dtype) for update in objective.updates
         ]
         self._accumulate = accumulate_cached if config.loss.cache and train.accumulate > 1 else accumulate_mean
-        self._parts, self._layout = train.accumulate, memory_format(train)
+        self._micro_batches, self._layout = train.accumulate, memory_format(train)
         precision = Precision(train.precision, world.device)
-        self._way = Way(precision, torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss))
+        self._numerics = Numerics(precision, torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss))
 
     def __call__(self, batch: Batch, *, progress: float = 0.0, log: bool = False) -> dict[str, Tensor]:
         """Makes every update of `batch`; returns their logs, on the device, which may be at work still.
@@ -41,17 +41,17 @@ class TrainingStep:
         progress: the share of the run that is done with this step; log: with what is worth its time only where it is
         reported.
         """
-        parts = batch.in_layout(self._layout).chunk(self._parts)
+        micro_batches = batch.in_layout(self._layout).chunk(self._micro_batches)
         logs: dict[str, Tensor] = {}
-        for update, shared in zip(self.objective.updates, self._shared, strict=True):
+        for update, wrapped in zip(self.objective.updates, self._wrapped, strict=True):
             self.optimizer.zero_grad()
             # forward, loss, backward; ranks exchange gradients
-            with self._way.precision.arithmetic():
-                logs |= self._accumulate(update, shared, parts, self._way, log=log)
+            with self._numerics.precision.arithmetic():
+                logs |= self._accumulate(update, wrapped, micro_batches, self._numerics, log=log)
             # the weights that this update trains
             with record_function("optimizer"):
-                self._way.scaler.step(self.optimizer)
-                self._way.scaler.update()
+                self._numerics.scaler.step(self.optimizer)
+                self._numerics.scaler.update()
         self.objective.after_step(progress)
         return logs
 
@@ -61,7 +61,7 @@ class TrainingStep:
             "model": self.objective.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self._way.scaler.state_dict(),
+            "scaler": self._numerics.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -69,4 +69,4 @@ class TrainingStep:
         self.objective.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self._way.scaler.load_state_dict(state["scaler"])
+        self._numerics.scaler.load_state_dict(state["scaler"])

@@ -95,7 +95,8 @@ def test_a_latency_below_the_step_is_hidden():
         next(ahead)
         waits.append(time.perf_counter() - begin)
     ahead.close()
-    assert statistics.median(waits) < 0.02 * step  # the median: a busy machine delays some
+    assert statistics.median(waits) < 0.02 * step
+    assert statistics.mean(waits) < 0.3 * step  # a busy machine delays some; unhidden it is nine tenths
 
 
 @pytest.mark.parametrize("forgotten", [False, True])

@@ -106,6 +106,7 @@ STAGES = {
     ],
     "compile": [Part("compile", 300, suite("compile"))],
 }
+PARTS = [part.name for parts in STAGES.values() for part in parts]
 
 
 def link_package() -> None:
@@ -150,11 +151,14 @@ def run(part: Part, seconds: float, log, folders: Sequence[Path]) -> str:
 
 
 def main() -> int:
-    OUT.mkdir(parents=True, exist_ok=True)
-    link_package()
     end = time.monotonic() + float(os.environ.get("GPU_SECONDS") or 420) * SLOWER
     wanted = (os.environ.get("GPU_STAGES") or "core dali compile").split()
     only = (os.environ.get("GPU_RUN") or "").split()
+    for name, known in [*((stage, list(STAGES)) for stage in wanted), *((part, PARTS) for part in only)]:
+        if name not in known:
+            sys.exit(f"{name}: must be one of {', '.join(known)}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    link_package()
     summary, records = [], []
     for stage in wanted:
         # where a rehearsal has DALI, `core` is held to do without
@@ -180,7 +184,7 @@ def main() -> int:
     shutil.rmtree(WORK, ignore_errors=True)
     (OUT / "summary.txt").write_text("\n".join(summary) + "\n")
     print("\n".join(summary))
-    passed = (": done", *([": not run: no "] if REHEARSE else []))
+    passed = (": done", *(["on the PATH"] if REHEARSE else []))
     return 0 if all(any(ending in line for ending in passed) for line in summary) else 1
 
 

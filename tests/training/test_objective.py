@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import fastfgssl
+from fastfgssl.commands import evaluate
 from fastfgssl.models import Network
 from fastfgssl.models.backbone import build_backbone
 from fastfgssl.objectives import build_objective, register
@@ -20,6 +21,7 @@ from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.hooks import Hook, Moment
 from fastfgssl.training.sinks import read_metrics
+from helpers.command import run_here
 from helpers.ranks import run_on_ranks
 
 CLASSES = 7
@@ -244,13 +246,16 @@ def test_an_objective_that_is_not_known_is_named(make_config):
         build_objective(config, None)
 
 
-def test_a_network_of_ones_own_is_scored_and_taken_home(labels_config, archive_path):
+def test_a_network_of_ones_own_is_scored_and_taken_home(labels_config, archive_path, capsys):
     config = labels_config("run", objective="test_classifier", evaluate__every=8, evaluate__images=20)
     _, state = train(config)
     record = read_metrics(Path(config.output))[-1]
     assert {name for name in record if name.startswith("score")} == {"score_matching_backbone", "score_knn_backbone"}
     report = fastfgssl.evaluate(config.output, archive_path, "knn")
     assert set(report.results) == {"backbone", "colour"}
+    arguments = ("--checkpoint", config.output, "--data", archive_path, "--protocol", "knn")
+    assert run_here(evaluate.main, *arguments) == 0
+    assert "confusion of features 'backbone'" in capsys.readouterr().out
     backbone = fastfgssl.load(config.output)
     assert backbone.step == 8
     assert torch.equal(backbone.state_dict()["backbone.conv1.weight"], state["model"]["backbone.conv1.weight"])
