@@ -33,7 +33,7 @@ class Numerics(NamedTuple):
 class Accumulate(Protocol):
     """Adds an update's gradients of micro-batches to its parameters', scaled; returns its logs of the whole batch.
 
-    wrapped: `update`, among several ranks in DistributedDataParallel, which sums gradients over them once, with the last
+    wrapped: `update`, among several ranks in DistributedDataParallel, which shares gradients once, with the last
     micro-batch.
     """
 

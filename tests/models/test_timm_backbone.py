@@ -55,6 +55,13 @@ def test_taps_have_the_strides_and_channels_that_are_promised(name):
     ]
 
 
+def test_a_step_that_is_made_again_is_the_same():
+    """Swin of timm drops paths at random unless told not to."""
+    backbone, images = build("swin_tiny_patch4_window7_224").backbone.train(), torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone(images)[-1], backbone(images)[-1])
+
+
 @pytest.mark.parametrize("stages", [(0,), (1,), (2,), ("all",), (0, 2), STAGES])
 @pytest.mark.parametrize("name", [*FAMILIES, BRANCHED])
 def test_a_stage_trains_exactly_what_it_says_and_runs_nothing_deeper(name, stages):
