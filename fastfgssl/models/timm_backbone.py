@@ -154,7 +154,8 @@ def _create(timm: ModuleType, name: str, image_size: int | None) -> tuple[nn.Mod
 
 def _draw_nothing(network: nn.Module) -> None:
     """No dropout, of numbers or of paths: a step that is made again (a resumed run, `loss.cache`) is the same step."""
-    for module in network.modules():
+    modules: Iterable[Any] = network.modules()
+    for module in modules:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         elif hasattr(module, "drop_prob"):

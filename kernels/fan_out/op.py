@@ -41,13 +41,16 @@ def fan_out(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float16,
+    out: Views | None = None,
 ) -> Views:
     """Anchor, puzzle view and every jigsaw puzzle of a batch, in one pass over its images.
 
     puzzle_images, anchor_images: uint8 or uint16 [B, H, W, C], the sources of the two views, 1 or 3 channels; *_flags:
     int32 [B], sums of FLIP, GRAYSCALE and SOLARISE (`reference.py`); permutations: for each grid int64
     [B, grid * grid], tile t of the puzzle is tile permutation[b, t] of the puzzle view, row-major; mean, std: one value
-    or one a channel, on a scale where white is 1; dtype: float16 or float32. All on one device.
+    or one a channel, on a scale where white is 1; dtype: float16 or float32; out: views of an earlier call of the same
+    shapes and dtype, to be written over. All on one device. Without `out`, memory for new views is taken: on a CPU the
+    system has to map and zero it each time, which takes several times as long as the views.
 
     What is no permutation is found when FASTFGSSL_DEBUG=1; otherwise what it gives is undefined. Raises ValueError
     naming the argument that does not fit, `BuildError` where the operator cannot be built.
@@ -59,10 +62,14 @@ def fan_out(
     if os.environ.get("FASTFGSSL_DEBUG") == "1" and not puzzle_images.is_meta and not torch.compiler.is_compiling():
         for permutation, grid in zip(permutations, grids, strict=True):
             require_permutations(permutation, grid)
-    anchor, puzzle_view, *puzzles = _fan_out(
-        puzzle_images, anchor_images, puzzle_flags, anchor_flags, list(permutations), list(grids), mean, std, dtype
-    )
-    return Views(anchor, puzzle_view, tuple(puzzles))
+    arguments = puzzle_images, anchor_images, puzzle_flags, anchor_flags, list(permutations), list(grids), mean, std
+    if out is None:
+        anchor, puzzle_view, *puzzles = _fan_out(*arguments, dtype)
+        return Views(anchor, puzzle_view, tuple(puzzles))
+    outputs = [out.anchor, out.puzzle_view, *out.puzzles]
+    _require_outputs(outputs, puzzle_images, len(grids), dtype)
+    _fan_out_into(*arguments, outputs)
+    return out
 
 
 def _for_channels(name: str, values: Sequence[float], images: torch.Tensor) -> list[float]:
@@ -122,6 +129,18 @@ def _require_arguments(
         raise ValueError(f"std: must be greater than 0, got {std}")
     if dtype not in (torch.float16, torch.float32):
         raise ValueError(f"dtype: must be float16 or float32, got {dtype}")
+
+
+def _require_outputs(outputs: list[torch.Tensor], puzzle: torch.Tensor, num_grids: int, dtype: torch.dtype) -> None:
+    B, H, W, C = puzzle.shape
+    if len(outputs) != 2 + num_grids:
+        raise ValueError(f"out: must have a puzzle for each of {num_grids} grids, got {len(outputs) - 2}")
+    for view in outputs:
+        fits = view.shape == (B, C, H, W) and view.dtype == dtype and view.device == puzzle.device
+        if not fits or not view.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError(
+                f"out: must be {dtype} [{B}, {C}, {H}, {W}], channels-last, on {puzzle.device}, got {_describe(view)}"
+            )
 
 
 def _describe(value: object) -> str:
@@ -186,7 +205,10 @@ def _make_call(inputs: list[torch.Tensor], outputs: list[torch.Tensor], grids: A
     return call
 
 
-@torch.library.custom_op("fastfgssl::fan_out", mutates_args=(), device_types="cpu")
+_DEVICES = ("cpu", "cuda")
+
+
+@torch.library.custom_op("fastfgssl::fan_out", mutates_args=(), device_types=_DEVICES)
 def _fan_out(
     puzzle: torch.Tensor,
     anchor: torch.Tensor,
@@ -198,20 +220,40 @@ def _fan_out(
     std: list[float],
     dtype: torch.dtype,
 ) -> list[torch.Tensor]:
-    inputs = [tensor.contiguous() for tensor in (puzzle, anchor, puzzle_flags, anchor_flags, *permutations)]
     outputs = _empty_views(puzzle, grids, dtype)
-    call = _make_call(inputs, outputs, grids, mean, std)
-    load_tensors().fastfgssl_fan_out_cpu(ctypes.byref(call), torch.get_num_threads())
+    _write([puzzle, anchor, puzzle_flags, anchor_flags, *permutations], outputs, grids, mean, std)
     return outputs
 
 
-@_fan_out.register_kernel("cuda")
-def _fan_out_cuda(puzzle, anchor, puzzle_flags, anchor_flags, permutations, grids, mean, std, dtype):
-    inputs = [tensor.contiguous() for tensor in (puzzle, anchor, puzzle_flags, anchor_flags, *permutations)]
-    outputs = _empty_views(puzzle, grids, dtype)
+@_fan_out.register_fake
+def _fan_out_fake(puzzle, anchor, puzzle_flags, anchor_flags, permutations, grids, mean, std, dtype):
+    return _empty_views(puzzle, grids, dtype)
+
+
+@torch.library.custom_op("fastfgssl::fan_out_into", mutates_args=("outputs",), device_types=_DEVICES)
+def _fan_out_into(
+    puzzle: torch.Tensor,
+    anchor: torch.Tensor,
+    puzzle_flags: torch.Tensor,
+    anchor_flags: torch.Tensor,
+    permutations: list[torch.Tensor],
+    grids: list[int],
+    mean: list[float],
+    std: list[float],
+    outputs: list[torch.Tensor],
+) -> None:
+    _write([puzzle, anchor, puzzle_flags, anchor_flags, *permutations], outputs, grids, mean, std)
+
+
+def _write(
+    inputs: list[torch.Tensor], outputs: list[torch.Tensor], grids: list[int], mean: list[float], std: list[float]
+) -> None:
+    inputs, device = [tensor.contiguous() for tensor in inputs], inputs[0].device
     call = _make_call(inputs, outputs, grids, mean, std)
-    launch(load_tensors(), call, puzzle.device, torch.cuda.current_stream(puzzle.device).cuda_stream)
-    return outputs
+    if device.type == "cuda":
+        launch(load_tensors(), call, device, torch.cuda.current_stream(device).cuda_stream)
+    else:
+        load_tensors().fastfgssl_fan_out_cpu(ctypes.byref(call), torch.get_num_threads())
 
 
 def launch(library: ctypes.CDLL, call: _Call, device: torch.device, stream: int) -> None:
@@ -226,8 +268,3 @@ def launch(library: ctypes.CDLL, call: _Call, device: torch.device, stream: int)
     error = run(ctypes.byref(call), device.index or 0, ctypes.c_void_p(stream))
     if error is not None:
         raise RuntimeError(f"fan_out: {error.decode()}")
-
-
-@_fan_out.register_fake
-def _fan_out_fake(puzzle, anchor, puzzle_flags, anchor_flags, permutations, grids, mean, std, dtype):
-    return _empty_views(puzzle, grids, dtype)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastfgssl.kernels.fan_out.op import fan_out
+from fastfgssl.kernels.fan_out.op import Views, fan_out
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
 from helpers.fan_out import MEAN, SHAPES, STD, make_case, on, require_same_bits
 from helpers.gpu import gpu_case
@@ -32,14 +32,22 @@ def poisoned_memory():
 def test_fan_out_equals_reference(height, width, grids, channels, source, dtype, device):
     case = make_case(height, width, grids, channels=channels, source=source)
     truth = fan_out_reference(**case, dtype=np.float16 if dtype == torch.float16 else np.float32)
-    require_same_bits(fan_out(**on(device, case), dtype=dtype), truth)
+    views = fan_out(**on(device, case), dtype=dtype)
+    require_same_bits(views, truth)
+    for view in (views.anchor, views.puzzle_view, *views.puzzles):
+        view.fill_(torch.nan)
+    assert fan_out(**on(device, case), dtype=dtype, out=views) is views
+    require_same_bits(views, truth)
 
 
 def test_registration(device):
     case = on(device, make_case(12, 20, (4, 2)))
     arguments = [case[name] for name in ("puzzle_images", "anchor_images", "puzzle_flags", "anchor_flags")]
-    arguments += [case["permutations"], list(case["grids"]), list(MEAN), list(STD), torch.float16]
-    torch.library.opcheck(torch.ops.fastfgssl.fan_out.default, arguments)
+    arguments += [case["permutations"], list(case["grids"]), list(MEAN), list(STD)]
+    torch.library.opcheck(torch.ops.fastfgssl.fan_out.default, (*arguments, torch.float16))
+    views = fan_out(**case)
+    outputs = [views.anchor, views.puzzle_view, *views.puzzles]
+    torch.library.opcheck(torch.ops.fastfgssl.fan_out_into.default, (*arguments, outputs))
 
 
 def test_no_graph_break_under_compile(device):
@@ -65,6 +73,11 @@ def test_no_graph_break_under_compile(device):
         ({"mean": (0.0, 0.0)}, r"mean: must have one value or one a channel \(3\), got 2"),
         ({"std": (0.0,)}, "std: must be greater than 0"),
         ({"dtype": torch.bfloat16}, "dtype: must be float16 or float32, got torch.bfloat16"),
+        ({"out": Views(*torch.zeros(2, 2, 3, 8, 8), ())}, "out: must have a puzzle for each of 1 grids, got 0"),
+        (
+            {"out": Views(*torch.zeros(2, 2, 3, 8, 8), (torch.zeros(2, 3, 8, 8),))},
+            r"out: must be torch.float16 \[2, 3, 8, 8\], channels-last, on cpu, got torch.float32",
+        ),
     ],
 )
 def test_bad_arguments_are_named(changes, message):
