@@ -131,6 +131,7 @@ class FeatureExtractor:
             raise UserError(f"{self._archive.path}: none of the {sum(map(len, parts))} images to evaluate decodes")
 
     @torch.inference_mode()
+    @torch.compiler.set_stance("force_eager")  # few images of many shapes are not worth compiling for
     def _features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return self._model.features(images.to(self._device).float())
 

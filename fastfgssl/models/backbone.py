@@ -34,6 +34,10 @@ class Backbone(nn.Module):
         """Modules whose parameters are exactly those that a loss of `taps` has gradients for."""
         raise NotImplementedError
 
+    def regions(self) -> list[nn.Module]:
+        """What torch.compile takes by itself: modules that repeat, which then share their code, or all in one."""
+        return [self]
+
 
 class ResNetBackbone(Backbone):
     """A ResNet's stem and four layers under torchvision's names, so that state dicts fit both ways."""
@@ -59,6 +63,9 @@ class ResNetBackbone(Backbone):
     def modules_of(self, taps: Iterable[int]) -> list[nn.Module]:
         stem_and_layer1 = [self.conv1, self.bn1, self.layer1]
         return [*stem_and_layer1, *(self.layer2, self.layer3, self.layer4)[: max(taps) + 1]]
+
+    def regions(self) -> list[nn.Module]:
+        return [block for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for block in layer]
 
 
 def build_backbone(config: ModelConfig, image_size: int | None = None) -> Backbone:

@@ -96,11 +96,21 @@ def build(config: Config, world: World, *, fresh: bool) -> FineGrained:
     return FineGrained(place_model(model, config, world), config, world)
 
 
+_MOST_VARIANTS = 64  # of a region's code: shapes of blocks, sets of stages, with and without gradients
+
+
 def _compiled(model: FGSSL) -> Callable[..., Any]:
-    """The network's forward, compiled anew for each set of stages, with and without gradients; batches keep a shape."""
+    """The network's forward with its regions compiled; batches keep a shape.
+
+    Region by region, because blocks of a shape share their code, whichever stages are asked for. The whole forward
+    would be compiled anew for each set of stages, five times the network: minutes more before the first step.
+    """
     from torch._dynamo import config as dynamo  # seconds, and not wanted otherwise
 
-    return dynamo.patch(recompile_limit=2 * (len(STAGES) + 1))(torch.compile(model.forward, dynamic=False))
+    for region in (*model.backbone.regions(), *model.blocks, *model.heads):
+        if region._compiled_call_impl is None:  # for no other update yet
+            region.compile(dynamic=False)
+    return dynamo.patch(recompile_limit=_MOST_VARIANTS)(model.forward)
 
 
 def _shown(batch: Batch, stage: Stage) -> Tensor:
