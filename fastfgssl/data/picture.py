@@ -19,9 +19,9 @@ _SMALLEST = 96  # pixels a view is at least shown at
 def save_views_picture(
     batch: Batch, file: Path, *, grids: Sequence[int], mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """Writes a PNG of the views that a batch has, with the normalisation undone; grids: of its puzzles."""
+    """Writes a PNG of the views that a batch has, with the normalisation undone; grids: one for each of its puzzles."""
     views: list[tuple[str, torch.Tensor | None]] = [("anchor", batch.anchor), ("puzzle view", batch.puzzle_view)]
-    views += [(f"puzzle {grid} x {grid}", puzzle) for grid, puzzle in zip(grids, batch.puzzles, strict=False)]
+    views += [(f"puzzle {grid} x {grid}", puzzle) for grid, puzzle in zip(grids, batch.puzzles, strict=True)]
     columns = [(title, view) for title, view in views if view is not None]
     rows = min(_ROWS, len(batch.ids))
     side = columns[0][1].shape[-1]

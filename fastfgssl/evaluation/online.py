@@ -29,8 +29,9 @@ class OnlineScores(Hook):
     """Adds `score_matching_NAME` and `score_knn_NAME` to what is reported, NAME being the features that are compared.
 
     At step 0, after each `evaluate.every` steps, and at the end, on at most `evaluate.images` images of the archive's
-    scoring split, and for kNN as many of its training split. The first rank scores while the others wait; batch norms
-    use their running averages. Scores of so few images show a trend; for a verdict there is `fastfgssl evaluate`.
+    scoring split, and for kNN as many of its training split. The first rank scores while the others wait, for at most
+    `train.timeout`; batch norms use their running averages. Scores of so few images show a trend; for a verdict there
+    is `fastfgssl evaluate`.
     """
 
     wants_logs = True
@@ -62,12 +63,15 @@ class OnlineScores(Hook):
     def __call__(self, moment: Moment) -> None:
         if not self._run.config.evaluate.every or not self._run.world.is_main:
             return
-        extractor = FeatureExtractor(self._model, self._run.config, self._archive, self._run.world.device, _BATCH)
+        # not all of it need be in training: an objective may keep a part frozen
+        was_training = [(module, module.training) for module in self._model.modules()]
         try:
+            extractor = FeatureExtractor(self._model, self._run.config, self._archive, self._run.world.device, _BATCH)
             with torch.random.fork_rng(devices=[]):
                 moment.logs.update(self._score(extractor))
         finally:
-            self._model.train()
+            for module, training in was_training:
+                module.training = training
 
     def _score(self, extractor: FeatureExtractor) -> dict[str, float]:
         views = extractor.views(self._scoring, seed=0)

@@ -83,11 +83,11 @@ class ViewsPicture(Hook):
         self._run = run
 
     def __call__(self, moment: Moment) -> None:
-        config, file = self._run.config, self._run.output / "views.png"
+        data, file = self._run.config.data, self._run.output / "views.png"
         if moment.step > 0 or not self._run.world.is_main:
             return
         with file_errors("write", file):
-            save_views_picture(moment.batch, file, grids=config.model.grids, mean=config.data.mean, std=config.data.std)
+            save_views_picture(moment.batch, file, grids=grids, mean=data.mean, std=data.std)
 
 
 class DataWaitWarning(Hook):
@@ -123,6 +123,7 @@ class DataWaitWarning(Hook):
         if len(self._shares) < self._intervals or self._now() - self._last_warning < self._pause:
             return
         self._last_warning = self._now()
+        grids = self._run.objective.needs.grids
         config = shlex.quote(str(self._run.output / "config.yaml"))
         log.warning(
             "%.0f%% of the time of the last %d reports was spent waiting for data; to see why: fastfgssl doctor"

@@ -8,16 +8,22 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from PIL import ImageDraw
 
+from fastfgssl.data.batch import Batch
 from fastfgssl.data.reader import Reader
+from fastfgssl.objectives import fgssl, register
 from fastfgssl.pretraining import pretrain
-from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.hooks import DataWaitWarning, Hook, Moment
+from fastfgssl.runtime.errors import RankError, UserError
+from fastfgssl.training.checkpoint import checkpoint_path
+from fastfgssl.training.hooks import DataWaitWarning, Hook, Moment, ViewsPicture
 from fastfgssl.training.sinks import read_metrics
 
 
-def test_waiting_for_data_is_told_when_it_lasts_and_not_again_at_once(caplog):
+def test_waiting_for_data_is_warned_of_when_it_lasts_and_not_again_at_once(caplog):
     now = [0.0]
     warning = DataWaitWarning(intervals=3, pause=3600, now=lambda: now[0])
     warning.begin(SimpleNamespace(output=Path("runs/a b"), world=SimpleNamespace(local_rank=0)))
@@ -62,6 +68,40 @@ def test_scores_while_training_change_nothing_that_is_learned(make_config, tmp_p
     assert all(0 <= record[name] <= 1 for record in records for name in names & record.keys())
     losses = [record["loss"] for record in read_metrics(tmp_path / "plain")]
     assert [record["loss"] for record in records if record["step"] > 0] == losses
+
+
+def test_scores_leave_what_is_frozen_as_it_is(make_config):
+    built = []
+
+    def build_frozen(config, world, *, fresh):
+        built.append(fgssl.build(config, world, fresh=fresh))
+        built[-1].model.backbone.eval()
+        return built[-1]
+
+    register("test_frozen", build_frozen)
+    pretrain(make_config(objective="test_frozen", train__steps=1, evaluate__every=1, evaluate__images=20))
+    model = built[0].model
+    assert not any(module.training for module in model.backbone.modules())
+    assert model.training
+    assert all(module.training for module in model.heads.modules())
+
+
+def test_the_picture_shows_what_the_objective_needs(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, title, **_: titles.append(title))
+    run = SimpleNamespace(
+        output=tmp_path,
+        world=SimpleNamespace(is_main=True),
+        objective=SimpleNamespace(needs=SimpleNamespace(grids=(0, 0, 0, 5))),
+        config=SimpleNamespace(
+            model=SimpleNamespace(grids=(16, 8, 4)), data=SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
+        ),
+    )
+    picture = ViewsPicture()
+    picture.begin(run)
+    picture(Moment(0, {}, Batch(None, None, (None, None, None, torch.zeros(2, 3, 32, 32)), np.arange(2))))
+    assert titles == ["puzzle 5 x 5"]
+    assert (tmp_path / "views.png").exists()
 
 
 def test_a_start_tells_where_a_run_comes_from(make_config):
