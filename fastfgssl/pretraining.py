@@ -11,8 +11,9 @@ from fastfgssl.config.schema import Config
 from fastfgssl.data.stream import ArchiveStream
 from fastfgssl.evaluation.online import OnlineScores
 from fastfgssl.objectives import build_objective
-from fastfgssl.runtime.agreement import shared_errors
+from fastfgssl.runtime.agreement import lost_ranks, shared_errors
 from fastfgssl.runtime.distributed import local_main_first, start_world
+from fastfgssl.runtime.memory import memory_errors
 from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
 from fastfgssl.training.provenance import Provenance
 from fastfgssl.training.resume import find_state
@@ -30,12 +31,13 @@ def pretrain(
     `UserError` for a configuration that this machine or archive cannot satisfy. Leaves torch's global generators, of
     the CPU and of the device, as they are.
     """
-    with start_world(config.train.device) as world, _kept_generators(world.device):
+    with start_world(config.train.device) as world, _kept_generators(world.device), lost_ranks("starting"):
         config.train.check_world_size(world.size)
         data = ArchiveStream(config, world)
         state = find_state(config, data, world)
         torch.manual_seed(config.seed)
-        with shared_errors(world), local_main_first(world):  # the first downloads weights, the others find them
+        # the first downloads weights, the others find them
+        with shared_errors(world), local_main_first(world), memory_errors("placing the network"):
             objective = build_objective(config, world, fresh=state is None)
         data.needs = objective.needs
         beside = [Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]

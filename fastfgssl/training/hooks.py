@@ -32,6 +32,8 @@ class Run:
     objective: Objective
     num_samples: int
     """In the archive."""
+    is_new: bool
+    """Whether there was no checkpoint to go on from."""
     start: int
     """Steps that were done before."""
     steps: int
@@ -40,6 +42,11 @@ class Run:
     @property
     def output(self) -> Path:
         return Path(self.config.output)
+
+    @property
+    def first_moment(self) -> int:
+        """The step of the first moment. What a killed run has reported from there on is reported again."""
+        return self.start + 1 if self.start else 0
 
 
 class Moment(NamedTuple):
@@ -54,9 +61,10 @@ class Moment(NamedTuple):
 
 
 class Hook:
-    """Called on every rank after each `every` steps, after the last one, and before the first of a new run.
+    """Called on every rank after each `every` steps, after the last of the run, and before the first.
 
-    Hooks are called in their order. A `UserError` of one ends all ranks.
+    Hooks are called in their order. The step after which a signal stops a run is one like any other. Once the first
+    step is done, ranks wait for a call of another at most `train.timeout` seconds. A `UserError` ends all ranks.
     """
 
     every: int = 1

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, on_this_rank, shared_errors
 from fastfgssl.runtime.distributed import World, set_timeout
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.memory import memory_errors
 from fastfgssl.training.checkpoint import checkpoint_path, save_checkpoint
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
@@ -59,13 +61,23 @@ def fit(
     """Trains `objective` on `data` until the run that `config` describes is complete.
 
     state: the checkpoint to go on from. stop_signal: asked before each step, on every rank; a number, such as a
-    signal's, ends the run after that step with a checkpoint. Raises `UserError` for what cannot be trained.
+    signal's, ends the run after that step with a checkpoint, which is written before hooks are called that are due at
+    that step. Raises `UserError` for what cannot be trained.
     """
     start, steps = state["step"] if state else 0, config.train.num_steps(data.num_samples)
-    run = Run(config=config, world=world, objective=objective, num_samples=data.num_samples, start=start, steps=steps)
-    make_step = TrainingStep(objective, config, world)
-    if state:
-        make_step.load_state_dict(state)
+    run = Run(
+        config=config,
+        world=world,
+        objective=objective,
+        num_samples=data.num_samples,
+        is_new=state is None,
+        start=start,
+        steps=steps,
+    )
+    with on_this_rank("placing the network"):
+        make_step = TrainingStep(objective, config, world)
+        if state:
+            make_step.load_state_dict(state)
     if start >= steps:
         log.info("%s is complete: %d of %d steps are done", run.output, start, steps)
         return Outcome(start, None, checkpoint_path(checkpoints_of(config), start))
@@ -97,16 +109,16 @@ def fit(
             stopped = flag.answer()
             if step == start + 1:
                 set_timeout(world, config.train.timeout)
-            # reports, and what hooks do
-            if stopped or is_report:
-                report = _report(run, step, logs, make_step, clock)
-                reporter.call(Moment(step, report, batch), last=bool(stopped))
+            # reports, and what hooks do; after a signal the checkpoint comes first: hooks may outlast its grace
+            report = _report(run, step, logs, make_step, clock) if is_report else {}
+            if stopped:
+                _save(run, data, make_step, step)
+            reporter.call(Moment(step, report, batch))
+            if is_report:
                 _require_finite(run, step, [name for name in objective.weights if not math.isfinite(report[name])])
                 clock.lap(step)  # what hooks took is no time of training
-            else:
-                reporter.call(Moment(step, {}, batch))
-            # a checkpoint
-            if stopped or step == steps or step % config.train.checkpoint_every == 0:
+            # a checkpoint, else after them: a run that is killed in between makes and reports the step again
+            if not stopped and (step == steps or step % config.train.checkpoint_every == 0):
                 _save(run, data, make_step, step)
     checkpoint = checkpoint_path(checkpoints_of(config), step)
     if stopped:
@@ -123,7 +135,7 @@ class _Reporter:
         self._run, self._hooks = run, hooks
         with shared_errors(run.world):
             for hook in hooks:
-                opened.callback(hook.end)
+                opened.push(_ending(hook))
                 hook.begin(run)
                 if hook.every < 1:
                     raise UserError(f"hook {type(hook).__name__}: every = {hook.every!r}: must be 1 step or more")
@@ -133,20 +145,32 @@ class _Reporter:
         intervals = [self._run.config.train.log_every, *(hook.every for hook in self._hooks if hook.wants_logs)]
         return step == self._run.steps or any(step % interval == 0 for interval in intervals)
 
-    def call(self, moment: Moment, *, last: bool = False) -> None:
-        is_last = last or moment.step == self._run.steps
-        due = [hook for hook in self._hooks if is_last or moment.step % hook.every == 0]
-        if moment.step > 0 and not moment.logs:  # these only count: ranks need not meet for that
-            self._call(due, moment)
-            return
-        with shared_errors(self._run.world):
-            self._call(due, moment)
+    def call(self, moment: Moment) -> None:
+        due = [hook for hook in self._hooks if moment.step == self._run.steps or moment.step % hook.every == 0]
+        # between reports hooks only count: ranks need not meet for that
+        ranks_meet = moment.step == 0 or moment.logs
+        with (
+            shared_errors(self._run.world) if ranks_meet else on_this_rank("calling hooks"),
+            memory_errors("calling hooks"),
+        ):
+            for hook in due:
+                hook(moment)
+                if moment.logs:  # the loop's own have it; a hook may have begun a report beside those, as at step 0
+                    moment.logs.setdefault("epoch", _epoch(self._run, moment.step))
 
-    def _call(self, due: Sequence[Hook], moment: Moment) -> None:
-        for hook in due:
-            hook(moment)
-            if moment.logs:  # the loop's own have it; a hook may have begun a report beside those, as at step 0
-                moment.logs.setdefault("epoch", _epoch(self._run, moment.step))
+
+def _ending(hook: Hook) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:
+    """Ends `hook` where an `ExitStack` closes. What it raises there must not hide the error that has ended the run."""
+
+    def end(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            hook.end()
+        except Exception as late:
+            if error is None:
+                raise
+            log.warning("%s: %s", type(hook).__name__, late)
+
+    return end
 
 
 def _report(run: Run, step: int, logs: dict[str, Tensor], make_step: TrainingStep, clock: Clock) -> dict[str, float]:

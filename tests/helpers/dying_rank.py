@@ -1,6 +1,7 @@
 """A rank of a training that another rank leaves in the middle of a step; run by runtime/test_dying_rank.py.
 
-python dying_rank.py HOW DATA OUTPUT; HOW says what rank 1 does in step 3: raise, user_error, memory, stop, kill.
+python dying_rank.py HOW DATA OUTPUT; HOW says what rank 1 does in step 3: raise, user_error, memory, stop, kill; or,
+before the first step, kill_early.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def leave(how: str) -> None:
 
 
 def build_leaving(config, world, *, fresh):
+    if world.rank == 1 and sys.argv[1] == "kill_early":
+        leave("kill")
     objective = build(config, world, fresh=fresh)
     compare, calls = objective.updates[0].compare, []
 

@@ -40,6 +40,7 @@ def start_ranks(how: str, archive_path, output) -> list[subprocess.Popen]:
         ("user_error", 2, r"^error: rank 1: a sample that nobody foresaw\n$"),
         ("memory", 2, r"^error: rank 1: out of memory while making step 3: lower train.batch_size.*\n$"),
         ("kill", -signal.SIGKILL, ""),
+        ("kill_early", -signal.SIGKILL, ""),
     ],
 )
 def test_a_rank_that_dies_alone_tells_why_and_is_gone(how, code, said, archive_path, tmp_path):
@@ -51,7 +52,8 @@ def test_a_rank_that_dies_alone_tells_why_and_is_gone(how, code, said, archive_p
     assert re.search(said, err), err
     _, err = first.communicate(timeout=SOON)
     assert first.returncode == 75
-    assert re.search(r"^error: another rank is gone or did not answer while making step 3: .+\n$", err), err
+    doing = "starting" if how == "kill_early" else "making step 3"
+    assert re.search(rf"^error: another rank is gone or did not answer while {doing}: .+\n$", err), err
 
 
 def test_a_rank_that_hangs_is_waited_for_as_long_as_was_said(archive_path, tmp_path):

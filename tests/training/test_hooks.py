@@ -137,3 +137,60 @@ def test_an_error_of_a_hook_ends_the_run_and_closes_the_others(make_config):
         pretrain(config, hooks=[Closing(), Failing()])
     assert closed == [True]
     assert [record["step"] for record in read_metrics(Path(config.output))] == [1]
+
+
+def test_an_error_of_a_hook_between_reports_reaches_the_user_from_any_rank(make_config):
+    with pytest.raises(RankError, match="no room for a score"):  # which every rank prints
+        pretrain(make_config(train__log_every=100), hooks=[Failing()])
+
+
+class FailsToEnd(Hook):
+    def __call__(self, moment: Moment) -> None:
+        pass
+
+    def end(self) -> None:
+        raise UserError("cannot write the rest")
+
+
+def test_an_error_at_the_end_hides_no_other(make_config, caplog):
+    with pytest.raises(UserError, match="no room for a score"):
+        pretrain(make_config(), hooks=[Failing(), FailsToEnd()])
+    assert "FailsToEnd: cannot write the rest" in caplog.messages
+    with pytest.raises(UserError, match="cannot write the rest"):
+        pretrain(make_config(), hooks=[FailsToEnd()])
+
+
+class Scores(Hook):
+    """Reports a score every other step, and remembers whether that step was saved before."""
+
+    every = 2
+    wants_logs = True
+
+    def __init__(self) -> None:
+        self.saved = {}
+
+    def begin(self, run) -> None:
+        self._checkpoints = run.output / "checkpoints"
+
+    def __call__(self, moment: Moment) -> None:
+        self.saved[moment.step] = checkpoint_path(self._checkpoints, moment.step).exists()
+        moment.logs["score"] = 1.0
+
+
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_run_that_is_stopped_is_saved_at_once_and_reports_no_more_than_one_that_is_not(make_config, tmp_path, last):
+    settings = {"train__steps": 5, "train__log_every": 2, "train__sinks": ["csv"]}
+    pretrain(make_config(output=str(tmp_path / "whole"), **settings), hooks=[Scores()])
+    config, hook, answers = make_config(output=str(tmp_path / "stopped"), **settings), Scores(), [None] * (last - 1)
+    outcome = pretrain(config, hooks=[hook], stop_signal=iter([*answers, 15]).__next__)
+    assert outcome[:2] == (last, 15)
+    assert outcome.checkpoint.exists()
+    assert hook.saved == {0: True, 2: last == 2}
+    pretrain(config, hooks=[Scores()])
+    whole, stopped = (read_metrics(tmp_path / name) for name in ("whole", "stopped"))
+    timed = {"images_per_second": 0, "data_wait": 0}
+    assert [record["step"] for record in whole] == [0, 2, 4, 5]
+    assert [record | timed for record in stopped[1:]] == [record | timed for record in whole[1:]]
+    assert stopped[0] == whole[0]
+    steps = [line.partition(",")[0] for line in (tmp_path / "stopped" / "metrics.csv").read_text().splitlines()]
+    assert steps == ["step", "0", "2", "4", "5"]

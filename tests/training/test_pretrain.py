@@ -223,6 +223,13 @@ def test_memory_that_does_not_suffice_is_one_clear_error(make_config, monkeypatc
     assert list_checkpoints(Path(config.output) / "checkpoints")
 
 
+@pytest.mark.parametrize("place", ["pretraining.build_objective", "training.trainer.TrainingStep"])
+def test_memory_that_does_not_hold_the_network_is_one_clear_error(make_config, monkeypatch, place):
+    monkeypatch.setattr(f"fastfgssl.{place}", lambda *_, **__: torch.empty(2**60))
+    with pytest.raises(UserError, match=r"^out of memory while placing the network: lower"):
+        pretrain(make_config())
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "views.png"])
 def test_an_output_that_is_in_the_way_is_one_clear_error(make_config, name):
     config = make_config()
