@@ -79,7 +79,36 @@ class Hook:
         raise NotImplementedError
 
     def end(self) -> None:
-        """Called when training has ended, in whatever way."""
+        """Called when training has ended, in whatever way. After an error, what it raises is only a warning."""
+
+
+class Sink(Hook):
+    """Opens on the first rank, writes what is reported there, and closes."""
+
+    _is_open = False
+
+    def begin(self, run: Run) -> None:
+        if run.world.is_main:
+            self.open(run)
+            self._is_open = True
+
+    def __call__(self, moment: Moment) -> None:
+        if self._is_open and moment.logs:
+            self.write(moment.step, moment.logs)
+
+    def end(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self.close()
+
+    def open(self, run: Run) -> None:
+        raise NotImplementedError
+
+    def write(self, step: int, logs: dict[str, float]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
 
 
 class ViewsPicture(Hook):
@@ -94,6 +123,7 @@ class ViewsPicture(Hook):
         data, file = self._run.config.data, self._run.output / "views.png"
         if moment.step > 0 or not self._run.world.is_main:
             return
+        grids = self._run.objective.needs.grids
         with file_errors("write", file):
             save_views_picture(moment.batch, file, grids=grids, mean=data.mean, std=data.std)
 
@@ -131,7 +161,6 @@ class DataWaitWarning(Hook):
         if len(self._shares) < self._intervals or self._now() - self._last_warning < self._pause:
             return
         self._last_warning = self._now()
-        grids = self._run.objective.needs.grids
         config = shlex.quote(str(self._run.output / "config.yaml"))
         log.warning(
             "%.0f%% of the time of the last %d reports was spent waiting for data; to see why: fastfgssl doctor"

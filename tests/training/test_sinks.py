@@ -1,10 +1,11 @@
-"""Where reports are kept: every sink of one run, one that goes on, and what is missing."""
+"""Where reports are kept: files of a run, of one that goes on, and of one that was damaged."""
 
 from __future__ import annotations
 
 import csv
 import math
-import sys
+import resource
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,141 +14,48 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.sinks import Csv, JsonLines, Mlflow, TensorBoard, read_metrics
+from fastfgssl.training.hooks import Hook, Run
+from fastfgssl.training.sinks import Csv, JsonLines, TensorBoard, read_metrics
 
 
-class FakeWandb:
-    """Stands for the package wandb: keeps what it is told."""
+class ScoreBefore(Hook):
+    """Reports a score before the first step; fails after step `fails`."""
 
-    def __init__(self) -> None:
-        self.started, self.logged, self.finished = [], [], 0
+    def __init__(self, fails: int | None = None) -> None:
+        self._fails = fails
 
-    def init(self, **options):
-        self.started.append(options)
-        return self
-
-    def log(self, values, step):
-        self.logged.append((step, values))
-
-    def finish(self):
-        self.finished += 1
+    def __call__(self, moment) -> None:
+        if moment.step == 0:
+            moment.logs["score_knn_all"] = 0.5
+        if moment.step == self._fails:
+            raise UserError("killed")
 
 
-class FakeMlflow:
-    """Stands for the package mlflow."""
-
-    def __init__(self) -> None:
-        self.started, self.params, self.logged, self.ended = [], [], [], 0
-
-    def start_run(self, run_id, run_name):
-        self.started.append((run_id, run_name))
-        return SimpleNamespace(info=SimpleNamespace(run_id=run_id or "an-id"))
-
-    def log_params(self, params):
-        self.params.append(params)
-
-    def log_metrics(self, values, step):
-        assert all(math.isfinite(value) for value in values.values())
-        self.logged.append((step, values))
-
-    def end_run(self):
-        self.ended += 1
-
-
-@pytest.fixture
-def fakes(monkeypatch):
-    wandb, mlflow = FakeWandb(), FakeMlflow()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    return wandb, mlflow
-
-
-def test_every_sink_is_told_the_same_and_a_run_that_goes_on_is_one_run(make_config, fakes):
-    wandb, mlflow = fakes
-    sinks = ["tensorboard", "csv", "wandb", "mlflow"]
-    config = make_config(train__steps=2, train__sinks=sinks)
-    pretrain(config)
-    pretrain(make_config(train__steps=3, train__sinks=sinks))
+def test_a_run_that_was_killed_before_its_first_checkpoint_reports_each_step_once(make_config):
+    config = make_config(train__sinks=["tensorboard", "csv"])
+    with pytest.raises(UserError, match="killed"):
+        pretrain(config, hooks=[ScoreBefore(fails=2)])
+    pretrain(config, hooks=[ScoreBefore()])
     output = Path(config.output)
-    records = read_metrics(output)
-    assert [record["step"] for record in records] == [1, 2, 3]
-    rows = list(csv.DictReader((output / "metrics.csv").read_text().splitlines()))
-    assert [float(row["loss"]) for row in rows] == [record["loss"] for record in records]
+    assert [record["step"] for record in read_metrics(output)] == [0, 1, 2, 3, 4]
+    rows = csv.DictReader((output / "metrics.csv").read_text().splitlines())
+    assert [float(row["step"]) for row in rows] == [0, 1, 2, 3, 4]
     events = EventAccumulator(str(output)).Reload()
-    assert [scalar.value for scalar in events.Scalars("loss/loss")] == pytest.approx([r["loss"] for r in records])
-    for logged in (wandb.logged, mlflow.logged):
-        assert [(step, values["loss"]) for step, values in logged] == [(r["step"], r["loss"]) for r in records]
-    assert wandb.finished == mlflow.ended == 2
-    assert wandb.started[0]["id"] == wandb.started[1]["id"] == (output / "wandb_run_id").read_text()
-    assert wandb.started[0]["config"]["train.batch_size"] == 12
-    assert [run for run, _ in mlflow.started] == [None, "an-id"]
-    assert len(mlflow.params) == 1
-
-
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_sink_whose_package_is_missing_is_one_line(make_config, monkeypatch, name):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"train.sinks: {name} is not installed: pip install 'fastfgssl\[{name}\]'"):
-        pretrain(make_config(train__sinks=[name]))
-
-
-def test_folders_of_one_name_are_runs_of_their_own(make_config, fakes, tmp_path):
-    wandb, _ = fakes
-    for person in ("ann", "bo"):
-        pretrain(make_config(train__steps=1, train__sinks=["wandb"], output=str(tmp_path / person / "runs" / "first")))
-    first, second = wandb.started
-    assert first["name"] == second["name"] == "runs-first"
-    assert first["id"] != second["id"]
-
-
-def refuse(*args, **options):
-    raise ConnectionError("connection\nrefused")
-
-
-@pytest.mark.parametrize(("name", "call"), [("wandb", "init"), ("mlflow", "start_run"), ("mlflow", "log_params")])
-def test_a_service_that_does_not_start_is_one_line(make_config, fakes, monkeypatch, name, call):
-    monkeypatch.setattr(sys.modules[name], call, refuse)
-    with pytest.raises(UserError, match=rf"^train.sinks: {name} does not start: connection refused; .*leave it out$"):
-        pretrain(make_config(train__sinks=[name]))
-    if call == "log_params":
-        assert fakes[1].ended == 1  # or the next run of this process could not start
-
-
-@pytest.mark.parametrize(("name", "call"), [("wandb", "log"), ("mlflow", "log_metrics")])
-@pytest.mark.parametrize("also", ["finish", "end_run", ""])
-def test_a_service_that_fails_later_is_told_once_and_training_goes_on(
-    make_config, fakes, monkeypatch, caplog, name, call, also
-):
-    for broken in filter(None, (call, also)):
-        monkeypatch.setattr(sys.modules[name], broken, refuse, raising=False)
-    config = make_config(train__sinks=[name])
-    assert pretrain(config).steps_done == len(read_metrics(Path(config.output))) == 4
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "fastfgssl.training.sinks"]
-    assert told.startswith(f"{name} takes no reports: connection refused; training goes on, metrics.jsonl has them all")
-
-
-def test_a_service_that_failed_is_tried_again_after_a_while(fakes, monkeypatch, run):
-    _, mlflow = fakes
-    calls = []
-
-    def fail_first(values, step):
-        calls.append(step)
-        if len(calls) == 1:
-            refuse()
-
-    times = iter([0.0, 0.0, 599.0, 601.0])
-    monkeypatch.setattr(mlflow, "log_metrics", fail_first)
-    monkeypatch.setattr("fastfgssl.training.sinks.config_to_values", vars)
-    monkeypatch.setattr("fastfgssl.training.sinks.time.monotonic", lambda: next(times))
-    write(Mlflow(), run(0), {step: {"loss": 1.0} for step in (1, 2, 3)})
-    assert calls == [1, 3]
+    assert [point.step for point in events.Scalars("score_knn/score_knn_all")] == [0]
+    assert [point.step for point in events.Scalars("loss/loss")] == [1, 2, 3, 4]
 
 
 @pytest.fixture
 def run(tmp_path):
     def make(start: int):
-        return SimpleNamespace(
-            output=tmp_path, start=start, config=SimpleNamespace(), world=SimpleNamespace(is_main=True)
+        return Run(
+            config=SimpleNamespace(output=str(tmp_path)),
+            world=SimpleNamespace(is_main=True),
+            objective=SimpleNamespace(weights={"cross_entropy": 1.0}),
+            num_samples=1,
+            is_new=start == 0,
+            start=start,
+            steps=9,
         )
 
     return make
@@ -180,6 +88,31 @@ def test_a_curve_is_drawn_again_from_the_checkpoint_on(run, tmp_path):
     write(TensorBoard(), run(1), {2: {"loss": 20.0}})
     points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss/loss")
     assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 20.0)]
+
+
+def test_numbers_that_differ_in_their_last_word_stand_together_on_a_board(run, tmp_path):
+    names = ["loss", "cross_entropy", "accuracy", "recall_7", "recall_mean", "lr", "images_per_second"]
+    write(TensorBoard(), run(0), {1: dict.fromkeys(names, 1.0)})
+    tags = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    groups = ["loss", "loss", "train", "recall", "recall", "train", "train"]
+    assert tags == [f"{group}/{name}" for group, name in zip(groups, names, strict=True)]
+
+
+@pytest.mark.parametrize("kind", [JsonLines, TensorBoard, Csv])
+def test_a_full_disk_is_one_clear_error_and_none_hides_it(run, kind, capfd):
+    """A limit on the size of a file stands in for the disk."""
+    sink = kind()
+    sink.begin(run(0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^cannot write .*(metrics|tfevents).*: File too large$"):
+            list(map(sink, [SimpleNamespace(step=step, logs={"loss": 1.0}) for step in range(1000)]))
+        with suppress(UserError):  # what it holds still cannot be written
+            sink.end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr().err == ""
 
 
 WHOLE = b"step,loss\n1,1.0\n2,2.0\n"
