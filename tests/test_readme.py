@@ -11,7 +11,8 @@ from fastfgssl.config.files import load_config
 from helpers.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "kernels").glob("*/README.md"))]
-SOURCES = {path.name for room in ("fastfgssl", "kernels", "tests") for path in (ROOT / room).rglob("*.*")}
+SOURCES = {"setup.py"} | {file.name for room in ("fastfgssl", "kernels") for file in (ROOT / room).rglob("*.*")}
+SOURCES |= {file.name for file in (ROOT / "tests").rglob("*.py")}
 
 
 def commands() -> list[str]:
