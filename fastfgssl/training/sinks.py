@@ -53,8 +53,8 @@ class TensorBoard(Sink):
     """Events in the output folder, written at once: torch's writer loses what it holds back when a run is killed."""
 
     def open(self, run: Run) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]  # half a second
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.event_pb2 import Event  # half a second
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._losses = Event, run.objective.weights
         self._path = run.output / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
