@@ -87,7 +87,7 @@ def log_priors(counts: Tensor | Sequence[int], *, tau: float = 1.0) -> Tensor:
     """tau log(n_k / n), which is added to logits in training and not afterwards: what is learned is then what tells
     classes apart, not how frequent they are; with tau 1 the plain logits are the best for balanced accuracy.
 
-    counts: as for `class_weights`. Returns float32 [K]. Source: Menon et al., arXiv 2007.07314, equation 10.
+    counts: as for `class_weights`. Returns float32 [K]. Source: Menon et al., arXiv 2007.07314.
     """
     counts = _require_counts(counts)
     return (tau * (counts / counts.sum()).log()).float()

@@ -46,7 +46,7 @@ def mixup(images: Tensor, labels: Tensor, draws: np.ndarray, *, alpha: float, nu
 
 
 def cutmix(images: Tensor, labels: Tensor, draws: np.ndarray, *, alpha: float, num_classes: int) -> Mixed:
-    """Each image with a box of its partner's pixels, the same place of both (arXiv 1905.04899, section 3.1).
+    """Each image with a box of its partner's pixels, the same place of both (arXiv 1905.04899).
 
     The box has 1 - lambda of the area, lambda ~ Beta(alpha, alpha), the image's proportions and a uniform centre; what
     hangs over the edge is cut off, and an image's share in its targets is the share of pixels that it keeps. Arguments
