@@ -37,7 +37,7 @@ def mixup(images: Tensor, labels: Tensor, draws: np.ndarray, *, alpha: float, nu
     """
     _require(images, labels, draws, alpha)
     pairs = len(images) // 2
-    shares = torch.from_numpy(_beta(draws[: 2 * pairs : 2, 0], alpha).astype(np.float32)).to(images.device)
+    shares = on_device(_beta(draws[: 2 * pairs : 2, 0], alpha).astype(np.float32), images.device)
     mixed, (first, second) = images.clone(), _pairs(images)
     weight = shares.to(images.dtype)[:, None, None, None]
     mixed[: 2 * pairs : 2] = torch.lerp(second, first, weight)
@@ -57,14 +57,14 @@ def cutmix(images: Tensor, labels: Tensor, draws: np.ndarray, *, alpha: float, n
     pairs = len(images) // 2
     boxes = cutmix_boxes(draws[: 2 * pairs : 2], alpha, height=height, width=width)
     kept = 1 - (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / (width * height)
-    left, top, right, bottom = torch.from_numpy(boxes).to(images.device)[:, :, None, None, None].unbind(dim=1)
+    left, top, right, bottom = on_device(boxes, images.device)[:, :, None, None, None].unbind(dim=1)
     x = torch.arange(width, device=images.device)
     y = torch.arange(height, device=images.device)[:, None]
     is_inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)  # [pairs, 1, H, W]
     mixed, (first, second) = images.clone(), _pairs(images)
     mixed[: 2 * pairs : 2] = torch.where(is_inside, second, first)
     mixed[1 : 2 * pairs : 2] = torch.where(is_inside, first, second)
-    shares = torch.from_numpy(kept.astype(np.float32)).to(images.device)
+    shares = on_device(kept.astype(np.float32), images.device)
     return Mixed(mixed, _mixed_targets(labels, shares, num_classes))
 
 
@@ -87,6 +87,12 @@ def random_permutations(draws: Tensor | np.ndarray, grid: int) -> Tensor:
     if draws.ndim != 2 or draws.shape[1] != grid * grid:
         raise ValueError(f"draws: must be [B, {grid * grid}], a number for each tile, got {list(draws.shape)}")
     return draws.argsort(dim=1, stable=True)
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of `values` on a GPU, which the host does not wait for; on the CPU the same memory."""
+    on_host = torch.from_numpy(values)
+    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host.to(device)
 
 
 def _beta(uniform: np.ndarray, alpha: float) -> np.ndarray:
