@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
 
 FORMAT = "fastfgssl-archive"
 VERSION = 1
@@ -148,11 +148,11 @@ class Archive:
     def verify(self) -> list[str]:
         """Reads every byte and returns what is wrong with the archive, a line a problem; nothing if all is well."""
         problems = []
-        table_is_sound = _sha256(self.path / TABLE) == self._manifest["table"]["sha256"]
-        if not table_is_sound:
+        table_is_intact = _sha256(self.path / TABLE) == self._manifest["table"]["sha256"]
+        if not table_is_intact:
             problems.append(f"{TABLE}: {_CHECKSUM_DIFFERS}")
         for shard in range(len(self.shard_sizes)):
-            problems += self._verify_shard(shard, table_is_sound)
+            problems += self._verify_shard(shard, table_is_intact)
         return problems
 
     def _dtype(self, name: str) -> np.dtype:
@@ -188,20 +188,20 @@ class Archive:
         batch, facts = self._batches[shard], self._manifest["shards"][shard]
         column = batch.column(name)
         column.validate(full=pa.types.is_string(column.type))  # by a wrong place any address would be read
-        is_sound = len(batch) == self.shard_sizes[shard]
+        fits = len(batch) == self.shard_sizes[shard]
         if name in ("offset", "size"):  # readers reserve as much memory as it says
             offset, size = (batch.column(name).to_numpy() for name in ("offset", "size"))
-            is_sound &= bool((offset <= facts["bytes"] - np.minimum(size, facts["bytes"])).all())
-            is_sound &= bool((size <= facts["bytes"]).all())
-        if not is_sound:
+            fits &= bool((offset <= facts["bytes"] - np.minimum(size, facts["bytes"])).all())
+            fits &= bool((size <= facts["bytes"]).all())
+        if not fits:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
 
-    def _verify_shard(self, shard: int, table_is_sound: bool) -> Iterator[str]:
+    def _verify_shard(self, shard: int, table_is_intact: bool) -> Iterator[str]:
         facts = self._manifest["shards"][shard]
         with self.shard_path(shard).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
             if hashlib.sha256(tar).hexdigest() != facts["sha256"]:
                 yield f"{facts['name']}: {_CHECKSUM_DIFFERS}"
-            if not table_is_sound:
+            if not table_is_intact:
                 return
             ids = np.arange(self._first[shard], self._first[shard + 1])
             rows = self.columns(ids, ["id", "offset", "size", "crc32"])
@@ -223,8 +223,7 @@ def _table_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"archive {path} is damaged: {TABLE}: {reason}; copy or prepare it again") from error
+        raise UserError(f"archive {path} is damaged: {TABLE}: {in_a_line(error)}; copy or prepare it again") from error
 
 
 def read_manifest(path: Path) -> dict:

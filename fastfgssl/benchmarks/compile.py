@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from fastfgssl.benchmarks.measure import Record, Settings, Suite, memory_of_call, require_close, synchronise
+from fastfgssl.benchmarks.measure import Record, Settings, Suite, memory_of_call, require_close
 from fastfgssl.benchmarks.step import SIZES, PlainStep, make_batches, make_config, make_step
 from fastfgssl.config.schema import STAGES
 from fastfgssl.runtime.distributed import World
+from fastfgssl.training.metrics import synchronise
 
 
 def run(settings: Settings) -> Iterator[Record]:

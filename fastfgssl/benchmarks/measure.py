@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from fastfgssl.benchmarks.trace import Traces, synchronise
+from fastfgssl.benchmarks.trace import Traces
 from fastfgssl.runtime.versions import versions
+from fastfgssl.training.metrics import synchronise
 
 Case = Callable[[], Any]
 

@@ -12,13 +12,13 @@ import numpy as np
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.benchmarks.measure import CheckFailed, Record, Suite
 from fastfgssl.data.decode import GraphSpec
+from fastfgssl.data.decode_failures import DecodeFailures
 from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.host_batch import HostBatches
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Order, Slots
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
-from fastfgssl.data.refusals import Refusals
 
 STEP = 0.25
 """Seconds of a step, which the host sleeps through as it waits for a device."""
@@ -84,7 +84,7 @@ def _ahead(archive: Archive, spec: GraphSpec, slots: Callable[[int], Slots], ste
 def _when_asked(archive: Archive, spec: GraphSpec, slots: Callable[[int], Slots], steps: int) -> Iterator[np.ndarray]:
     """The same from a graph whose inputs are made when it asks for them."""
     reader, quarantine = Reader(archive), Quarantine(archive.num_samples)
-    host = HostBatches(spec, slots, reader, quarantine, Refusals(reader, quarantine), seed=0)
+    host = HostBatches(spec, slots, reader, quarantine, DecodeFailures(reader, quarantine), seed=0)
     ids = []
 
     def source(step: int) -> GraphInput:

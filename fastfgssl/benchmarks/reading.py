@@ -25,6 +25,7 @@ from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
+from fastfgssl.runtime.environment import peak_memory
 
 if TYPE_CHECKING:  # they import torch, which would count in the memory of opening an index
     from fastfgssl.benchmarks.measure import Record, Suite
@@ -152,10 +153,7 @@ def main() -> None:
 
         write_trace(Path(sys.argv[2]), open_and_make, torch.device("cpu"), with_stack=True)
     seconds = _seconds(open_and_make)
-    # not ru_maxrss, in which a process begins with what its parent had
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (memory,) = (int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"seconds": seconds, "resident_memory": memory}))
+    print(json.dumps({"seconds": seconds, "resident_memory": peak_memory()}))
 
 
 if __name__ == "__main__":

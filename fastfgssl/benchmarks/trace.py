@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from fastfgssl.training.metrics import synchronise
+
 PARTS = ("forward", "loss", "backward", "optimizer")  # the ranges that updates and the step name
 _WORK = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of what a GPU does
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
@@ -54,12 +56,6 @@ def write_trace(file: Path, case: Callable[[], Any], device: torch.device, **opt
         case()
         synchronise(device)
     started.export_chrome_trace(str(file))
-
-
-def synchronise(device: torch.device) -> None:
-    """Waits for all that a GPU was given to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def profiler(device: torch.device, **options: Any) -> profile:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fastfgssl.data.decode import GraphSpec
+from fastfgssl.data.decode_failures import DecodeFailures
 from fastfgssl.data.order import Slots
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
-from fastfgssl.data.refusals import Refusals
 from fastfgssl.data.view_params import ViewParams, draw_view_params
 
 
@@ -41,12 +41,12 @@ class HostBatches:
         slots: Callable[[int], Slots],
         reader: Reader,
         quarantine: Quarantine,
-        refusals: Refusals,
+        failures: DecodeFailures,
         *,
         seed: int,
     ) -> None:
         self._spec, self._slots, self._seed = spec, slots, seed
-        self._reader, self._quarantine, self._refusals = reader, quarantine, refusals
+        self._reader, self._quarantine, self._failures = reader, quarantine, failures
 
     def make(self, step: int) -> HostBatch:
         slots = self._slots(step)
@@ -62,7 +62,7 @@ class HostBatches:
         return HostBatch(
             ids=ids,
             substitutes=int((ids != slots.ids).sum()),
-            encoded=self._refusals.replace(ids, encoded),
+            encoded=self._failures.replace(ids, encoded),
             params=params,
             labels=self._reader.labels(ids) if self._spec.needs.labels else None,
         )

@@ -1,9 +1,9 @@
 """Batches on the training device, one for each step: `batch = f(archive, seed, step)`.
 
 Nothing here remembers anything that changes a batch, so starting at any step gives the batches of an uninterrupted run.
-A thread reads ahead of the graph and lets no damaged bytes pass: the next sound sample stands in for theirs
+A thread reads ahead of the graph and lets no damaged bytes pass: the next intact sample stands in for theirs
 (quarantine.py). For a sample that the decoder refuses all the same, the graph is built again at the same step
-(refusals.py).
+(decode_failures.py).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Batch
 from fastfgssl.data.decode import GraphSpec
+from fastfgssl.data.decode_failures import DecodeFailures
 from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.host_batch import HostBatch, HostBatches
 from fastfgssl.data.order import Slots
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.readahead import ReadAhead
 from fastfgssl.data.reader import Reader
-from fastfgssl.data.refusals import Refusals
 from fastfgssl.runtime.memory import is_out_of_memory
 
 # Batches that are read ahead of those that the graph has; and their bytes, after which no further one is begun.
@@ -55,8 +55,8 @@ class Loader(Iterator[Batch]):
     ) -> None:
         self._spec = spec
         self._reader = Reader(archive)
-        self._refusals = Refusals(self._reader, quarantine)
-        self._host = HostBatches(spec, slots, self._reader, quarantine, self._refusals, seed=seed)
+        self._failures = DecodeFailures(self._reader, quarantine)
+        self._host = HostBatches(spec, slots, self._reader, quarantine, self._failures, seed=seed)
         self._step, self._stop = start, stop
         self.samples = self.substitutes = 0
         """Samples of the batches so far, and those among them that stood in for damaged ones."""
@@ -121,9 +121,9 @@ class Loader(Iterator[Batch]):
         """Begins anew without the samples that the decoder refused; raises `refusal` if it was not about a sample."""
         fed = list(self._fed)
         self._end()  # before another graph is built: a GPU's memory may not hold two
-        if not any(self._refusals.settle(batch.ids, self._spec) for batch in fed):
+        if not any(self._failures.settle(batch.ids, self._spec) for batch in fed):
             raise refusal
-        if len(self._refusals) > _MAX_REFUSED:
+        if len(self._failures) > _MAX_REFUSED:
             self._spec = replace(self._spec, decode_on_cpu=True)
         self._begin()
 

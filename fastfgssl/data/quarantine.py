@@ -1,6 +1,6 @@
 """Samples that turned out to be damaged or not to decode, and what stands in for them.
 
-A run goes on when it meets one. The substitute of a sample is the next sound one by number, so it does not depend on
+A run goes on when it meets one. The substitute of a sample is the next intact one by number, so it does not depend on
 when, or on which rank, a sample was found; the list is kept in a file, so that a resumed run makes the same batches.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from fastfgssl.data.reader import Reader
 from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.files import csv_cells
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _TOLD_EACH = 20  # samples, of which each is logged; then only when there are tw
 _LOCK_SECONDS = 2.0
 
 
-class Sound(NamedTuple):
+class IntactSamples(NamedTuple):
     """Samples whose bytes are those that were stored."""
 
     ids: np.ndarray
@@ -75,7 +76,7 @@ class Quarantine:
                 ids[place] = self._next(int(ids[place]))
             return ids
 
-    def read(self, ids: np.ndarray, reader: Reader) -> Sound:
+    def read(self, ids: np.ndarray, reader: Reader) -> IntactSamples:
         """Reads samples `ids` (int64 [B]), or what stands in for them.
 
         Bytes that are not those that were stored never leave here: their sample is listed, and the next one is read.
@@ -91,7 +92,7 @@ class Quarantine:
             ids[unchecked] = self.substitute(damaged)
             for place, payload in zip(unchecked.tolist(), reader.read(ids[unchecked]), strict=True):
                 encoded[place] = payload
-        return Sound(ids, encoded)
+        return IntactSamples(ids, encoded)
 
     def _next(self, sample: int) -> int:
         """The first sample number from `sample` on, and around the end, that is not listed."""
@@ -126,7 +127,7 @@ class Quarantine:
         whole = text[: text.rfind(b"\n") + 1]  # what no line end follows was cut short
         self._read_to += len(whole)
         for line in whole.decode(errors="replace").split("\n"):
-            row = _parse(line)
+            row = csv_cells(line)
             is_whole = len(row) == len(_HEADER) and row[0].isdecimal() and len(row[0]) < 19
             if is_whole and int(row[0]) < self._num_samples:
                 self._list(int(row[0]))
@@ -169,11 +170,3 @@ def _lock(file: io.FileIO) -> None:
             time.sleep(0.01)
         except OSError:
             return
-
-
-def _parse(line: str) -> list[str]:
-    """Cells of a line; none if it holds what a crash of the machine leaves in a file."""
-    try:
-        return next(csv.reader([line]), [])
-    except csv.Error:
-        return []

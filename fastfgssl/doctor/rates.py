@@ -28,7 +28,7 @@ from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params
 from fastfgssl.runtime.distributed import World
-from fastfgssl.training.metrics import Clock
+from fastfgssl.training.metrics import Clock, synchronise
 from fastfgssl.training.step import TrainingStep
 
 BLOCKS = 3
@@ -161,7 +161,7 @@ class Bench:
             for _ in range(2):  # the first call of a size also sets up memory
                 start = time.perf_counter()
                 step(batch)
-                self._synchronise()
+                synchronise(self.world.device)
                 spent = time.perf_counter() - start
                 if spent > 2 * self.seconds:
                     return Rate(rows / spent, UNREPEATED), rows
@@ -172,12 +172,12 @@ class Bench:
     def step_block(self, step: TrainingStep, rows: int) -> float:
         """The training step on `rows` resident images."""
         batch = self.resident(rows)
-        self._synchronise()
+        synchronise(self.world.device)
         made, start = 0, time.perf_counter()
         while not made or time.perf_counter() - start < self._block:
             step(batch)
             made += rows
-            self._synchronise()
+            synchronise(self.world.device)
         return made / (time.perf_counter() - start)
 
     def trainer_block(self, step: TrainingStep, spec: GraphSpec, waits: list[float]) -> float:
@@ -186,14 +186,14 @@ class Bench:
             for _ in range(spec.prefetch + 1):
                 batch = next(loader)
             step(batch)
-            self._synchronise()
+            synchronise(self.world.device)
             clock, steps, start = Clock(0), 0, time.perf_counter()
             while steps < 2 or time.perf_counter() - start < self._block:
                 with clock.waiting():
                     batch = next(loader)
                 step(batch)
                 steps += 1
-            self._synchronise()
+            synchronise(self.world.device)
             lap = clock.lap(steps)
         waits.append(lap.waited / lap.seconds)
         return steps * spec.batch_size / lap.seconds
@@ -234,14 +234,10 @@ class Bench:
         """Images/s of calls that make a batch each, from when the queue of batches is in its steady state."""
         for _ in range(spec.prefetch + 1):
             run()
-        self._synchronise()
+        synchronise(self.world.device)
         runs, start = 0, time.perf_counter()
         while runs < 3 or time.perf_counter() - start < self._block:
             run()
             runs += 1
-        self._synchronise()
+        synchronise(self.world.device)
         return runs * spec.batch_size / (time.perf_counter() - start)
-
-    def _synchronise(self) -> None:
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)

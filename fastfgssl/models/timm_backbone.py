@@ -22,7 +22,7 @@ from torch.func import functional_call
 from fastfgssl.config.schema import ModelConfig
 from fastfgssl.models.backbone import NUM_TAPS, Backbone
 from fastfgssl.models.weights import KEY, load_weights, require_checksum, require_finite
-from fastfgssl.runtime.errors import UserError, nearest
+from fastfgssl.runtime.errors import UserError, in_a_line, nearest
 
 _STRIDES = (8, 16, 32)
 # of timm's ways to let a network take images of any side, those that its kind may know
@@ -103,7 +103,7 @@ def build_timm_backbone(config: ModelConfig, image_size: int | None = None) -> T
         backbone = TimmBackbone(network, _find_taps(network, config), side)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"model.backbone = {config.backbone}: takes no images of {side} px ({_in_a_line(error)}); its own size is"
+            f"model.backbone = {config.backbone}: takes no images of {side} px ({in_a_line(error)}); its own size is"
             f" data.image_size={own_side}"
         ) from None
     if config.weights == "imagenet":
@@ -193,7 +193,7 @@ def _load_pretrained(timm: ModuleType, name: str, options: dict[str, Any], backb
         whole = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # of three libraries, and of the files that they read
         raise UserError(
-            f"{KEY} = imagenet: timm cannot load {name} from {source} ({_in_a_line(error)}); see to the file or the"
+            f"{KEY} = imagenet: timm cannot load {name} from {source} ({in_a_line(error)}); see to the file or the"
             " network, or use model.weights=none"
         ) from None
     if cached is None and (downloaded := _cached_file(published)):
@@ -231,8 +231,3 @@ def _modules_with(module: nn.Module, trained: set[int]) -> Iterator[nn.Module]:
         yield nn.ParameterList(lone)
     for child in module.children():
         yield from _modules_with(child, trained)
-
-
-def _in_a_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

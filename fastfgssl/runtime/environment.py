@@ -1,4 +1,4 @@
-"""What the launcher and the machine tell a process: its place among the ranks, and the cores that it may use.
+"""What the launcher and the machine tell a process: its place among ranks, its cores, the memory it took.
 
 torchrun says it in RANK and its like. srun says it in SLURM_* variables, which every process of an allocation inherits,
 so only those of a step with several tasks count. Without either, a process is on its own.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from fastfgssl.runtime.errors import UserError
@@ -81,6 +82,16 @@ def rendezvous_variables() -> dict[str, str]:
 def available_cores() -> int:
     """Processor cores that this process may use, which a scheduler may have made fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far.
+
+    Not ru_maxrss, in which a process begins with what its parent had.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (kibibytes,) = re.findall(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)
+    return int(kibibytes) * 1024
 
 
 def cores_per_rank(local_size: int) -> int:

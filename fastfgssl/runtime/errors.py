@@ -33,6 +33,11 @@ def file_errors(action: str, path: Path) -> Iterator[None]:
         raise UserError(f"cannot {action} {path}: {error.strerror or error}") from None
 
 
+def in_a_line(error: BaseException) -> str:
+    """What an exception says, without its line ends; the name of its type if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def require_one_of(name: str, value: object, known: Iterable[str]) -> None:
     """Raises a `UserError` that names the known words and the nearest of them, unless `value` is one of them."""
     words = list(known)

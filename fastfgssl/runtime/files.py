@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable
@@ -54,6 +55,16 @@ def check_writable(path: Path) -> None:
             partial = _partial(path.resolve())
             partial.open("wb").close()
             partial.unlink()
+
+
+def csv_cells(line: str) -> list[str]:
+    """Cells of a line of a CSV file; none if it holds what a crash of the machine leaves in a file, or is empty."""
+    if "\0" in line:
+        return []
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from typing import Any
+
+from fastfgssl.runtime.files import csv_cells
 
 
 def read_table(text: str) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and rows of a metrics.csv; without lines that were cut short, or are none of ours."""
-    lines = [_fields(line) for line in text.rpartition("\n")[0].splitlines()]
+    whole = text.rpartition("\n")[0].splitlines()
+    lines = [[] if "\N{REPLACEMENT CHARACTER}" in line else csv_cells(line) for line in whole]
     columns = lines[0] if lines else []
     if "step" not in columns or len(set(columns)) < len(columns):
         return [], []
     rows = [dict(zip(columns, fields, strict=True)) for fields in lines[1:] if len(fields) == len(columns)]
     return columns, [row for row in rows if _is_number(row["step"])]
-
-
-def _fields(line: str) -> list[str]:
-    """Of a line of CSV; none of a damaged one."""
-    if "\0" in line or "\N{REPLACEMENT CHARACTER}" in line:
-        return []
-    try:
-        return next(csv.reader([line]), [])
-    except csv.Error:
-        return []
 
 
 def _is_number(text: str) -> bool:

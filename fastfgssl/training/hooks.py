@@ -20,7 +20,8 @@ from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import file_errors
 
 log = logging.getLogger(__name__)
-_NEVER = sys.maxsize
+NEVER = sys.maxsize
+"""The interval of a hook that is called before the first step and after the last alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class Sink(Hook):
 class ViewsPicture(Hook):
     """Writes views.png: what the network is shown, from the first batch."""
 
-    every = _NEVER
+    every = NEVER
 
     def begin(self, run: Run) -> None:
         self._run = run

@@ -40,6 +40,12 @@ class Clock:
         return lap
 
 
+def synchronise(device: torch.device) -> None:
+    """Waits for all that a GPU was given to do: what a clock reads before says nothing of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def read_logs(logs: dict[str, Tensor], world: World) -> dict[str, float]:
     """The logs of a step as numbers, their mean over ranks: waits for the device, and copies once."""
     if not logs:

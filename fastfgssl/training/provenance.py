@@ -17,15 +17,13 @@ from fastfgssl.config.files import write_config
 from fastfgssl.runtime.errors import file_errors
 from fastfgssl.runtime.files import write_whole
 from fastfgssl.runtime.versions import versions
-from fastfgssl.training.hooks import Hook, Moment, Run
-
-_NEVER = sys.maxsize
+from fastfgssl.training.hooks import NEVER, Hook, Moment, Run
 
 
 class Provenance(Hook):
     """Writes config.yaml, and adds an object to the list in provenance.json."""
 
-    every = _NEVER
+    every = NEVER
 
     def begin(self, run: Run) -> None:
         if not run.world.is_main:

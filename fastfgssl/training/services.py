@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from fastfgssl.config.files import config_to_values
-from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
 from fastfgssl.training.hooks import Moment, Run, Sink
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Service(Sink):
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"train.sinks: {self.package} does not start: {_in_a_line(error)}; {self.advice}, or leave it out"
+                f"train.sinks: {self.package} does not start: {in_a_line(error)}; {self.advice}, or leave it out"
             ) from error
         if self._is_open:
             self._reports: SimpleQueue[tuple[int, dict[str, float]] | None] = SimpleQueue()
@@ -88,7 +88,7 @@ class Service(Sink):
         try:
             yield
         except Exception as error:
-            self._warn(_in_a_line(error))
+            self._warn(in_a_line(error))
 
     def _warn(self, problem: str) -> None:
         if not self._has_warned:
@@ -185,7 +185,3 @@ def _read_marker(file: Path, run: Run) -> str | None:
 def _write_marker(file: Path, run_id: str) -> None:
     with file_errors("write", file):
         file.write_text(run_id)
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

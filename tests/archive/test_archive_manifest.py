@@ -139,7 +139,7 @@ def test_a_table_that_was_altered_is_not_opened(archive):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_large_table_that_was_altered_gives_no_sample_outside_its_shard(tmp_path_factory, data):
-    """Larger ones are not read as a whole: what is asked for is sound, or refused in a line."""
+    """Larger ones are not read as a whole: what is asked for is intact, or refused in a line."""
     archive = write(tmp_path_factory.mktemp("tmp") / "archive", make_samples([300, 20, 900, 0, 50]), shard_bytes=400)
     table = archive.path / "samples.arrow"
     flip(table, data.draw(st.integers(0, table.stat().st_size - 1)), data.draw(st.integers(0, 7)))

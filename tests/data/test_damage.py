@@ -51,7 +51,7 @@ def test_damage_is_listed_and_the_rest_is_the_stream_of_a_run_without(starts, wa
     for case in cases:
         assert case["batches"] == STEPS
         assert case["listed"] == case["met"]
-        assert case["sound_rows_are_untouched"]
+        assert case["intact_rows_are_untouched"]
         assert case["is_that_of_a_list_beforehand"]
     assert any(case["met"] for case in cases)
 
@@ -121,13 +121,13 @@ def test_evaluation_leaves_damaged_samples_out(make_config, archive_path, tmp_pa
     config = make_config()
     model = build_untrained(config, 0)
     ids = np.resize([*damaged, *range(archive.num_samples)], 200)  # one in the first place, and whole batches of them
-    sound = np.array([sample for sample in ids.tolist() if sample not in damaged])
+    intact = np.array([sample for sample in ids.tolist() if sample not in damaged])
     extractor = FeatureExtractor(model, config, archive, CPU, batch_size)
     kept, features = extractor.plain(ids)
-    np.testing.assert_array_equal(kept, sound)
+    np.testing.assert_array_equal(kept, intact)
     unhurt = FeatureExtractor(model, config, Archive.open(archive_path), CPU, batch_size)
-    torch.testing.assert_close(features["all"][:], unhurt.plain(sound)[1]["all"][:])
-    np.testing.assert_array_equal(extractor.views(sound[:6], seed=0).ids, sound[:6])
+    torch.testing.assert_close(features["all"][:], unhurt.plain(intact)[1]["all"][:])
+    np.testing.assert_array_equal(extractor.views(intact[:6], seed=0).ids, intact[:6])
 
 
 def test_evaluation_of_damaged_samples_alone_ends_with_one_line(make_config, archive_path, tmp_path):

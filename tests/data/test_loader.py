@@ -171,8 +171,8 @@ def test_broken_samples_are_replaced_and_listed(archive_path, broken_archive, de
     substitutes = {3: 5, 4: 5, 40: 41}
     for a, b in zip(whole, survived, strict=True):
         np.testing.assert_array_equal([substitutes.get(i, i) for i in a.ids.tolist()], b.ids)
-        sound = ~np.isin(a.ids, list(substitutes))
-        torch.testing.assert_close(a.anchor[sound], b.anchor[sound], rtol=0, atol=0)
+        intact = ~np.isin(a.ids, list(substitutes))
+        torch.testing.assert_close(a.anchor[intact], b.anchor[intact], rtol=0, atol=0)
     lines = listed.read_text().splitlines()
     assert lines[0] == "sample,id,reason"
     assert sorted(line.split(",")[0] for line in lines[1:]) == ["3", "4", "40"]

@@ -98,7 +98,7 @@ STAGES = {
             tests(
                 "tests/gpu/test_dali.py",
                 "tests/data/test_loader.py",
-                "tests/data/test_refusals.py",
+                "tests/data/test_decode_failures.py",
                 "tests/kernels/test_fan_out.py",
             ),
         ),

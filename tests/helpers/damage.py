@@ -103,8 +103,8 @@ def main() -> None:
             known = Quarantine(archive.num_samples)
             for sample in damaged:
                 known.add(sample, "", "")
-            told = run_through(loader(source, stop=STEPS, quarantine=known))  # sound bytes, and the list beforehand
-            sound = [~np.isin(batch["ids"], list(damaged)) for batch in whole]
+            told = run_through(loader(source, stop=STEPS, quarantine=known))  # intact bytes, and the list beforehand
+            intact = [~np.isin(batch["ids"], list(damaged)) for batch in whole]
             for start in range(STARTS):
                 listed = copy / f"quarantine-{start}.csv"
                 quarantine = Quarantine(archive.num_samples, listed)
@@ -114,7 +114,7 @@ def main() -> None:
                     "case": f"{way} {share}",
                     "batches": len(found),
                     "is_that_of_a_list_beforehand": same(found, told),
-                    "sound_rows_are_untouched": same(found, whole, sound),
+                    "intact_rows_are_untouched": same(found, whole, intact),
                     "listed": sorted(int(line.split(",")[0]) for line in lines),
                     "met": sorted(met),
                 }

@@ -22,6 +22,7 @@ from fastfgssl.evaluation import linear_probe, logistic_regression
 from fastfgssl.evaluation.feature_rows import FeatureRows
 from fastfgssl.evaluation.knn import knn_predict
 from fastfgssl.evaluation.matching import matching_accuracy
+from fastfgssl.runtime.environment import peak_memory
 
 CLASSES = 8
 BATCH = 4096
@@ -32,13 +33,6 @@ def random_rows(count: int, dim: int) -> FeatureRows:
     for start in range(0, count, BATCH):
         rows.append(torch.randn(min(BATCH, count - start), dim))
     return rows
-
-
-def peak_gb() -> float:
-    # not ru_maxrss, in which a process begins with what its parent had
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (memory,) = (int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
-    return memory / 1e9
 
 
 def main() -> None:
@@ -54,7 +48,7 @@ def main() -> None:
     features = random_rows(args.images, args.dim)
     queries = random_rows(args.queries, args.dim)
     labels = np.arange(args.images) % CLASSES
-    start, before = time.monotonic(), peak_gb()
+    start, before = time.monotonic(), peak_memory() / 1e9
     if args.protocol == "knn":
         knn_predict(features, torch.from_numpy(labels), queries, num_classes=CLASSES)
     elif args.protocol == "matching":
@@ -64,7 +58,7 @@ def main() -> None:
         logistic_regression._MAX_ITERATIONS = args.iterations
         linear_probe.STRENGTHS = linear_probe.STRENGTHS[:1]
         linear_probe.linear_probe(features, labels, np.arange(args.images), queries)
-    peak = peak_gb()
+    peak = peak_memory() / 1e9
     print(
         f"{args.protocol}: {args.images} images x {args.dim} features ({4e-9 * args.images * args.dim:.2f} GB):"
         f" peak {peak:.2f} GB (before {before:.2f} GB), {time.monotonic() - start:.0f} s"

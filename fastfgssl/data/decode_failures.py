@@ -21,7 +21,7 @@ from fastfgssl.runtime.memory import is_out_of_memory
 log = logging.getLogger(__name__)
 
 
-class Refusals:
+class DecodeFailures:
     """Finds samples that the decoder of a graph refuses, and sees that it does not meet them again."""
 
     def __init__(self, reader: Reader, quarantine: Quarantine) -> None:

@@ -1,4 +1,4 @@
-"""Samples that a decoder refuses although their bytes are sound."""
+"""Samples that a decoder refuses although their bytes are intact."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 
 from fastfgssl.archive.image import TrainingDecoder
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.data import decode_failures as failures_module
 from fastfgssl.data import loader as loader_module
-from fastfgssl.data import refusals as refusals_module
 from fastfgssl.data.batch import Batch
+from fastfgssl.data.decode_failures import DecodeFailures, decoder_message, encode_pnm
 from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
-from fastfgssl.data.refusals import Refusals, decoder_message, encode_pnm
 from helpers.gpu import on_hardware
 from helpers.loader import loader, spec, tensors
 
@@ -66,7 +66,7 @@ def refusing(archive_path, monkeypatch) -> Archive:
         return build_graph(checked, spec)
 
     monkeypatch.setattr(loader_module, "build_graph", build)
-    monkeypatch.setattr(refusals_module, "build_decoder", lambda source, spec: Decoder(source, spec, refused))
+    monkeypatch.setattr(failures_module, "build_decoder", lambda source, spec: Decoder(source, spec, refused))
     return archive
 
 
@@ -76,29 +76,29 @@ def test_on_a_cpu_it_is_listed_with_the_words_of_the_decoder(whole, refusing, tm
     found = list(loader(refusing, stop=7, quarantine=Quarantine(84, file)))
     for a, b in zip(whole, found, strict=True):
         np.testing.assert_array_equal(np.where(np.isin(a.ids, REFUSED), a.ids + 1, a.ids), b.ids)
-        sound = ~np.isin(a.ids, REFUSED)
+        intact = ~np.isin(a.ids, REFUSED)
         for x, y in zip(tensors(a), tensors(b), strict=True):
-            assert x[sound].equal(y[sound])
+            assert x[intact].equal(y[intact])
     lines = file.read_text().splitlines()[1:]
     assert sorted(line.split(",")[0] for line in lines) == ["30", "7"]
     assert all(line.endswith("its own words") for line in lines)
 
 
 def test_on_a_gpu_the_cpu_decodes_it_once_and_it_is_not_listed(refusing, monkeypatch, caplog):
-    monkeypatch.setattr(refusals_module, "TrainingDecoder", lambda: TrainingDecoder())
+    monkeypatch.setattr(failures_module, "TrainingDecoder", lambda: TrainingDecoder())
     reader, quarantine = Reader(refusing), Quarantine(84)
-    refusals, on_gpu = Refusals(reader, quarantine), dataclasses.replace(spec(), device_id=0)
+    failures, on_gpu = DecodeFailures(reader, quarantine), dataclasses.replace(spec(), device_id=0)
     ids = np.array([6, *REFUSED, 31, 7])
     encoded = reader.read(ids)
-    assert refusals.settle(ids, on_gpu)
+    assert failures.settle(ids, on_gpu)
     assert quarantine.samples == set()
-    assert len(refusals) == len(REFUSED)
+    assert len(failures) == len(REFUSED)
     assert sum("is decoded on the CPU" in message for message in caplog.messages) == len(REFUSED)
-    for sample, stored, given in zip(ids.tolist(), encoded, refusals.replace(ids, encoded), strict=True):
+    for sample, stored, given in zip(ids.tolist(), encoded, failures.replace(ids, encoded), strict=True):
         pictures = [TrainingDecoder().decode(payload.tobytes()) for payload in (stored, given)]
         np.testing.assert_array_equal(*pictures)
         assert (stored is given) == (sample not in REFUSED)
-    assert not refusals.settle(ids, on_gpu)  # it is not met again
+    assert not failures.settle(ids, on_gpu)  # it is not met again
 
 
 @pytest.mark.gpu
@@ -116,21 +116,21 @@ def test_on_a_gpu_the_stream_keeps_all_its_samples(whole, refusing, tmp_path):
 def test_what_the_cpu_refuses_too_is_listed(refusing, monkeypatch):
     monkeypatch.setattr(TrainingDecoder, "decode", lambda self, data, dtype: None)
     reader, quarantine = Reader(refusing), Quarantine(84)
-    assert Refusals(reader, quarantine).settle(np.array(REFUSED), dataclasses.replace(spec(), device_id=0))
+    assert DecodeFailures(reader, quarantine).settle(np.array(REFUSED), dataclasses.replace(spec(), device_id=0))
     assert quarantine.samples == set(REFUSED)
 
 
 def test_a_gpu_that_refuses_many_no_longer_decodes(refusing, monkeypatch):
     specs = []
 
-    class OnGpu(Refusals):
-        """Deals with refusals as beside a GPU, whose graph this machine need not have."""
+    class OnGpu(DecodeFailures):
+        """Deals with failures as beside a GPU, whose graph this machine need not have."""
 
         def settle(self, ids, spec):
             specs.append(spec)
             return super().settle(ids, dataclasses.replace(spec, device_id=None if spec.decode_on_cpu else 0))
 
-    monkeypatch.setattr(loader_module, "Refusals", OnGpu)
+    monkeypatch.setattr(loader_module, "DecodeFailures", OnGpu)
     monkeypatch.setattr(loader_module, "_MAX_REFUSED", 1)
     with loader(refusing, stop=7) as batches:
         assert sorted(np.concatenate([batch.ids for batch in batches])) == list(range(84))
@@ -140,7 +140,7 @@ def test_a_gpu_that_refuses_many_no_longer_decodes(refusing, monkeypatch):
 
 def test_the_old_graph_is_gone_before_a_decoder_or_another_graph_is_made(archive_path, refusing, monkeypatch):
     graphs, alive = [], []
-    build, alone = loader_module.build_graph, refusals_module.build_decoder
+    build, alone = loader_module.build_graph, failures_module.build_decoder
 
     def build_watched(source, spec):
         alive.append([graph() is not None and graph()._pipe is not None for graph in graphs])
@@ -153,7 +153,7 @@ def test_the_old_graph_is_gone_before_a_decoder_or_another_graph_is_made(archive
         return alone(source, spec)
 
     monkeypatch.setattr(loader_module, "build_graph", build_watched)
-    monkeypatch.setattr(refusals_module, "build_decoder", decoder_watched)
+    monkeypatch.setattr(failures_module, "build_decoder", decoder_watched)
     gc.disable()
     try:
         with loader(refusing, stop=7) as batches:
