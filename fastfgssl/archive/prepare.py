@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fastfgssl.archive.image import PreparedImage, TrainingDecoder, Unusable, prepare_image
-from fastfgssl.archive.labels import Facts, read_labels
+from fastfgssl.archive.labels import Facts, Labels, labels_of_folders, read_labels
+from fastfgssl.archive.labels_presets import PRESETS, read_preset
 from fastfgssl.archive.shards import SHARD_BYTES, ArchiveWriter, Sample, check_output
-from fastfgssl.archive.sources import Entry, find_images
+from fastfgssl.archive.sources import Entry, Found, find_images
 from fastfgssl.archive.workers import in_order
 from fastfgssl.runtime.environment import available_cores
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.errors import UserError, require_one_of
 
 MIB = 1 << 20
+_LABELS = ("labels", "labels_preset", "labels_from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,10 @@ class PrepareOptions:
     """A CSV, see `labels.read_labels`."""
     group_column: str | None = None
     """Its column that says which images belong together."""
+    labels_preset: str | None = None
+    """A challenge whose tables lie below the sources or beside them: a key of `labels_presets.PRESETS`."""
+    labels_from: Literal["folders"] | None = None
+    """folders: an image's class is the folder it lies in, see `labels.labels_of_folders`."""
     short_side: int | None = None
     """Larger images are made smaller, to this many pixels on their short side."""
     workers: int | None = None
@@ -53,6 +59,13 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be above 0, not {value}")
+        if self.labels_preset is not None:
+            require_one_of("labels-preset", self.labels_preset, PRESETS)
+        if self.labels_from is not None:
+            require_one_of("labels-from", self.labels_from, ("folders",))
+        given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} each say what images show: give one of them")
         if self.group_column is not None and self.labels is None:
             raise UserError("group-column names a column of the labels: give --labels too")
         out = self.out.resolve()
@@ -73,11 +86,13 @@ class Summary:
     quarantined: Counter[str] = field(default_factory=Counter)
     """Images left out, by kind of reason; the archive's `quarantine.csv` has each."""
     other_files: Counter[str] = field(default_factory=Counter)
-    """Files that are no images by their name, by suffix."""
+    """Files that are no images by their name, by suffix, or by the pattern that leaves them out."""
     labelled: int = 0
     classes: int = 0
     unmatched: list[str] = field(default_factory=list)
     """Rows of the labels that match no image, or several."""
+    missing: str = ""
+    """Parts of a challenge that are not there, and where to get them."""
     shards: int = 0
     bytes: int = 0
     """Size of all shards."""
@@ -100,11 +115,14 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = l
     """
     start = time.monotonic()
     check_output(options.out.resolve(), options.overwrite)  # before minutes go into finding the images
-    found = find_images(options.sources)
-    labels = read_labels(options.labels, found, options.group_column) if options.labels else None
+    preset = PRESETS[options.labels_preset] if options.labels_preset else None
+    found = find_images(
+        options.sources, leave_out=preset.leave_out if preset else (), advice=preset.advice if preset else ""
+    )
+    labels = _read_labels(options, found)
     summary = Summary(other_files=found.other_files)
     if labels:
-        summary.unmatched = labels.unmatched
+        summary.unmatched, summary.missing = labels.unmatched, labels.missing
         summary.classes = len(labels.classes)
     writer = ArchiveWriter(
         options.out,
@@ -134,6 +152,14 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = l
     summary.bytes = sum(shard["bytes"] for shard in manifest["shards"])
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _read_labels(options: PrepareOptions, found: Found) -> Labels | None:
+    if options.labels_preset:
+        return read_preset(options.labels_preset, found)
+    if options.labels_from:
+        return labels_of_folders(found)
+    return read_labels(options.labels, found, options.group_column) if options.labels else None
 
 
 def _sample(entry: Entry, image: PreparedImage, facts: Facts | None) -> Sample:

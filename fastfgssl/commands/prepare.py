@@ -1,6 +1,8 @@
 """Makes an archive for training from folders of images, or checks one.
 
 fastfgssl prepare photographs more/photo.png --out archive --labels labels.csv --short-side 512
+fastfgssl prepare tree --out archive --labels-from folders
+fastfgssl prepare downloads --out archive --labels-preset isic2018
 fastfgssl prepare --verify archive
 
 Every image is decoded completely, by Pillow and by the decoder that training uses. What is not usable is listed with
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from fastfgssl.archive.labels_presets import PRESETS
 from fastfgssl.archive.manifest import QUARANTINE, Archive
 from fastfgssl.archive.prepare import MIB, PrepareOptions, Progress, Summary, prepare
 from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line, print_table
@@ -55,6 +58,16 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", type=Path, metavar="DIR", help="the archive to make")
     add("--labels", type=Path, metavar="CSV", help="table with the columns image, label, and perhaps a group and split")
     add("--group-column", metavar="NAME", help="column of --labels that says which images belong together")
+    add(
+        "--labels-preset",
+        choices=PRESETS,
+        help="a challenge, unpacked as it is downloaded: its classes, groups and split are taken from its own tables",
+    )
+    add(
+        "--labels-from",
+        choices=["folders"],
+        help="the class is the first folder below SOURCE, or below a folder train, val or test there",
+    )
     add("--short-side", type=int, metavar="N", help="make larger images smaller, to N pixels on their short side")
     add("--workers", type=int, metavar="N", help="processes (default: one a core)")
     add(
@@ -100,10 +113,13 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     rate = (summary.samples + summary.quarantined.total()) / summary.seconds
     shards = f"{summary.shards:,} shard{'s' * (summary.shards != 1)}"
     yield "kept", f"{summary.samples:,} images in {shards}, {summary.bytes / MIB:,.1f} MiB"
-    if options.labels:
+    if summary.classes:
         yield "labels", f"{summary.labelled:,} images have one of {summary.classes:,} classes"
     if summary.unmatched:
-        yield "unmatched", f"{len(summary.unmatched):,} rows of {options.labels}, e.g. {summary.unmatched[0]}"
+        where = options.labels or f"{options.labels_preset}'s tables"
+        yield "unmatched", f"{len(summary.unmatched):,} rows of {where}, e.g. {summary.unmatched[0]}"
+    if summary.missing:
+        yield "missing", summary.missing
     for reason, count in summary.changed.most_common():
         yield "changed", f"{count:,} x {reason}"
     for note, count in summary.notes.most_common():

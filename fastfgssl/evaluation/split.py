@@ -7,17 +7,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fastfgssl.archive.labels import SPLITS, standard_split
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.philox import Use, random_words, uniform
 from fastfgssl.runtime.errors import UserError
 
 ScoringSplit = Literal["val", "test"]
-NAMES = {
-    "train": ("train", "training", "fit"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-"""How the splits may be called in a table of labels, in small or capital letters."""
 _VAL_SHARE = 0.25
 
 
@@ -45,16 +40,21 @@ def split_samples(archive: Archive, scoring: ScoringSplit | None = None) -> Spli
         return _own_split(archive, np.array([_standard_name(name) for name in written]), scoring)
     if scoring is not None:
         raise UserError(f"{archive.path} names no splits: prepare it with a column `split`, or leave out --split")
-    groups = archive.columns(ids, ("group",))["group"] if archive.has_column("group") else ids
+    return _random_quarter(archive, ids)
+
+
+def _random_quarter(archive: Archive, ids: np.ndarray) -> Split:
+    """`ids` (int64 [M]), of which a quarter of the groups scores."""
+    all_ids = np.arange(archive.num_samples)
+    groups = archive.columns(all_ids, ("group",))["group"] if archive.has_column("group") else all_ids
     # a sample without a group is one of its own, told apart from the others by its number
-    keys = np.where(groups >= 0, groups, ids + groups.max() + 1)
+    keys = np.where(groups >= 0, groups, all_ids + groups.max() + 1)[ids]
     scores = uniform(random_words(0, 0, keys, Use.SPLIT, 1))[:, 0] < _VAL_SHARE
     return Split(ids[~scores], ids[scores], "random quarter", {})
 
 
 def _standard_name(written: str | None) -> str:
-    name = "no split" if written is None else written.strip()
-    return next((standard for standard, names in NAMES.items() if name.lower() in names), name)
+    return "no split" if written is None else standard_split(written) or written.strip()
 
 
 def _own_split(archive: Archive, names: np.ndarray, scoring: ScoringSplit | None) -> Split:
@@ -63,7 +63,7 @@ def _own_split(archive: Archive, names: np.ndarray, scoring: ScoringSplit | None
     if not (counts["train"] and counts[scoring]):
         raise UserError(
             f"{archive.path}: column split holds {', '.join(sorted(set(names)))}; it must name samples to train"
-            f" on ({', '.join(NAMES['train'])}) and samples that score ({', '.join(NAMES[scoring])})"
+            f" on ({', '.join(SPLITS['train'])}) and samples that score ({', '.join(SPLITS[scoring])})"
         )
     left_out = {name: count for name, count in sorted(counts.items()) if name not in ("train", scoring)}
     return Split(np.flatnonzero(names == "train"), np.flatnonzero(names == scoring), scoring, left_out)
@@ -71,6 +71,9 @@ def _own_split(archive: Archive, names: np.ndarray, scoring: ScoringSplit | None
 
 def labelled_split(archive: Archive, scoring: ScoringSplit | None = None) -> tuple[Split, np.ndarray]:
     """The split without the samples that have no label, and the labels of all samples (int64, -1 for none).
+
+    Where the split that would score has no label at all, as a challenge's test images have none, a random quarter of
+    the training groups scores, unless `scoring` asks for that split.
 
     Raises `UserError` for an archive without labels, with fewer than two classes to train on, or with a group (a
     patient, a lesion) in the training split and among those that score: its images would be recognised, and the scores
@@ -80,6 +83,9 @@ def labelled_split(archive: Archive, scoring: ScoringSplit | None = None) -> tup
         raise UserError(f"{archive.path} has no labels: prepare it with --labels, or use --protocol matching")
     labels = archive.columns(np.arange(archive.num_samples), ("label",))["label"].astype(np.int64)
     split = split_samples(archive, scoring)
+    if scoring is None and not (labels[split.val] >= 0).any():
+        left_out = split.left_out | {split.name: len(split.val)}
+        split = _random_quarter(archive, split.train)._replace(left_out=left_out)
     split = split._replace(train=split.train[labels[split.train] >= 0], val=split.val[labels[split.val] >= 0])
     if len(np.unique(labels[split.train])) < 2 or len(split.val) == 0:
         raise UserError(f"{archive.path}: needs two classes or more in the training split, and samples to score")

@@ -146,9 +146,9 @@ def test_group_and_split(tmp_path):
 def test_rows_may_repeat_but_not_contradict(tmp_path):
     touch(tmp_path, "data/1.png", "data/2.png")
     assert len(read(tmp_path, "image,label\n1,a\n1.png,a\n").facts) == 1
-    with pytest.raises(UserError, match=r"labels.csv: lines 2 and 4 say different things of 1.png$"):
+    with pytest.raises(UserError, match=r"labels.csv: line 2 and line 4 say different things of 1.png$"):
         read(tmp_path, "image,label\n1,a\n2,a\n1.png,b\n")
-    with pytest.raises(UserError, match="lines 2 and 3 say different"):
+    with pytest.raises(UserError, match="line 2 and line 3 say different"):
         read(tmp_path, "image,label,split\n1,a,fit\n1.png,a,val\n")
 
 

@@ -9,6 +9,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,12 +45,16 @@ class Found(NamedTuple):
     entries: list[Entry]
     """In the order of the sources, then of the relative path's bytes: the same on every file system."""
     other_files: Counter[str]
-    """Files that are no images by their name, counted by suffix."""
+    """Files that are no images by their name, counted by suffix, or by the pattern that leaves them out."""
+    tables: list[Path]
+    """CSV files among them, absolute."""
 
 
-def find_images(sources: Sequence[Path]) -> Found:
+def find_images(sources: Sequence[Path], *, leave_out: Sequence[str] = (), advice: str = "") -> Found:
     """Finds the images in `sources`, which are folders (read recursively, through symbolic links) or single files.
 
+    leave_out: patterns such as `*_mask.png`; files whose names match one are no images. advice: where images come from,
+    for the message that there is none.
     Raises UserError if a source or a folder below it cannot be read, if sources overlap, if two images would have the
     same id, or if there is no image at all.
     """
@@ -61,22 +66,27 @@ def find_images(sources: Sequence[Path]) -> Found:
     roots: dict[Path, None] = {}  # a dict for its order: a thousand single files may share one folder
     entries: list[Entry] = []
     others: Counter[str] = Counter()
+    tables: list[Path] = []
     for source in sources:
         root = source.resolve() if source.is_dir() else source.parent.resolve()
         roots[root] = None
         prefix = f"{root.name}/" if len(sources) > 1 else ""
         for path in sorted(_walk(root), key=os.fsencode) if source.is_dir() else [source.name]:
-            suffix = Path(path).suffix.lower()
-            if suffix in IMAGE_SUFFIXES:
+            name, suffix = Path(path).name, Path(path).suffix.lower()
+            pattern = next((pattern for pattern in leave_out if fnmatchcase(name, pattern)), None)
+            if suffix in IMAGE_SUFFIXES and pattern is None:
                 id = os.fsencode(prefix + path).decode("utf-8", "backslashreplace")
                 entries.append(Entry(id, f"{root}/{path}"))
             else:
-                others[suffix or "no suffix"] += 1
+                others[pattern or suffix or "no suffix"] += 1
+                if suffix == ".csv":
+                    tables.append(root / path)
     if not entries:
         seen = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common(5)) or "no files"
-        raise UserError(f"no images below {', '.join(map(str, sources))}, only {seen}")
+        then = f"; {advice}" if advice else ""
+        raise UserError(f"no images below {', '.join(map(str, sources))}, only {seen}{then}")
     _check_unique(entries)
-    return Found(list(roots), entries, others)
+    return Found(list(roots), entries, others, tables)
 
 
 def _walk(root: Path) -> Iterator[str]:
