@@ -73,6 +73,7 @@ def _zipped(name: str) -> Download:
 
 
 _ISIC_MASKS = ("*_superpixels.png", "*_segmentation.png", "*_attribute_*.png")
+_DIAGNOSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 _APTOS = "aptos2019-blindness-detection.zip"
 
 PRESETS = {
@@ -88,8 +89,8 @@ PRESETS = {
             for split, name in (("train", "Training"), ("val", "Validation"), ("test", "Test"))
         ),
         image="image",
-        classes=("AKIEC", "BCC", "BKL", "DF", "MEL", "NV", "VASC"),
-        one_hot=("AKIEC", "BCC", "BKL", "DF", "MEL", "NV", "VASC"),
+        classes=_DIAGNOSES,
+        one_hot=_DIAGNOSES,
         groups=Download("ISIC2018_Task3_Training_LesionGroupings.csv", "ISIC2018_Task3_Training_LesionGroupings.csv"),
         group="lesion_id",
         leave_out=_ISIC_MASKS,

@@ -10,7 +10,7 @@ import pytest
 from fastfgssl.archive.labels import Facts, Labels
 from fastfgssl.archive.labels_presets import PRESETS, read_preset
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.prepare import PrepareOptions, Summary, prepare
 from fastfgssl.archive.sources import find_images
 from fastfgssl.commands.prepare import report_rows
 from fastfgssl.evaluation.split import labelled_split
@@ -149,23 +149,20 @@ def test_images_may_all_lie_in_one_folder(tmp_path):
 
 
 def test_what_is_missing_of_val_and_test_is_told_with_its_downloads(tmp_path):
-    options = PrepareOptions(
-        sources=[isic2018(tmp_path / "in", Training=[1, 2], Validation=[3])],
-        out=tmp_path / "out",
-        labels_preset="isic2018",
-        workers=1,
-    )
-    for path in (tmp_path / "in").glob("*Validation*/*.csv"):
+    source = isic2018(tmp_path, Training=[1, 2], Validation=[3])
+    for path in source.glob("*Validation*/*.csv"):
         path.unlink()
-    rows = dict(report_rows(options, prepare(options)))
-    assert rows["missing"] == (
+    labels = read("isic2018", source)
+    assert labels.missing == (
         "ISIC2018_Task3_Validation_GroundTruth.csv, ISIC2018_Task3_Test_GroundTruth.csv, ISIC2018_Task3_Test_Input not"
-        f" found below {tmp_path}/in: download ISIC2018_Task3_Validation_GroundTruth.zip, "
+        f" found below {tmp_path}: download ISIC2018_Task3_Validation_GroundTruth.zip, "
         "ISIC2018_Task3_Test_GroundTruth.zip, ISIC2018_Task3_Test_Input.zip from"
         " https://challenge.isic-archive.com/data/#2018 and unpack there"
     )
-    archive = Archive.open(tmp_path / "out")
-    assert archive.columns(np.array([2]), ["label", "split"]) == {"label": [-1], "split": ["val"]}
+    assert labels.facts["ISIC2018_Task3_Validation_Input/ISIC_0000003.jpg"] == Facts(None, None, "val")
+    options = PrepareOptions(sources=[source], out=tmp_path.with_name("out"), labels_preset="isic2018")
+    shown = report_rows(options, Summary(samples=3, seconds=1.0, missing=labels.missing))
+    assert ("missing", labels.missing) in list(shown)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +209,7 @@ def test_without_the_training_part_the_download_is_named(tmp_path, preset, gone,
     ("table", "message"),
     [
         ("image,MEL\n", "has no column 'NV', only: image, MEL"),
-        ("image,{}\nISIC_0000001,1,1,0,0,0,0,0\n", "line 2: MEL=1, NV=1, .* names none of the classes AKIEC, BCC"),
+        ("image,{}\nISIC_0000001,1,1,0,0,0,0,0\n", "line 2: MEL=1, NV=1, .* names none of the classes MEL, NV, BCC"),
         ("image,{}\nISIC_0000001,0,0,0,0,0,0,0\n", "line 2: .* names none of the classes"),
         ("image,{}\nISIC_0000001,yes,0,0,0,0,0,0\n", "line 2: MEL=yes, .* names none of the classes"),
         ("image,{}\nISIC_0000011,1,0,0,0,0,0,0\n", "the tables of train and of val both name .*ISIC_0000011.jpg"),

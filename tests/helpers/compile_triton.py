@@ -1,13 +1,20 @@
-"""Compiles every Triton kernel for GPUs that need not be here; prints what fails. Run by test_triton_compiles.py.
+"""Compiles every Triton kernel for GPUs that need not be here, and prints what fails.
 
-Triton makes constants of integers that are 1 and of arguments that are None: each integer is tried as 1, too, since
-that is what its interpreter does not do.
+    python tests/helpers/compile_triton.py [ARCHITECTURE ...]
+
+Without arguments for all that are supported, a minute each; test_triton_compiles.py has one of them compiled. Triton
+makes constants of integers that are 1 and of arguments that are None: each integer is tried as 1, too, since that is
+what its interpreter does not do. Such a kernel fails where Triton makes its own representation of the Python code, so
+that is as far as it is taken.
 """
 
 from __future__ import annotations
 
+import sys
+
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from triton.compiler import ASTSource, compile, make_backend
 
 from fastfgssl.kernels.cross_correlation import columns_triton_kernel as loss
 from fastfgssl.kernels.cross_correlation import products_triton_kernel as products
@@ -63,16 +70,27 @@ KERNELS = [
 ]  # fmt: skip
 
 
+def represent(source: ASTSource, target: GPUTarget) -> None:
+    """Only the first of the compiler's stages."""
+    backend, context = make_backend(target), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    options = backend.parse_options({})
+    source.make_ir(target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
+
+
 def main() -> None:
+    architectures = [int(word) for word in sys.argv[1:]] or ARCHITECTURES
     for kernel, signature, integers, constants in KERNELS:
         for one in (None, *integers):
             chosen = constants | ({one: 1} if one else {})
             types = signature | dict.fromkeys(integers, "i32") | dict.fromkeys(chosen, "constexpr")
             types = {name: types[name] for name in kernel.arg_names}
             values = {(kernel.arg_names.index(name),): value for name, value in chosen.items()}
-            for architecture in ARCHITECTURES if one is None else ARCHITECTURES[1:2]:
+            for architecture in architectures:
+                source, target = ASTSource(kernel, types, values, {}), GPUTarget("cuda", architecture, 32)
                 try:
-                    compile(ASTSource(kernel, types, values, {}), target=GPUTarget("cuda", architecture, 32))
+                    compile(source, target=target) if one is None else represent(source, target)
                 except Exception as error:
                     print(f"{kernel.__name__}, {one} = 1, sm_{architecture}: {type(error).__name__}: {error}")
     print(f"compiled {len(KERNELS)} kernels")

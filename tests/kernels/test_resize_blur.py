@@ -196,12 +196,10 @@ print(digest.hexdigest())
 """
 
 
-def test_processors_without_avx_give_the_same_bits(tmp_path, monkeypatch):
+def test_processors_without_avx_give_the_same_bits(monkeypatch):
     def digest(flags: str) -> str:
         command = [sys.executable, "-c", OUTPUTS, flags]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
-    native = digest("native")
-    monkeypatch.setenv("FASTFGSSL_CACHE", str(tmp_path))
-    assert digest("plain") == native != ""
+    assert digest("plain") == digest("native") != ""

@@ -1,4 +1,4 @@
-"""Triton's compiler takes every kernel for the GPUs that are supported: its interpreter takes more than it does."""
+"""Triton's compiler takes every kernel: its interpreter takes more than it does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_every_kernel_compiles(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = HELPERS / "compile_triton.py"
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), "90"],
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
