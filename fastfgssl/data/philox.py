@@ -28,6 +28,7 @@ class Use(IntEnum):
     SPLIT = 64
     RECALIBRATION = 65
     ONLINE_SAMPLE = 66
+    LABEL_FRACTION = 67
 
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)

@@ -14,6 +14,9 @@ from fastfgssl.runtime.errors import UserError
 
 QUERIES, KEYS = 4096, 16384
 """Rows and columns of a similarity matrix that exist at a time: 0.3 GB."""
+GPU_QUERIES = 32768
+"""The rows on a GPU, where reading the keys is what takes time: 2 GB."""
+CPU = torch.device("cpu")
 
 
 class Rows(Protocol):

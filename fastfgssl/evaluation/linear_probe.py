@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from fastfgssl.evaluation.feature_rows import Rows
+from fastfgssl.evaluation.feature_rows import CPU, Rows
 from fastfgssl.evaluation.logistic_regression import fit_logistic_regression
 from fastfgssl.runtime.errors import UserError
 
@@ -18,14 +19,28 @@ _FOLDS = 3
 
 
 class Probe(NamedTuple):
-    predictions: np.ndarray  # int64 [M]
+    probabilities: np.ndarray  # float64 [M, K]; 0 for a class that no training sample has
     strength: float  # the C that was chosen
 
+    @property
+    def predictions(self) -> np.ndarray:
+        """int64 [M]"""
+        return self.probabilities.argmax(axis=1)
 
-def linear_probe(train: Rows, labels: np.ndarray, groups: np.ndarray, queries: Rows) -> Probe:
+
+def linear_probe(
+    train: Rows,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    queries: Rows,
+    *,
+    num_classes: int | None = None,
+    device: torch.device = CPU,
+) -> Probe:
     """Predicts the labels of queries [M, D] from training samples [N, D] with int64 labels [N] and groups [N].
 
-    C is the one with the best balanced accuracy in three-fold cross-validation of the training samples, no group of
+    num_classes: K, None for as many as `labels` has; device: where products are computed. Classes are weighted as if
+    all were equally frequent, which is what the probabilities mean (logistic_regression.py). C is the one with the best balanced accuracy in three-fold cross-validation of the training samples, no group of
     which is in two folds. Raises `UserError` if there are too few groups for that.
     """
     folds = _folds(labels, groups)
@@ -33,12 +48,15 @@ def linear_probe(train: Rows, labels: np.ndarray, groups: np.ndarray, queries: R
     def score(strength: float) -> float:
         scores = []
         for held_out in folds:
-            classifier = fit_logistic_regression(train, labels, strength, samples=~held_out)
+            classifier = fit_logistic_regression(train, labels, strength, samples=~held_out, device=device)
             scores.append(balanced_accuracy_score(labels[held_out], classifier.predict(train)[held_out]))
         return float(np.mean(scores))
 
     strength = max(STRENGTHS, key=score)
-    return Probe(fit_logistic_regression(train, labels, strength).predict(queries), strength)
+    classifier = fit_logistic_regression(train, labels, strength, device=device)
+    probabilities = np.zeros((len(queries), num_classes or int(labels.max()) + 1))
+    probabilities[:, classifier.classes] = classifier.probabilities(queries)
+    return Probe(probabilities, strength)
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from fastfgssl.archive.labels import SPLITS, standard_split
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.config.section import require
 from fastfgssl.data.philox import Use, random_words, uniform
+from fastfgssl.evaluation.strata import strata_of
 from fastfgssl.runtime.errors import UserError
 
 ScoringSplit = Literal["val", "test"]
@@ -105,3 +108,36 @@ def groups_of(archive: Archive, ids: np.ndarray) -> np.ndarray:
         return ids
     groups = archive.columns(ids, ("group",))["group"]
     return np.where(groups >= 0, groups, ids + archive.num_samples)
+
+
+def draw_fraction(
+    ids: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    fraction: float,
+    seed: int,
+    *,
+    classes: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Part of the samples `ids` (int64 [N], ascending): of each class's groups those that come nearest to `fraction`.
+
+    labels, groups: int64 [N], of each of them; groups are taken as a whole. What `seed` gives for a smaller fraction is
+    part of what it gives for a larger one. classes: their names, for messages. Raises `UserError` if a class would be
+    left without samples, or for a fraction that is not above 0 and at most 1.
+    """
+    require(0 < fraction <= 1, "label fraction", fraction, "above 0 and at most 1")
+    strata = strata_of(labels, groups)
+    order = random_words(seed, 0, strata.groups, Use.LABEL_FRACTION, 1)[:, 0]
+    taken = np.zeros(len(strata.groups), bool)
+    for label in np.unique(strata.label):
+        members = np.flatnonzero(strata.label == label)
+        members = members[np.argsort(order[members], kind="stable")]
+        taken[members[: int(fraction * len(members) + 0.5)]] = True
+    kept = taken[strata.group]
+    for label in np.setdiff1d(labels, labels[kept]):
+        size = strata.sizes[label]
+        raise UserError(
+            f"a label fraction of {fraction:g} leaves class {classes[label] if classes else label} without images: it has"
+            f" {size} {'groups' if size > 1 else 'group'} to take from; take {min(1, np.ceil(500 / size) / 1000):g} or more"
+        )
+    return ids[kept]
