@@ -4,12 +4,12 @@ fastfgssl evaluate --checkpoint runs/first/checkpoints/step_000001000.pt --data 
 fastfgssl evaluate --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
 
 matching needs no labels: among all scoring images, how often is the anchor nearest to a puzzle view that of the same
-image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the training split.
+image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the training split. Every
+score has a 95 % interval; --json has all of them, of each class too.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,14 @@ from fastfgssl.runtime.console import Parser, make_console, print_line, print_ta
 from fastfgssl.runtime.files import check_writable, write_json
 
 if TYPE_CHECKING:
-    from fastfgssl.evaluation.protocols import Report
+    from rich.console import Console
+
+    from fastfgssl.evaluation.report import Report
+
+_SHOWN = ("top1", "chance", "balanced_accuracy", "macro_auroc", "macro_f1", "accuracy", "C")
+_SHOWN_OF_CLASSES = ("recall", "precision", "auroc")
+_BESIDE = ("macro_average_precision", "quadratic_weighted_kappa", "brier_score", "expected_calibration_error")
+_NO_SHARES = ("quadratic_weighted_kappa", "brier_score")
 
 
 def main() -> None:
@@ -42,7 +49,14 @@ def main() -> None:
         "--split", choices=("val", "test"), help="the archive's split that scores (default val, or test without val)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the distortions that matching compares, and of what recomputed draws"
+        "--seed", type=int, default=0, help="of the distortions that matching compares, and of what recomputed and --label-fraction draw"
+    )
+    parser.add_argument(
+        "--label-fraction",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of the labelled groups of the training split that knn and linear learn from, drawn by --seed",
     )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--quiet", action="store_true", help="prints no table; for use with --json")
@@ -61,13 +75,14 @@ def main() -> None:
         untrained=args.untrained,
         batch_statistics=args.batch_statistics,
         seed=args.seed,
+        label_fraction=args.label_fraction,
         device=args.device,
         batch_size=args.batch_size,
     )
     try:
         if args.json:
             asked = {"checkpoint": str(args.checkpoint), "data": str(args.data), "seed": args.seed}
-            write_json(args.json, dataclasses.asdict(report) | asked | {"untrained_seed": args.untrained})
+            write_json(args.json, report.record() | asked | {"untrained_seed": args.untrained})
     finally:
         if not args.quiet:
             _print(report)
@@ -77,23 +92,77 @@ def _print(report: Report) -> None:
     console = make_console()
     title = f"{report.protocol} after {report.step} steps; {report.val_samples} images ({report.split}) scored"
     title += f", {report.fit_samples} to train" if report.fit_samples else ""
-    names = [name for name in next(iter(report.results.values())) if name != "confusion"]
+    if report.label_fraction < 1:
+        title += f" ({100 * report.label_fraction:g} % of the labels)"
+    rows = report.results | report.floors
+    shown = [metric for metric in _SHOWN if metric in next(iter(report.results.values()))]
     print_table(
         console,
-        [(name, *(f"{result[column]:.4g}" for column in names)) for name, result in report.results.items()],
-        title=f"{title}; batch statistics {report.batch_statistics}",
-        columns=["features", *(name.replace("_", " ") for name in names)],
+        [(name, *(_cell(row, metric) for metric in shown)) for name, row in rows.items()],
+        title=title,
+        columns=["features", *(_words(metric) for metric in shown)],
     )
+    lines = [f"per cent, in brackets the 95 % interval over {report.val_groups} groups of the scoring images"]
     if report.protocol != "matching":
-        shown = "all" if "all" in report.results else "backbone"
-        counts = zip(report.classes, report.results[shown]["confusion"], strict=True)
-        print_table(
-            console,
-            [(name, *map(str, row)) for name, row in counts],
-            title=f"confusion of features {shown!r}: true class by row, predicted by column",
-            columns=["", *report.classes],
-        )
-        groups = f"over {report.val_groups} groups of the scoring images, drawn again (bootstrap)"
-        print_line(console, f"standard errors: {groups}")
+        lines[0] += ", drawn again within classes"
+        lines += _print_classes(console, report)
+    lines.append(f"batch statistics {report.batch_statistics}; seeds: {_listed(report.seeds)}")
     if report.left_out:
-        print_line(console, "left out, by split: " + ", ".join(f"{name} {n}" for name, n in report.left_out.items()))
+        lines.append(f"left out, by split: {_listed(report.left_out)}")
+    for line in lines:
+        print_line(console, line)
+
+
+def _print_classes(console: Console, report: Report) -> list[str]:
+    """Prints what is told of each class, and returns lines to follow."""
+    shown = "all" if "all" in report.results else next(iter(report.results))
+    result = report.results[shown]
+    print_table(
+        console,
+        [
+            (name, str(row["images"]), str(row["groups"]), *(_cell(row, metric) for metric in _SHOWN_OF_CLASSES))
+            for name, row in result["by_class"].items()
+        ],
+        title=f"each class by features {shown!r}",
+        columns=["class", "images", "groups", *(_words(metric) for metric in _SHOWN_OF_CLASSES)],
+    )
+    print_table(
+        console,
+        [(name, *map(str, row)) for name, row in zip(report.classes, result["confusion"], strict=True)],
+        title=f"confusion of features {shown!r}: true class by row, predicted by column",
+        columns=["", *report.classes],
+    )
+    lines = [f"features {shown!r}: " + ", ".join(f"{_words(metric)} {_cell(result, metric)}" for metric in _BESIDE)]
+    if result["one_group"]:
+        lines.append(f"one group alone, so that nothing is known of its spread: {', '.join(result['one_group'])}")
+    overlap = report.overlap
+    if overlap is not None:
+        lines.append(
+            f"on both sides of the split: {overlap.groups} groups, {overlap.identical_files} identical files,"
+            f" {overlap.near_duplicates} near-duplicates (cosine of thumbnails {overlap.threshold:g} or more)"
+        )
+        lines += [f"    {scoring} is like {training}: {cosine:.3f}" for scoring, training, cosine in overlap.examples]
+    return lines
+
+
+def _cell(row: dict, metric: str) -> str:
+    """A score in per cent, or as it is where it is no share, with its interval if it has one."""
+    value = row.get(metric)
+    if value is None:
+        return ""
+    if metric == "C":
+        return f"{value:g}"
+    scale, digits = (1, 3) if metric in _NO_SHARES else (100, 1)
+    low, high = row.get("intervals", {}).get(metric, (None, None))
+    shown = f"{scale * value:.{digits}f}"
+    return shown if low is None else f"{shown} ({scale * low:.{digits}f}{' to ' if low < 0 else '-'}{scale * high:.{digits}f})"
+
+
+def _words(metric: str) -> str:
+    for long, short in (("auroc", "AUROC"), ("macro_average_precision", "average_precision"), ("f1", "F1")):
+        metric = metric.replace(long, short)
+    return metric.replace("_", " ")
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

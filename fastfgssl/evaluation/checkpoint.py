@@ -11,7 +11,8 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
-from fastfgssl.evaluation.protocols import BatchStatistics, Protocol, Report, run_protocol
+from fastfgssl.evaluation.protocols import Protocol, run_protocol
+from fastfgssl.evaluation.report import BatchStatistics, Report
 from fastfgssl.evaluation.split import ScoringSplit
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import require_one_of
@@ -26,15 +27,16 @@ def evaluate(
     untrained: int | None = None,
     batch_statistics: BatchStatistics = "stored",
     seed: int = 0,
+    label_fraction: float = 1.0,
     device: str = "auto",
     batch_size: int = 128,
 ) -> Report:
     """Scores frozen features of a checkpoint's network on a prepared archive.
 
     protocol: `matching` needs no labels: how often, among all scoring images, the anchor nearest to a puzzle view is
-    that of the same image; `knn` and `linear` need an archive with labels. split, batch_statistics, seed: see
-    `run_protocol`. untrained: scores a network like the checkpoint's with random weights of this seed instead. device:
-    auto, cuda or cpu. Raises `UserError` for a word that is none of these, a file that is no checkpoint, or an archive
+    that of the same image; `knn` and `linear` need an archive with labels. split, batch_statistics, seed,
+    label_fraction: see `run_protocol`. untrained: scores a network like the checkpoint's with random weights of this
+    seed instead. device: auto, cuda or cpu. Raises `UserError` for a word that is none of these, a file that is no checkpoint, or an archive
     that lacks what is needed.
     """
     require_one_of("protocol", protocol, get_args(Protocol))
@@ -48,5 +50,14 @@ def evaluate(
     with start_world(device) as world:
         model = model.to(world.device).to(memory_format=torch.channels_last)
         extractor = FeatureExtractor(model, config, archive, world.device, batch_size)
-        report = run_protocol(extractor, archive, protocol, batch_statistics=batch_statistics, scoring=split, seed=seed)
-    return replace(report, step=step)
+        report = run_protocol(
+            extractor,
+            archive,
+            protocol,
+            batch_statistics=batch_statistics,
+            scoring=split,
+            seed=seed,
+            label_fraction=label_fraction,
+        )
+    of_weights = {"training": config.seed} if untrained is None else {"untrained": untrained}
+    return replace(report, step=step, seeds=report.seeds | of_weights)

@@ -22,6 +22,7 @@ from fastfgssl.data.presets import PLAIN, Preset, find_preset
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.feature_rows import FeatureRows, Rows, SideBySide
+from fastfgssl.evaluation.near_duplicates import Thumbnails
 from fastfgssl.models import Network
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
@@ -53,15 +54,23 @@ class FeatureExtractor:
         self._batch_size = batch_size
         self._quarantine = Quarantine(archive.num_samples)
 
-    def plain(self, ids: np.ndarray) -> tuple[np.ndarray, dict[str, Rows]]:
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._device
+
+    def plain(self, ids: np.ndarray, thumbnails: Thumbnails | None = None) -> tuple[np.ndarray, dict[str, Rows]]:
         """Samples that decode among `ids`, and the features of each: the whole image, resized, nothing else.
 
         Adds `colour`: mean, standard deviation, 10th and 90th percentile of each channel, a floor for any network.
+        thumbnails: those of the samples are added to it.
         """
         kept, found = [], _Kept()
         for shown, (images,) in self._batches(self._parts(ids), PLAIN, seed=0):
             kept.append(shown)
             found.append(self._features(images) | {"colour": _colour_statistics(images)})
+            if thumbnails is not None:
+                thumbnails.add(shown, images)
         return np.concatenate(kept), found.by_name()
 
     def views(self, ids: np.ndarray, *, seed: int) -> ViewFeatures:

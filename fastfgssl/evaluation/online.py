@@ -11,7 +11,7 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.philox import Use, permutations, random_words
 from fastfgssl.evaluation.features import FeatureExtractor
-from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.knn import knn_probabilities
 from fastfgssl.evaluation.matching import matching_accuracy
 from fastfgssl.evaluation.scores import balanced_accuracy
 from fastfgssl.evaluation.split import labelled_split, split_samples
@@ -76,7 +76,7 @@ class OnlineScores(Hook):
     def _score(self, extractor: FeatureExtractor) -> dict[str, float]:
         views = extractor.views(self._scoring, seed=0)
         scores = {
-            f"score_matching_{name}": matching_accuracy(views.puzzle[name], views.anchor[name])
+            f"score_matching_{name}": matching_accuracy(views.puzzle[name], views.anchor[name], device=extractor.device)
             for name in _FEATURES
             if name in views.anchor
         }
@@ -88,10 +88,14 @@ class OnlineScores(Hook):
         for name in _FEATURES:
             if name not in train:
                 continue
-            predicted = knn_predict(
-                train[name], torch.from_numpy(labels[train_ids]), val[name], num_classes=len(self._archive.classes)
+            shares = knn_probabilities(
+                train[name],
+                torch.from_numpy(labels[train_ids]),
+                val[name],
+                num_classes=len(self._archive.classes),
+                device=extractor.device,
             )
-            scores[f"score_knn_{name}"] = balanced_accuracy(labels[val_ids], predicted.numpy())
+            scores[f"score_knn_{name}"] = balanced_accuracy(labels[val_ids], shares.argmax(dim=1).numpy())
         return scores
 
     def _sample(self, ids: np.ndarray) -> np.ndarray:

@@ -1,47 +1,26 @@
-"""The three protocols: view matching, kNN and linear probe, each for every kind of feature of a network."""
+"""The protocols on frozen features: view matching, kNN and linear probe, each for every kind of feature of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.config.section import require
 from fastfgssl.evaluation.feature_rows import Rows
 from fastfgssl.evaluation.features import FeatureExtractor
-from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.knn import knn_probabilities
 from fastfgssl.evaluation.linear_probe import linear_probe
-from fastfgssl.evaluation.matching import matching_accuracy
-from fastfgssl.evaluation.scores import Scores, score_labels
-from fastfgssl.evaluation.split import ScoringSplit, groups_of, labelled_split, split_samples
+from fastfgssl.evaluation.matching import matches
+from fastfgssl.evaluation.near_duplicates import Thumbnails, find_overlap
+from fastfgssl.evaluation.report import BatchStatistics, Report, classification_report
+from fastfgssl.evaluation.scores import share_interval
+from fastfgssl.evaluation.split import ScoringSplit, Split, draw_fraction, groups_of, labelled_split, split_samples
 from fastfgssl.runtime.errors import UserError
 
 Protocol = Literal["matching", "knn", "linear"]
-BatchStatistics = Literal["stored", "recomputed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a protocol found; `results` is by feature: head 0, head 1, head 2, all, backbone, colour."""
-
-    protocol: Protocol
-    batch_statistics: BatchStatistics
-    split: str
-    """Which samples score: `val` or `test` of the archive's own split, or `random quarter`."""
-    left_out: dict[str, int]
-    """Samples that neither train nor score, by the split that the archive names for them."""
-    fit_samples: int
-    """Of the training split; 0 for matching."""
-    val_samples: int
-    val_groups: int
-    """What standard errors are over: groups (patients, lesions) of the scoring samples; one alone is its own."""
-    classes: tuple[str, ...]
-    results: dict[str, dict]
-    step: int = 0
-    """Training steps that the weights have seen."""
 
 
 def run_protocol(
@@ -52,36 +31,52 @@ def run_protocol(
     batch_statistics: BatchStatistics = "stored",
     scoring: ScoringSplit | None = None,
     seed: int = 0,
+    label_fraction: float = 1.0,
 ) -> Report:
-    """Runs a protocol on the scoring samples of an archive (see split.py).
+    """Runs a protocol on the scoring samples of an archive (see split.py), on the extractor's device.
 
     batch_statistics: "stored" uses those that training left in the batch norms (mean 0 and variance 1 in an untrained
-    network), "recomputed" those of the training split. scoring: the split that scores, None for `val` or, without it,
-    `test`. seed: of the distortions that view matching compares, and of the draw of samples for "recomputed".
+    network), "recomputed" those of the training split, labelled or not. scoring: the split that scores, None for `val`
+    or, without it, `test`. seed: of the distortions that view matching compares, of the draw of samples for
+    "recomputed", and of the part of the labelled training groups, `label_fraction`, that kNN and the probe learn from.
     Raises `UserError` if the archive lacks what the protocol needs.
     """
     if protocol == "matching":
+        require(label_fraction == 1, "label_fraction", label_fraction, "1 for matching, which uses no labels")
         split = split_samples(archive, scoring)
         _require_two(split.val, archive)
     else:
         split, labels = labelled_split(archive, scoring)
     if batch_statistics == "recomputed":
         extractor.recompute_batch_statistics(split.train, seed=seed)
+    seeds = {"protocol": seed}
     if protocol == "matching":
-        results = _match(extractor, archive, split.val, seed)
-    else:
-        predict = _predict_knn if protocol == "knn" else _predict_linear
-        results = _classify(extractor, archive, split.train, split.val, labels, predict)
-    return Report(
-        protocol=protocol,
+        return Report(
+            protocol=protocol,
+            batch_statistics=batch_statistics,
+            split=split.name,
+            left_out=split.left_out,
+            fit_samples=0,
+            val_samples=len(split.val),
+            val_groups=len(np.unique(groups_of(archive, split.val))),
+            classes=archive.classes,
+            results=_match(extractor, archive, split.val, seed),
+            seeds=seeds | {"bootstrap": 0},
+        )
+    groups = groups_of(archive, split.train)
+    taken = draw_fraction(split.train, labels[split.train], groups, label_fraction, seed, classes=archive.classes)
+    found = _classify(extractor, archive, split._replace(train=taken), labels, protocol)
+    return classification_report(
+        archive,
+        protocol,
+        found.split,
+        labels,
+        found.probabilities,
         batch_statistics=batch_statistics,
-        split=split.name,
-        left_out=split.left_out,
-        fit_samples=0 if protocol == "matching" else len(split.train),
-        val_samples=len(split.val),
-        val_groups=len(np.unique(groups_of(archive, split.val))),
-        classes=archive.classes,
-        results=results,
+        overlap=find_overlap(archive, found.train, found.val, device=extractor.device),
+        chosen=found.chosen,
+        label_fraction=label_fraction,
+        seeds=seeds,
     )
 
 
@@ -95,42 +90,56 @@ def _require_two(ids: np.ndarray, archive: Archive) -> None:
 def _match(extractor: FeatureExtractor, archive: Archive, ids: np.ndarray, seed: int) -> dict[str, dict]:
     views = extractor.views(ids, seed=seed)
     _require_two(views.ids, archive)
-    return {
-        name: {"top1": matching_accuracy(views.puzzle[name], views.anchor[name]), "chance": 1 / len(views.ids)}
-        for name in views.anchor
-    }
-
-
-_Predict = Callable[[Rows, np.ndarray, np.ndarray, Rows, int], tuple[np.ndarray, dict]]
-
-
-def _classify(
-    extractor: FeatureExtractor,
-    archive: Archive,
-    train_ids: np.ndarray,
-    val_ids: np.ndarray,
-    labels: np.ndarray,
-    predict: _Predict,
-) -> dict[str, dict]:
-    train_ids, train = extractor.plain(train_ids)
-    val_ids, val = extractor.plain(val_ids)
-    groups, val_groups, num_classes = groups_of(archive, train_ids), groups_of(archive, val_ids), len(archive.classes)
+    groups = groups_of(archive, views.ids)
     results = {}
-    for name in train:
-        predictions, chosen = predict(train[name], labels[train_ids], groups, val[name], num_classes)
-        scores: Scores = score_labels(labels[val_ids], predictions, val_groups, num_classes)
-        results[name] = scores._asdict() | chosen
+    for name in views.anchor:
+        hits = matches(views.puzzle[name], views.anchor[name], device=extractor.device)
+        chance, interval = 1 / len(views.ids), share_interval(hits, groups)
+        results[name] = {"top1": float(hits.mean()), "chance": chance, "intervals": {"top1": interval}}
     return results
 
 
+class _Found(NamedTuple):
+    split: Split  # of what decodes
+    probabilities: dict[str, np.ndarray]
+    chosen: dict[str, dict]
+    train: Thumbnails
+    val: Thumbnails
+
+
+def _classify(
+    extractor: FeatureExtractor, archive: Archive, split: Split, labels: np.ndarray, protocol: Protocol
+) -> _Found:
+    thumbnails = Thumbnails(), Thumbnails()
+    train_ids, train = extractor.plain(split.train, thumbnails[0])
+    val_ids, val = extractor.plain(split.val, thumbnails[1])
+    predict = _predict_knn if protocol == "knn" else _predict_linear
+    groups, num_classes = groups_of(archive, train_ids), len(archive.classes)
+    found = {
+        name: predict(train[name], labels[train_ids], groups, val[name], num_classes, extractor.device) for name in train
+    }
+    return _Found(
+        split._replace(train=train_ids, val=val_ids),
+        {name: part.probabilities for name, part in found.items()},
+        {name: part.chosen for name, part in found.items()},
+        *thumbnails,
+    )
+
+
+class _Predicted(NamedTuple):
+    probabilities: np.ndarray  # float64 [M, K]
+    chosen: dict  # what the protocol chose by itself
+
+
 def _predict_knn(
-    train: Rows, labels: np.ndarray, groups: np.ndarray, queries: Rows, num_classes: int
-) -> tuple[np.ndarray, dict]:
-    return knn_predict(train, torch.from_numpy(labels), queries, num_classes=num_classes).numpy(), {}
+    train: Rows, labels: np.ndarray, groups: np.ndarray, queries: Rows, num_classes: int, device: torch.device
+) -> _Predicted:
+    shares = knn_probabilities(train, torch.from_numpy(labels), queries, num_classes=num_classes, device=device)
+    return _Predicted(shares.double().numpy(), {})
 
 
 def _predict_linear(
-    train: Rows, labels: np.ndarray, groups: np.ndarray, queries: Rows, num_classes: int
-) -> tuple[np.ndarray, dict]:
-    probe = linear_probe(train, labels, groups, queries)
-    return probe.predictions, {"C": probe.strength}
+    train: Rows, labels: np.ndarray, groups: np.ndarray, queries: Rows, num_classes: int, device: torch.device
+) -> _Predicted:
+    probe = linear_probe(train, labels, groups, queries, num_classes=num_classes, device=device)
+    return _Predicted(probe.probabilities, {"C": probe.strength})

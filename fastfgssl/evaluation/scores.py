@@ -1,39 +1,98 @@
-"""Scores of predicted labels, with the standard errors that comparisons need."""
+"""Scores of a classifier's probabilities, each with its 95 % interval, and differences of two: plain numbers for reports."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import csr_array
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-_RESAMPLES = 1000
+from fastfgssl.evaluation.intervals import Interval, Replicates, differences, intervals, replicate
+from fastfgssl.evaluation.resampling import DRAWS, Resampling
+from fastfgssl.evaluation.tallies import BY_CLASS, OVERALL, measure
+from fastfgssl.runtime.errors import UserError
 
-
-class Scores(NamedTuple):
-    accuracy: float
-    balanced_accuracy: float  # mean over classes of the share that is found
-    balanced_accuracy_se: float  # its standard error over groups drawn again (bootstrap)
-    macro_f1: float
-    confusion: list[list[int]]  # [true class][predicted class]
+Scores = dict[str, object]
 
 
-def score_labels(truth: np.ndarray, predictions: np.ndarray, groups: np.ndarray, num_classes: int) -> Scores:
-    """Scores int64 predictions [M] against int64 labels [M]; classes that `truth` lacks count in no mean.
+def score_probabilities(
+    truth: np.ndarray,
+    probabilities: np.ndarray | Sequence[np.ndarray],
+    groups: np.ndarray,
+    *,
+    classes: Sequence[str],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Scores:
+    """Every metric of probabilities [M, K] for labels int64 [M], with 95 % intervals over groups.
 
-    groups: int64 [M], which samples belong together (a patient's, a lesion's). They are alike, so the standard error is
-    that of other groups, not of other samples: a bootstrap draws whole groups.
+    probabilities: float64, of one network, or a list of those of one method's seeds: then scores are their means, and
+    intervals are over seeds too. groups: int64 [M], which samples belong together (a patient's, a lesion's). classes:
+    the K names. seed: of the draws.
+
+    Returns `OVERALL` metrics by name (float), `intervals` (name: [low, high]), `by_class` (name of the class: `BY_CLASS`
+    metrics, `intervals`, and how many `images` and `groups` it has), `confusion` (of one network: counts, true class by
+    row), and `one_group`, the classes of whose spread a single group tells nothing. What is not defined is None. Raises
+    `UserError` for probabilities that are not finite numbers, [M, K].
     """
-    classes = np.arange(num_classes)
-    present = np.unique(truth)
-    return Scores(
-        accuracy=float(accuracy_score(truth, predictions)),
-        balanced_accuracy=balanced_accuracy(truth, predictions),
-        balanced_accuracy_se=_standard_error(truth, predictions, groups),
-        macro_f1=float(f1_score(truth, predictions, labels=present, average="macro", zero_division=0)),
-        confusion=confusion_matrix(truth, predictions, labels=classes).tolist(),
-    )
+    networks = _networks(probabilities, len(truth), len(classes))
+    resampling = Resampling(truth, groups, seed=seed)
+    found = intervals(resampling, [replicate(truth, part, resampling, draws=draws) for part in networks])
+    scores: Scores = {name: number(found[name].value) for name in OVERALL}
+    scores["intervals"] = {name: _bounds(found[name]) for name in OVERALL}
+    images = np.bincount(truth, minlength=len(classes))
+    scores["by_class"] = {
+        name: {metric: number(found[metric].value[label]) for metric in BY_CLASS}
+        | {"intervals": {metric: _bounds(found[metric], label) for metric in BY_CLASS}}
+        | {"images": int(images[label]), "groups": resampling.groups_of_class.get(label, 0)}
+        for label, name in enumerate(classes)
+    }
+    if len(networks) == 1:
+        predictions = networks[0].argmax(axis=1)
+        scores["confusion"] = confusion_matrix(truth, predictions, labels=np.arange(len(classes))).tolist()
+    scores["one_group"] = [name for label, name in enumerate(classes) if resampling.groups_of_class.get(label) == 1]
+    return scores
+
+
+def paired_differences(
+    truth: np.ndarray,
+    probabilities: np.ndarray | Sequence[np.ndarray],
+    baseline: np.ndarray | Sequence[np.ndarray],
+    groups: np.ndarray,
+    *,
+    classes: Sequence[str],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, dict[str, float | None]]:
+    """How much better or worse a method is than another on the same samples: `OVERALL` metrics, and those of each class.
+
+    Arguments as of `score_probabilities`; each side may be several networks of different seeds, not as many on both.
+    Returns by metric, or `metric/class`, `difference` (method less baseline), `low` and `high` of its 95 % interval.
+    """
+    resampling = Resampling(truth, groups, seed=seed)
+    sides: list[list[Replicates]] = [
+        [replicate(truth, part, resampling, draws=draws) for part in _networks(side, len(truth), len(classes))]
+        for side in (probabilities, baseline)
+    ]
+    found = differences(resampling, *sides)
+    listed = {name: _difference(found[name]) for name in OVERALL}
+    for metric in BY_CLASS:
+        listed |= {f"{metric}/{name}": _difference(found[metric], label) for label, name in enumerate(classes)}
+    return listed
+
+
+def floor_scores(truth: np.ndarray, train_labels: np.ndarray, *, classes: Sequence[str]) -> dict[str, float | None]:
+    """`OVERALL` metrics of what always predicts how frequent the classes are among `train_labels`: the majority."""
+    shares = np.bincount(train_labels, minlength=len(classes)) / len(train_labels)
+    return {name: number(measure(truth, np.tile(shares, (len(truth), 1)))[name]) for name in OVERALL}
+
+
+def share_interval(hits: np.ndarray, groups: np.ndarray) -> list[float | None]:
+    """The 95 % interval over groups, [low, high], of the share of `hits`, bool [M]."""
+    one_class = np.zeros(len(hits), np.int64)
+    resampling = Resampling(one_class, groups)
+    as_probabilities = np.stack([hits, ~hits], axis=1).astype(float)
+    return _bounds(intervals(resampling, [replicate(one_class, as_probabilities, resampling)])["accuracy"])
 
 
 def balanced_accuracy(truth: np.ndarray, predictions: np.ndarray) -> float:
@@ -41,21 +100,25 @@ def balanced_accuracy(truth: np.ndarray, predictions: np.ndarray) -> float:
     return float(balanced_accuracy_score(truth, predictions))
 
 
-def _standard_error(truth: np.ndarray, predictions: np.ndarray, groups: np.ndarray) -> float:
-    names, group = np.unique(groups, return_inverse=True)
-    classes, label = np.unique(truth, return_inverse=True)
-    # a row a class and a column a group, in which most groups have few of many classes
-    samples, hits = (
-        csr_array((counts.astype(float), (label, group)), shape=(len(classes), len(names)))
-        for counts in (np.ones(len(truth)), truth == predictions)
-    )
-    rng = np.random.default_rng(0)
-    draws = (np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(_RESAMPLES))
-    scores = [_mean_share(hits @ times, samples @ times) for times in draws]
-    return float(np.std(scores))
+def number(value: np.ndarray | float) -> float | None:
+    """A float for a report; None for NaN, which JSON has not."""
+    return None if np.isnan(value) else float(value)
 
 
-def _mean_share(hits: np.ndarray, samples: np.ndarray) -> float:
-    """Balanced accuracy over the classes that were drawn."""
-    drawn = samples > 0
-    return float(np.mean(hits[drawn] / samples[drawn]))
+def _bounds(interval: Interval, place: int | tuple[()] = ()) -> list[float | None]:
+    return [number(interval.low[place]), number(interval.high[place])]
+
+
+def _difference(interval: Interval, place: int | tuple[()] = ()) -> dict[str, float | None]:
+    low, high = _bounds(interval, place)
+    return {"difference": number(interval.value[place]), "low": low, "high": high}
+
+
+def _networks(probabilities: np.ndarray | Sequence[np.ndarray], count: int, classes: int) -> list[np.ndarray]:
+    networks = [probabilities] if isinstance(probabilities, np.ndarray) and probabilities.ndim == 2 else [*probabilities]
+    for part in networks:
+        if part.shape != (count, classes):
+            raise UserError(f"probabilities have the shape {part.shape}, not {(count, classes)}: samples, classes")
+        if not np.isfinite(part).all():
+            raise UserError("probabilities hold what is no finite number: the network's features or weights are broken")
+    return networks

@@ -17,12 +17,11 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.commands import evaluate as evaluate_command
 from fastfgssl.evaluation.features import FeatureExtractor
-from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.knn import knn_probabilities
 from fastfgssl.evaluation.linear_probe import linear_probe
 from fastfgssl.evaluation.matching import matching_accuracy
 from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import run_protocol
-from fastfgssl.evaluation.scores import score_labels
 from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
@@ -54,16 +53,16 @@ def clusters(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return 2 * torch.eye(8)[labels] + torch.randn(count, 8, generator=generator), labels
 
 
-def test_knn_is_the_weighted_vote_of_sklearn():
+def test_knn_gives_the_weighted_votes_of_sklearn():
     (train, labels), (queries, _) = clusters(500, 0), clusters(300, 1)
-    ours = knn_predict(train, labels, queries, num_classes=3, k=20, temperature=0.07)
+    ours = knn_probabilities(train, labels, queries, num_classes=3, k=20, temperature=0.07)
     theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    np.testing.assert_array_equal(ours, theirs.fit(train, labels).predict(queries))
+    np.testing.assert_allclose(ours, theirs.fit(train, labels).predict_proba(queries), atol=1e-5)
 
 
 def test_knn_with_fewer_samples_than_neighbours():
     train = torch.eye(3)
-    assert knn_predict(train, torch.arange(3), train + 0.1, num_classes=3).tolist() == [0, 1, 2]
+    assert knn_probabilities(train, torch.arange(3), train + 0.1, num_classes=3).argmax(1).tolist() == [0, 1, 2]
 
 
 def test_the_probe_learns_what_is_linear_and_chooses_its_strength_without_the_queries():
@@ -86,29 +85,6 @@ def test_too_few_groups_for_the_probe_are_one_clear_line(labels, groups):
     features = torch.zeros(len(labels), 2)
     with pytest.raises(UserError, match="3-fold cross-validation needs 3 groups"):
         linear_probe(features, np.array(labels), np.array(groups), features)
-
-
-def test_scores_of_a_known_confusion():
-    truth = np.array([0] * 8 + [1] * 2)
-    predictions = np.array([0] * 6 + [1] * 2 + [1, 0])
-    scores = score_labels(truth, predictions, np.arange(10), num_classes=3)
-    assert scores.accuracy == pytest.approx(0.7)
-    assert scores.balanced_accuracy == pytest.approx((6 / 8 + 1 / 2) / 2)
-    assert scores.macro_f1 == pytest.approx((2 * 6 / (2 * 6 + 1 + 2) + 2 * 1 / (2 + 2 + 1)) / 2)
-    assert scores.confusion == [[6, 2, 0], [1, 1, 0], [0, 0, 0]]
-
-
-def test_the_standard_error_is_that_of_groups():
-    truth = np.repeat([0, 1], [800, 200])
-    predictions = np.where(np.arange(1000) % 4 == 0, 1 - truth, truth)
-    scores = score_labels(truth, predictions, np.arange(1000), num_classes=2)
-    # standard error of the mean of two binomial shares
-    expected = 0.5 * np.sqrt(0.75 * 0.25 / 800 + 0.75 * 0.25 / 200)
-    assert scores.balanced_accuracy_se == pytest.approx(expected, rel=0.1)
-    # nine more images of each patient, all alike, tell nothing more
-    repeated = score_labels(*(np.repeat(part, 10) for part in (truth, predictions, np.arange(1000))), num_classes=2)
-    assert repeated.balanced_accuracy == pytest.approx(scores.balanced_accuracy)
-    assert repeated.balanced_accuracy_se == pytest.approx(expected, rel=0.1)
 
 
 def test_the_archives_own_split_is_used(archive_path):
@@ -261,10 +237,18 @@ def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp
     assert record["results"].keys() == names
     assert all(name in done.stdout for name in names)
     for result in record["results"].values():
+        for metric, (low, high) in result["intervals"].items():
+            assert low <= result[metric] <= high
         if protocol == "matching":
             assert result["chance"] < result["top1"] <= 1
         else:
             assert sum(map(sum, result["confusion"])) == record["val_samples"]
+            assert result["by_class"].keys() == set(record["classes"])
+    if protocol != "matching":
+        assert 0 < record["floors"]["majority"]["balanced_accuracy"] < 1
+        assert (record["overlap"]["groups"], record["overlap"]["identical_files"]) == (0, 0)
+    assert record["seeds"] == {"protocol": 0, "bootstrap": 0, "training": 0}
+    assert max(map(len, done.stdout.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from fastfgssl.evaluation import knn, logistic_regression, matching
 from fastfgssl.evaluation.feature_rows import FeatureRows, SideBySide, blocks
-from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.knn import knn_probabilities
 from fastfgssl.evaluation.linear_probe import linear_probe
 from fastfgssl.evaluation.logistic_regression import fit_logistic_regression
 from fastfgssl.evaluation.matching import matching_accuracy
@@ -92,13 +92,13 @@ def whole_knn(train, labels, queries, num_classes, k=20, temperature=0.07):
 def test_neighbours_are_those_of_the_whole_matrix(block_sizes):
     train, queries = normal(1000, 16), normal(211, 16, seed=1)
     labels = torch.randint(0, 5, (1000,), generator=torch.Generator().manual_seed(2))
-    found = knn_predict(stored(train), labels, stored(queries), num_classes=5)
+    found = knn_probabilities(stored(train), labels, stored(queries), num_classes=5).argmax(1)
     assert torch.equal(found, whole_knn(train, labels, queries, 5))
 
 
 def test_fewer_samples_than_neighbours_in_any_block(block_sizes):
     train, labels = normal(60, 4), torch.arange(60) % 3
-    found = knn_predict(stored(train), labels, stored(train), num_classes=3, k=100)
+    found = knn_probabilities(stored(train), labels, stored(train), num_classes=3, k=100).argmax(1)
     assert torch.equal(found, whole_knn(train, labels, train, 3, k=60))
 
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fastfgssl.evaluation import linear_probe, logistic_regression
 from fastfgssl.evaluation.feature_rows import FeatureRows
-from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.knn import knn_probabilities
 from fastfgssl.evaluation.matching import matching_accuracy
 from fastfgssl.runtime.environment import peak_memory
 
@@ -50,7 +50,7 @@ def main() -> None:
     labels = np.arange(args.images) % CLASSES
     start, before = time.monotonic(), peak_memory() / 1e9
     if args.protocol == "knn":
-        knn_predict(features, torch.from_numpy(labels), queries, num_classes=CLASSES)
+        knn_probabilities(features, torch.from_numpy(labels), queries, num_classes=CLASSES)
     elif args.protocol == "matching":
         # the first queries against the keys of all images
         matching_accuracy(queries, features)

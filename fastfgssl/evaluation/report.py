@@ -1,0 +1,110 @@
+"""What a protocol found, with the facts that a reader needs to believe it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.evaluation.near_duplicates import Overlap
+from fastfgssl.evaluation.scores import floor_scores, score_probabilities
+from fastfgssl.evaluation.split import Split, groups_of
+
+BatchStatistics = Literal["stored", "recomputed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What the scores of a report are of: for paired differences of two networks on the same samples."""
+
+    ids: np.ndarray
+    """Scoring samples, int64 [M]."""
+    truth: np.ndarray
+    """Their labels, int64 [M]."""
+    groups: np.ndarray
+    """Their groups, int64 [M]."""
+    probabilities: dict[str, np.ndarray]
+    """By feature, float64 [M, K]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a protocol found; `results` is by feature: head 0, head 1, head 2, all, backbone, colour."""
+
+    protocol: str
+    batch_statistics: BatchStatistics
+    split: str
+    """Which samples score: `val` or `test` of the archive's own split, or `random quarter`."""
+    left_out: dict[str, int]
+    """Samples that neither train nor score, by the split that the archive names for them."""
+    fit_samples: int
+    """Of the training split; 0 for matching."""
+    fit_groups: int = 0
+    val_samples: int
+    val_groups: int
+    """What intervals are over: groups (patients, lesions) of the scoring samples; one alone is its own."""
+    classes: tuple[str, ...]
+    results: dict[str, dict]
+    """Scores as `scores.score_probabilities` gives them; of matching `top1`, `chance` and `intervals`."""
+    floors: dict[str, dict] = field(default_factory=dict)
+    """Scores that need no network: `majority`, the frequencies of the classes. `colour` is among the results."""
+    overlap: Overlap | None = None
+    """What the scoring samples share with the training split; None for matching, which trains on nothing."""
+    label_fraction: float = 1.0
+    """Part of the labelled groups of the training split that was used."""
+    seeds: dict[str, int] = field(default_factory=dict)
+    """Of what is random: `protocol`, the draws of the `bootstrap`, and the network's `training`, or `untrained`."""
+    step: int = 0
+    """Training steps that the weights have seen."""
+    predictions: Predictions | None = field(default=None, repr=False, compare=False)
+
+    def record(self) -> dict:
+        """All but the predictions, as JSON has it."""
+        return dataclasses.asdict(dataclasses.replace(self, predictions=None)) | {"predictions": None}
+
+
+def classification_report(
+    archive: Archive,
+    protocol: str,
+    split: Split,
+    labels: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    *,
+    batch_statistics: BatchStatistics = "stored",
+    overlap: Overlap | None = None,
+    chosen: Mapping[str, dict] | None = None,
+    label_fraction: float = 1.0,
+    seeds: Mapping[str, int] | None = None,
+) -> Report:
+    """The report of a protocol that gives each scoring sample probabilities.
+
+    split: the samples that trained and those that were scored, without what does not decode. labels: of all samples of
+    the archive, int64. probabilities: float64 [M, K] of each of `split.val`, by the feature or head that they are from.
+    chosen: more entries for the results, by the same names.
+    """
+    truth, groups = labels[split.val], groups_of(archive, split.val)
+    results = {
+        name: score_probabilities(truth, values, groups, classes=archive.classes) | dict((chosen or {}).get(name, {}))
+        for name, values in probabilities.items()
+    }
+    return Report(
+        protocol=protocol,
+        batch_statistics=batch_statistics,
+        split=split.name,
+        left_out=split.left_out,
+        fit_samples=len(split.train),
+        fit_groups=len(np.unique(groups_of(archive, split.train))),
+        val_samples=len(split.val),
+        val_groups=len(np.unique(groups)),
+        classes=archive.classes,
+        results=results,
+        floors={"majority": floor_scores(truth, labels[split.train], classes=archive.classes)},
+        overlap=overlap,
+        label_fraction=label_fraction,
+        seeds={"bootstrap": 0} | dict(seeds or {}),
+        predictions=Predictions(ids=split.val, truth=truth, groups=groups, probabilities=dict(probabilities)),
+    )
