@@ -16,7 +16,7 @@ from fastfgssl.runtime.distributed import local_main_first, start_world
 from fastfgssl.runtime.memory import memory_errors
 from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
 from fastfgssl.training.provenance import Provenance
-from fastfgssl.training.resume import find_state
+from fastfgssl.training.resume import as_begun, find_state
 from fastfgssl.training.sinks import make_sinks
 from fastfgssl.training.trainer import Outcome, fit
 
@@ -35,6 +35,7 @@ def pretrain(
         config.train.check_world_size(world.size)
         data = ArchiveStream(config, world)
         state = find_state(config, data, world)
+        config = data.config = as_begun(config, state)
         torch.manual_seed(config.seed)
         # the first downloads weights, the others find them
         with shared_errors(world), local_main_first(world), memory_errors("placing the network"):

@@ -15,8 +15,15 @@ from fastfgssl.benchmarks.measure import Record, Settings, Suite, copies, replay
 from fastfgssl.config.schema import IMAGENET_MEAN as MEAN
 from fastfgssl.config.schema import IMAGENET_STD as STD
 from fastfgssl.kernels import jigsaw
-from fastfgssl.kernels.fan_out.op import fan_out
-from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
+from fastfgssl.kernels.fan_out.op import Views, fan_out
+from fastfgssl.kernels.fan_out.reference import (
+    FLIP,
+    GRAYSCALE,
+    SOLARISE,
+    TRANSPOSE,
+    VERTICAL_FLIP,
+    fan_out_reference,
+)
 from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
 
 GRIDS = (16, 8, 4)
@@ -69,24 +76,42 @@ def _has_dali() -> bool:
         return False
 
 
-def _fan_out(suite: Suite) -> Iterator[Record]:
-    device, sizes = suite.device, SIZES[suite.scale]
-    batch, side = sizes.batch, sizes.side
+@dataclass(frozen=True)
+class _Case:
+    """A batch of images, and how its views are made of it; both ways have been compared with the truth."""
+
+    puzzle: np.ndarray
+    anchor: np.ndarray
+    arguments: _Arguments
+    expected: list[torch.Tensor]
+    """Anchor, puzzle view and puzzles, float16 [B, S, S, 3]."""
+    of_tensors: Callable[..., Views]
+    plain: Callable[[], list[torch.Tensor]]
+
+
+def _make_case(suite: Suite, *, symmetries: bool) -> _Case:
+    """symmetries: views in all of a square, alike often; else mirrored as often as the `paper` preset asks for it."""
+    device, batch, side = suite.device, SIZES[suite.scale].batch, SIZES[suite.scale].side
     rng = np.random.default_rng(0)
     puzzle, anchor = rng.integers(0, 256, (2, batch, side, side, 3), dtype=np.uint8)
+    puzzle_flags = (FLIP * (rng.random(batch) < 0.5) + GRAYSCALE * (rng.random(batch) < 0.2)).astype(np.int32)
+    anchor_flags = (GRAYSCALE * (rng.random(batch) < 0.2) + SOLARISE * (rng.random(batch) < 0.2)).astype(np.int32)
+    if symmetries:
+        puzzle_flags, anchor_flags = (
+            sum(bit * (rng.random(batch) < 0.5) for bit in (FLIP, VERTICAL_FLIP, TRANSPOSE)).astype(np.int32)
+            for _ in range(2)
+        )
     arguments: _Arguments = {
-        # as often as the `paper` preset asks for them
-        "puzzle_flags": (FLIP * (rng.random(batch) < 0.5) + GRAYSCALE * (rng.random(batch) < 0.2)).astype(np.int32),
-        "anchor_flags": (GRAYSCALE * (rng.random(batch) < 0.2) + SOLARISE * (rng.random(batch) < 0.2)).astype(np.int32),
+        "puzzle_flags": puzzle_flags,
+        "anchor_flags": anchor_flags,
         "permutations": [rng.permuted(np.tile(np.arange(g * g), (batch, 1)), axis=1) for g in GRIDS],
         "grids": GRIDS,
         "mean": MEAN,
         "std": STD,
     }
     sources = [torch.from_numpy(images).to(device) for images in (puzzle, anchor)]
-    flags = [torch.from_numpy(arguments[name]).to(device) for name in ("puzzle_flags", "anchor_flags")]
+    flags = [torch.from_numpy(values).to(device) for values in (puzzle_flags, anchor_flags)]
     orders = [torch.from_numpy(order).to(device) for order in arguments["permutations"]]
-
     of_tensors = partial(
         fan_out,
         *sources,
@@ -97,26 +122,35 @@ def _fan_out(suite: Suite) -> Iterator[Record]:
         mean=MEAN,
         std=STD,
     )
-    kept = of_tensors()
+    plain = partial(plain_fan_out, *sources, puzzle_flags=flags[0], anchor_flags=flags[1], orders=orders)
     truth = fan_out_reference(puzzle, anchor, **arguments, dtype=np.float16)
     expected = [torch.from_numpy(view) for view in (truth.anchor, truth.puzzle_view, *truth.puzzles)]
-    _require_views("fan-out of tensors", [kept.anchor, kept.puzzle_view, *kept.puzzles], expected, tolerance=0)
-    versions: dict[str, Callable[[], Any]] = {"of tensors": of_tensors}
+    _require_views("fan-out of tensors", _flat(of_tensors()), expected, tolerance=0)
+    _require_views("plain fan-out", plain(), expected, tolerance=2e-3)
+    return _Case(puzzle, anchor, arguments, expected, of_tensors, plain)
+
+
+def _flat(views: Views) -> list[torch.Tensor]:
+    return [views.anchor, views.puzzle_view, *views.puzzles]
+
+
+def _fan_out(suite: Suite) -> Iterator[Record]:
+    device, sizes = suite.device, SIZES[suite.scale]
+    batch, side = sizes.batch, sizes.side
+    case = _make_case(suite, symmetries=False)
+    kept = case.of_tensors()
+    versions: dict[str, Callable[[], Any]] = {"of tensors": case.of_tensors}
     if device.type == "cpu":  # torch keeps a GPU's memory
-        versions["of tensors into kept views"] = partial(of_tensors, out=kept)
+        versions["of tensors into kept views"] = partial(case.of_tensors, out=kept)
     if _has_dali():
         from fastfgssl.benchmarks.dali_operators import fan_out_graph
 
-        versions["as DALI's operator"] = graph = fan_out_graph(device, puzzle, anchor, **arguments)
+        versions["as DALI's operator"] = graph = fan_out_graph(device, case.puzzle, case.anchor, **case.arguments)
         made = [torch.from_numpy(np.array(views.as_cpu().as_tensor())).permute(0, 3, 1, 2) for views in graph()]
-        _require_views("DALI's fan-out", made, expected, tolerance=0)
+        _require_views("DALI's fan-out", made, case.expected, tolerance=0)
 
-    def plain() -> list[torch.Tensor]:
-        return plain_fan_out(*sources, puzzle_flags=flags[0], anchor_flags=flags[1], orders=orders)
-
-    _require_views("plain fan-out", plain(), expected, tolerance=2e-3)
-    moved = puzzle.nbytes + anchor.nbytes + sum(view.nbytes for view in expected)
-    case = f"{2 + len(GRIDS)} views of {side} px, batch {batch}, float16"
+    moved = case.puzzle.nbytes + case.anchor.nbytes + sum(view.nbytes for view in case.expected)
+    name = f"{2 + len(GRIDS)} views of {side} px, batch {batch}, float16"
     compare = partial(
         suite.compare,
         limit=("copy of the same bytes", copies(moved, device, times=sizes.passes)),
@@ -127,12 +161,18 @@ def _fan_out(suite: Suite) -> Iterator[Record]:
     for version, ours in versions.items():
         calls = lambda ours=ours: [ours() for _ in range(sizes.passes)]  # noqa: E731 - binds the turn of the loop
         yield compare(
-            f"fan-out {version}, {case}",
+            f"fan-out {version}, {name}",
             ours=calls if "DALI" in version else replayed(calls, device),
-            baseline=("vectorised PyTorch", lambda: [plain() for _ in range(sizes.passes)]),
+            baseline=("vectorised PyTorch", lambda: [case.plain() for _ in range(sizes.passes)]),
         )
+    turned = _make_case(suite, symmetries=True)
+    yield compare(
+        f"fan-out of tensors into kept views, turned and mirrored, {name}",
+        ours=replayed(lambda: [turned.of_tensors(out=kept) for _ in range(sizes.passes)], device),
+        baseline=("vectorised PyTorch", lambda: [turned.plain() for _ in range(sizes.passes)]),
+    )
     if device.type == "cpu":  # on a GPU its 250,000 launches take seconds
-        view = expected[1].permute(0, 3, 1, 2)
+        view = case.expected[1].permute(0, 3, 1, 2)
         turns = [torch.rand(batch, g * g).argsort(dim=1) for g in GRIDS]
 
         def loop() -> list[torch.Tensor]:
@@ -141,8 +181,8 @@ def _fan_out(suite: Suite) -> Iterator[Record]:
         for puzzles, order, grid in zip(loop(), turns, GRIDS, strict=True):
             require_close("published loop", puzzles, jigsaw_reference(view, _swapped(order), grid), tolerance=0)
         yield compare(
-            f"fan-out of tensors, {case}",
-            ours=lambda: [of_tensors() for _ in range(sizes.passes)],
+            f"fan-out of tensors, {name}",
+            ours=lambda: [case.of_tensors() for _ in range(sizes.passes)],
             baseline=("published loop, puzzles only", lambda: [loop() for _ in range(sizes.passes)]),
         )
 
@@ -166,8 +206,12 @@ def plain_fan_out(
     views = []
     for images, flags in ((anchor, anchor_flags), (puzzle, puzzle_flags)):
         images = images.clone()
-        flip, gray, solarise = ((flags & bit).nonzero().flatten() for bit in (FLIP, GRAYSCALE, SOLARISE))
+        transpose, flip, vertical, gray, solarise = (
+            (flags & bit).nonzero().flatten() for bit in (TRANSPOSE, FLIP, VERTICAL_FLIP, GRAYSCALE, SOLARISE)
+        )
+        images[transpose] = images[transpose].transpose(1, 2)
         images[flip] = images[flip].flip(2)
+        images[vertical] = images[vertical].flip(1)
         images[gray] = (images[gray].float() @ weights)[..., None].round().to(torch.uint8).expand_as(images[gray])
         images[solarise] = torch.where(images[solarise] > 127, 255 - images[solarise], images[solarise])
         views.append(((images.float() / 255 - mean) / std).half().permute(0, 3, 1, 2))

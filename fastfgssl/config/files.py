@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -16,10 +17,16 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from fastfgssl.config.convert import convert, is_null
+from fastfgssl.config.preset_text import preset_from_values, text_of
 from fastfgssl.config.schema import Config
 from fastfgssl.config.section import field_types
+from fastfgssl.config.text_loader import TextLoader
 from fastfgssl.runtime.errors import UserError, nearest
 
+MEANT_BEFORE = {"data.view_sizes": "pixels"}
+"""What a run meant that began before a key existed, where that is not the key's default: the run goes on so."""
+
+_VIEWS = "data.views"
 _ALTERNATIVES = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
 _PACKAGE = Path(__file__).parents[1]
 # as they are installed, and in a checkout
@@ -52,7 +59,15 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
         # a run is as long as was said last: steps given on the command line replace the file's epochs
         flat.pop(_ALTERNATIVES.get(key, ""), None)
         flat[key] = _read_override(key, text)
+    views = flat.get(_VIEWS)
+    if isinstance(views, str) and views.endswith((".yaml", ".yml")):
+        flat[_VIEWS] = _read_preset(Path(views))
     return config_from_values(flat)
+
+
+def config_of_run(values: dict[str, Any]) -> Config:
+    """The `Config` that a run has stored: a key that is younger than the run has what was meant before it existed."""
+    return config_from_values(MEANT_BEFORE | values)
 
 
 def config_from_values(flat: dict[str, Any]) -> Config:
@@ -105,19 +120,6 @@ def list_keys(cls: type = Config, prefix: str = "") -> tuple[Key, ...]:
     return tuple(keys)
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Reads every scalar as its text, and refuses a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        mapping = super().construct_mapping(node, deep)
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise UserError(f"line {key.start_mark.line + 1}: {key.value} is given twice; keep one of the two")
-            seen.add(key.value)
-        return mapping
-
-
 def _find(file: str | Path) -> Path:
     """The file, or that of a configuration of the package which is called so."""
     path = Path(file)
@@ -131,16 +133,29 @@ def _find(file: str | Path) -> Path:
 
 
 def _read_file(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), _TextLoader)
+    with _file_errors(file, "configuration"):
+        values = yaml.load(file.read_text(encoding="utf-8"), TextLoader)
         if not isinstance(values, dict):
             raise UserError(f"must hold keys such as `data:` and `train:`, not {type(values).__name__}")
         return _flatten(values)
+
+
+def _read_preset(file: Path) -> str:
+    """The view preset of a file as one line of YAML, which a run then holds in the place of the file's name."""
+    with _file_errors(file, "view preset"):
+        return text_of(preset_from_values(yaml.load(file.read_text(encoding="utf-8"), TextLoader)))
+
+
+@contextmanager
+def _file_errors(file: Path, what: str) -> Iterator[None]:
+    """Turns whatever is wrong with a YAML file into one line that names it."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"cannot read the configuration {file}: {reason}") from None
+        raise UserError(f"cannot read the {what} {file}: {reason}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
 
@@ -149,7 +164,7 @@ def _read_override(key: str, text: str) -> Any:
     if any(known.name == key and known.type is str for known in list_keys()):
         return text  # a file name may hold what means something to YAML
     try:
-        return yaml.load(text, _TextLoader)
+        return yaml.load(text, TextLoader)
     except (yaml.YAMLError, UserError):
         raise UserError(f"override {key}={text}: the value is not YAML; quote it") from None
 
@@ -159,7 +174,9 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and value:
+        if key == _VIEWS and isinstance(value, dict):  # a preset that is written where it is used
+            below = {key: text_of(preset_from_values(value))}
+        elif isinstance(value, dict) and value:
             below = _flatten(value, f"{key}.")
         elif key in _sections() and (value == {} or is_null(value)):
             below = {}

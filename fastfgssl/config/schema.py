@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fastfgssl.config.preset_text import find_preset, text_of
 from fastfgssl.config.section import Section, require
 from fastfgssl.runtime.errors import UserError
 
@@ -20,6 +21,7 @@ Schedule = Literal["progressive", "joint"]
 PrecisionName = Literal["float32", "tf32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cuda", "cpu"]
 GradientDtype = Literal["float32", "bfloat16"]
+ViewSizes = Literal["relative", "pixels"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,7 +37,11 @@ class DataConfig(Section):
     image_size: int = 224
     """Side of every view in pixels; divisible by every grid."""
     views: str = "paper"
-    """View preset: paper, barlow or grayscale (fastfgssl/data/presets.py)."""
+    """View preset: paper, barlow, grayscale, dermoscopy, fundus, histology, radiograph or ultrasound, or FILE.yaml with
+    one of yours, whose content then is the value (docs/views.md)."""
+    view_sizes: ViewSizes = "relative"
+    """What sizes in a preset are, such as the sigma of a blur: relative, stated for 224 pixels and scaled with
+    image_size, or pixels of the view. Runs from before this key existed go on with pixels."""
     window: int = 16
     """Shards whose samples are shuffled together; more mixes better, fewer reads more sequentially."""
     threads: int = 0
@@ -51,6 +57,9 @@ class DataConfig(Section):
 
     def _check(self) -> None:
         require(bool(self.path), "data.path", self.path, "the folder of a prepared archive")
+        preset = find_preset(self.views)
+        if self.views.startswith("{"):  # in one way, so that a run whose preset is only written in another goes on
+            object.__setattr__(self, "views", text_of(preset))
         self._require_positive("image_size", "window", "prefetch")
         require(self.threads >= 0, "data.threads", self.threads, "0 or more")
         require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "in [0, 1]")

@@ -12,9 +12,9 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
-from fastfgssl.config.schema import Config
+from fastfgssl.config.schema import Config, ViewSizes
 from fastfgssl.data.batch import Needs
-from fastfgssl.data.presets import Preset, find_preset
+from fastfgssl.data.presets import PRESETS, Preset, find_preset
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import cores_per_rank
 from fastfgssl.runtime.errors import UserError
@@ -33,6 +33,8 @@ class GraphSpec:
     image_size: int
     """Side of the views in pixels."""
     preset: Preset
+    view_sizes: ViewSizes = "relative"
+    """What sizes in the preset are: stated for `REFERENCE_SIDE` pixels, or pixels of these views."""
     needs: Needs
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -57,10 +59,11 @@ class GraphSpec:
                 raise UserError(
                     f"the objective's needs: a grid of {grid}: must divide data.image_size = {self.image_size}, or be 0"
                 )
-        jitters = [view.jitter for view in (self.preset.puzzle, self.preset.anchor)]
-        if self.sixteen_bit and any(jitter and jitter.colour for jitter in jitters):
+        if self.sixteen_bit and self.preset.colour:
+            others = ", ".join(name for name, preset in PRESETS.items() if not preset.colour)
             raise UserError(
-                "data.views: this preset changes hue and saturation, which 16-bit images do not allow; use grayscale"
+                "data.views: this preset changes hue and saturation, which 16-bit images do not allow;"
+                f" those that do not are {others}"
             )
 
     @property
@@ -78,6 +81,7 @@ class GraphSpec:
             batch_size=config.train.batch_size // world.size,
             image_size=data.image_size,
             preset=preset or find_preset(data.views),
+            view_sizes=data.view_sizes,
             needs=needs,
             mean=data.mean,
             std=data.std,

@@ -2,9 +2,9 @@
 
     external_source -> decode -> resize or crop -> affine -> colour jitter -> blur -> views operator
 
-Flip, grayscale, solarise, normalisation, cast and all puzzles are one pass of our own operator (kernels/fan_out). On
-the CPU that pass blurs too and the resize is ours, since DALI's stock CPU operators for both take several times as
-long; on a GPU both are stock. Nothing here is random: every parameter comes in with the bytes.
+Turns, flips, grayscale, solarise, normalisation, cast and all puzzles are one pass of our own operator
+(kernels/fan_out). On the CPU that pass blurs too and the resize is ours, since DALI's stock CPU operators for both take
+several times as long; on a GPU both are stock. Nothing here is random: every parameter comes in with the bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastfgssl.data.decode import GraphSpec, decode, pipeline_options
 from fastfgssl.data.presets import JITTER_PARTS, ViewSpec
 from fastfgssl.data.view_params import ViewDraws, ViewParams
 from fastfgssl.kernels.build import BuildError, load_plugin
-from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE
+from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, TRANSPOSE, VERTICAL_FLIP
 from fastfgssl.runtime.errors import UserError
 
 _INTERPOLATION = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
@@ -95,7 +95,12 @@ def load_operators() -> None:
 
 def view_flags(view: ViewDraws) -> np.ndarray:
     """int32 [B], the operator's flags of a view."""
-    return (FLIP * view.flip + GRAYSCALE * view.grayscale + SOLARISE * view.solarise).astype(np.int32)
+    flags = FLIP * view.flip + GRAYSCALE * view.grayscale + SOLARISE * view.solarise
+    if view.vertical_flip is not None:
+        flags += VERTICAL_FLIP * view.vertical_flip
+    if view.transpose is not None:
+        flags += TRANSPOSE * view.transpose
+    return flags.astype(np.int32)
 
 
 def _declare_inputs(spec: GraphSpec) -> list[_Input]:
@@ -191,7 +196,7 @@ def _crop(image: DataNode, name: str, inputs: dict[str, DataNode], spec: GraphSp
 
 
 def _distort(image: DataNode, name: str, view: ViewSpec, inputs: dict[str, DataNode], spec: GraphSpec) -> DataNode:
-    """What is done to one view before the views operator, in the order of the fields of `ViewSpec`."""
+    """What is done to one view before the views operator, in the order that `ViewSpec` says."""
     # stock operators for geometry and intensity do not take uint16; a cast back rounds and saturates
     as_float = spec.sixteen_bit and (view.affine or view.jitter)
     if as_float:

@@ -57,6 +57,7 @@ class HostBatches:
             seed=self._seed,
             sizes=self._reader.picture_sizes(ids),
             image_size=self._spec.image_size,
+            view_sizes=self._spec.view_sizes,
             grids=self._spec.needs.grids,
         )
         return HostBatch(

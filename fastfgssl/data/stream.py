@@ -26,7 +26,8 @@ class ArchiveStream:
     """What `config` trains on. Raises `UserError` on every rank if the archive cannot be opened or used."""
 
     def __init__(self, config: Config, world: World) -> None:
-        self._config, self._world = config, world
+        self.config, self._world = config, world
+        """What batches are made under; that of the run, once it is known."""
         with shared_errors(world):
             self.archive = Archive.open(config.data.path)
         self.num_samples, self.fingerprint = self.archive.num_samples, self.archive.fingerprint
@@ -36,7 +37,7 @@ class ArchiveStream:
     @contextmanager
     def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
         """This rank's batches of steps `start` to `stop` - 1; a run that ends in order says what it was not shown."""
-        config, world = self._config, self._world
+        config, world = self.config, self._world
         listed = Path(config.output) / "quarantine.csv"
         with shared_errors(world), local_main_first(world):  # the first builds the operators, the others find them
             loader = Loader(

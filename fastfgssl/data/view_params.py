@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastfgssl.config.schema import ViewSizes
+from fastfgssl.config.views import REFERENCE_SIDE
 from fastfgssl.data.order import Slots
 from fastfgssl.data.philox import Use, permutations, random_words, uniform
 from fastfgssl.data.presets import Affine, Crop, Jitter, Preset, ViewSpec
@@ -19,7 +21,10 @@ from fastfgssl.data.presets import Affine, Crop, Jitter, Preset, ViewSpec
 
 
 class ViewDraws(NamedTuple):
-    """One view's parameters; an entry that its preset never needs is None."""
+    """One view's parameters; an entry that its preset never needs is None.
+
+    Flips and turns are one of the symmetries of a square: first a transposition, then flips.
+    """
 
     flip: np.ndarray  # bool [B]
     grayscale: np.ndarray  # bool [B]
@@ -28,6 +33,8 @@ class ViewDraws(NamedTuple):
     crop: np.ndarray | None  # float32 [B, 4], x0, y0, x1, y1 in pixels of the decoded image
     jitter: np.ndarray | None  # float32 [B, 4], factors of brightness, contrast, saturation, and hue in degrees
     affine: np.ndarray | None  # float32 [B, 2, 3], from view pixels to pixels of the resized image
+    vertical_flip: np.ndarray | None = None  # bool [B]
+    transpose: np.ndarray | None = None  # bool [B]
 
 
 class ViewParams(NamedTuple):
@@ -51,34 +58,48 @@ class _Column(IntEnum):
     HUE = 9
     ROTATION = 10
     SCALE = 11
+    VERTICAL_FLIP = 12
+    TURNED = 13
+    QUARTERS = 14
 
 
 _CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 
 
 def draw_view_params(
-    preset: Preset, slots: Slots, *, seed: int, sizes: np.ndarray, image_size: int, grids: tuple[int, ...]
+    preset: Preset,
+    slots: Slots,
+    *,
+    seed: int,
+    sizes: np.ndarray,
+    image_size: int,
+    grids: tuple[int, ...],
+    view_sizes: ViewSizes = "relative",
 ) -> ViewParams:
     """Draws the parameters of all views of a batch.
 
     slots: sample ids and epochs; sizes: [B, 2], width and height of the decoded images in pixels; image_size: side of
-    the views in pixels; grids: tiles a side of each puzzle, 0 for one that
-    is not made.
+    the views in pixels; grids: tiles a side of each puzzle, 0 for one that is not made; view_sizes: whether sizes in
+    the preset are stated for `REFERENCE_SIDE` pixels, or are pixels of these views.
     """
+    size = image_size / REFERENCE_SIDE if view_sizes == "relative" else 1.0
 
     def words(what: int, count: int) -> np.ndarray:
         return random_words(seed, slots.epochs, slots.ids, what, count)
 
     def view(view: ViewSpec, numbers: Use, crop_numbers: Use) -> ViewDraws:
         u = uniform(words(numbers, len(_Column)))
+        flip, vertical_flip, transpose = _symmetry(view, u)
         return ViewDraws(
-            flip=u[:, _Column.FLIP] < view.flip,
+            flip=flip,
             grayscale=u[:, _Column.GRAYSCALE] < view.grayscale,
             solarise=u[:, _Column.SOLARISE] < view.solarise,
-            sigma=_sigma(view, u) if view.blur else None,
+            sigma=_sigma(view, u, size) if view.blur else None,
             crop=_crop(view.crop, uniform(words(crop_numbers, 2 * _CROP_TRIES + 2)), sizes) if view.crop else None,
             jitter=_jitter(view.jitter, u) if view.jitter else None,
             affine=_affine(view.affine, u, image_size) if view.affine else None,
+            vertical_flip=vertical_flip if view.vertical_flip or view.quarter_turns else None,
+            transpose=transpose if view.quarter_turns else None,
         )
 
     return ViewParams(
@@ -96,8 +117,18 @@ def _between(u: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -
     return low + (high - low) * u
 
 
-def _sigma(view: ViewSpec, u: np.ndarray) -> np.ndarray:
-    sigma = _between(u[:, _Column.SIGMA], *view.sigma)
+def _symmetry(view: ViewSpec, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flips, then a turn anticlockwise, as what gives the same: a transposition, then flips. bool [B] each."""
+    flip, vertical_flip = u[:, _Column.FLIP] < view.flip, u[:, _Column.VERTICAL_FLIP] < view.vertical_flip
+    quarters = np.where(u[:, _Column.TURNED] < view.quarter_turns, np.floor(4 * u[:, _Column.QUARTERS]), 0)
+    transpose = quarters % 2 == 1
+    # what was mirrored before rows and columns are exchanged is mirrored the other way after it
+    flip, vertical_flip = np.where(transpose, vertical_flip, flip), np.where(transpose, flip, vertical_flip)
+    return flip ^ (quarters >= 2), vertical_flip ^ ((quarters == 1) | (quarters == 2)), transpose
+
+
+def _sigma(view: ViewSpec, u: np.ndarray, size: float) -> np.ndarray:
+    sigma = size * _between(u[:, _Column.SIGMA], *view.sigma)
     return np.where(u[:, _Column.BLUR] < view.blur, sigma, 0).astype(np.float32)
 
 

@@ -216,6 +216,7 @@ class Bench:
             seed=self.config.seed,
             sizes=sizes,
             image_size=self.spec.image_size,
+            view_sizes=self.spec.view_sizes,
             grids=self.spec.needs.grids,
         )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastfgssl.config.files import config_from_values
+from fastfgssl.config.files import config_of_run
 from fastfgssl.config.schema import Config
 from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.models import Network
@@ -75,7 +75,7 @@ def load_pretrained(checkpoint: str | Path) -> Pretrained:
     path = Path(checkpoint).expanduser()
     state = _newest_of(path) if path.is_dir() else load_checkpoint(path)
     try:
-        config = config_from_values(state["config"])
+        config = config_of_run(state["config"])
         model = build_untrained(config, config.seed)
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fastfgssl.config.files import config_from_values, config_to_values
+from fastfgssl.config.files import MEANT_BEFORE, config_from_values, config_of_run, config_to_values, list_keys
 from fastfgssl.config.schema import Config
 from fastfgssl.runtime.agreement import require_agreement, shared_errors
 from fastfgssl.runtime.distributed import World
@@ -37,18 +37,35 @@ def find_state(config: Config, data: Data, world: World) -> dict[str, Any] | Non
         state, damaged = load_newest_checkpoint(folder)
     require_agreement(state["step"] if state else 0, world, f"checkpoints of {config.output}")
     if state is not None:
-        _require_same_run(state, config, data)
+        _require_same_run(state, as_begun(config, state), data)
     with shared_errors(world):
         if world.is_main:
             tidy_checkpoints(folder, damaged)
-    if state is not None and world.is_main and (change := _changed_length(state, config)):
-        log.warning("%s", change)
+    if state is not None and world.is_main:
+        if change := _changed_length(state, config):
+            log.warning("%s", change)
+        for key, value in _kept_meanings(state, config).items():
+            log.info("%s goes on with %s=%s, as it was begun", config.output, key, value)
     return state
 
 
+def as_begun(config: Config, state: dict[str, Any] | None) -> Config:
+    """What the run of `state` goes on under: `config`, with what the run meant before a key existed that is unset.
+
+    A key counts as unset that has its default. For a new run, None, that is `config` itself.
+    """
+    kept = _kept_meanings(state, config) if state is not None else {}
+    return config_from_values(config_to_values(config) | kept) if kept else config
+
+
+def _kept_meanings(state: dict[str, Any], config: Config) -> dict[str, Any]:
+    then, now = config_to_values(config_of_run(state["config"])), config_to_values(config)
+    defaults = {key.name: key.default for key in list_keys()}
+    return {key: old for key, old in MEANT_BEFORE.items() if then[key] == old and now[key] == defaults[key]}
+
+
 def _require_same_run(state: dict[str, Any], config: Config, data: Data) -> None:
-    # a key that the run did not know yet had what is its default now
-    then, now = config_to_values(config_from_values(state["config"])), config_to_values(config)
+    then, now = config_to_values(config_of_run(state["config"])), config_to_values(config)
     for key in now:
         if key not in _FREE_KEYS and key not in _LENGTH_KEYS and then[key] != now[key]:
             raise UserError(

@@ -16,8 +16,11 @@ constexpr int kMaxGrids = 16;  // of one call
 // What an output is; a puzzle's number is kPuzzle + that of its grid.
 enum Role : int { kAnchor, kView, kPuzzle };
 
-// What is done to a view's source image, as bits of `puzzle_flags` and `anchor_flags`.
-enum ViewFlag : int { kFlip = 1, kGrayscale = 2, kSolarise = 4 };
+// What is done to a view's source image, as bits of `puzzle_flags` and `anchor_flags`. First of all rows and columns are
+// exchanged, then the image is mirrored: kTranspose, kFlip and kVerticalFlip together are the eight symmetries of a
+// square. What is not square cannot be transposed.
+enum ViewFlag : int { kFlip = 1, kGrayscale = 2, kSolarise = 4, kVerticalFlip = 8, kTranspose = 16 };
+constexpr int kAllFlags = 31;
 
 // The luminance of ITU-R 601-2 in 16-bit fixed point, as Pillow computes it; 16-bit input just fits in 32 bits.
 template <typename In>

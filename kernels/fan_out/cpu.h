@@ -5,17 +5,15 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
-#include "arithmetic.h"
+#include "rows.h"
 #include "../blur/blur.h"
 
 namespace fastfgssl {
@@ -79,82 +77,6 @@ class StreamWriter {
   int head_, fill_;
 };
 
-// A row of numbers, normalised. `restrict` lets the compiler use its widest vectors.
-template <typename In>
-inline void NormaliseRow(const In *__restrict row, const float *__restrict mean, const float *__restrict inverse_std,
-                         int count, float *__restrict to) {
-  for (int i = 0; i < count; i++) to[i] = Normalise(row[i], mean[i], inverse_std[i]);
-}
-
-#ifdef __F16C__
-inline __m256i LoadEight(const uint8_t *from) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)));
-}
-inline __m256i LoadEight(const uint16_t *from) {
-  return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
-}
-#endif
-
-// A float16 number as it lies in memory.
-struct Half {
-  uint16_t bits;
-};
-
-// To nearest even, as the vector instruction does.
-inline Half RoundToHalf(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value), sign = bits >> 16 & 0x8000;
-  uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000)
-    magnitude = 0x7e00;  // NaN
-  else if (magnitude >= 0x47800000)
-    magnitude = 0x7c00;  // 65536 and more: infinity
-  else if (magnitude < 0x38800000)  // below 2^-14: a sum with 1/2 has its last place where a subnormal half has it
-    magnitude = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
-  else
-    magnitude = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-  return {static_cast<uint16_t>(sign | magnitude)};
-}
-
-// The same, rounded to nearest even.
-template <typename In>
-inline void NormaliseRow(const In *__restrict row, const float *__restrict mean, const float *__restrict inverse_std,
-                         int count, Half *__restrict to) {
-  int i = 0;
-#ifdef __F16C__  // and with it AVX
-  for (; i + 8 <= count; i += 8) {
-    const __m256 difference = _mm256_sub_ps(_mm256_cvtepi32_ps(LoadEight(row + i)), _mm256_loadu_ps(mean + i));
-    const __m256 values = _mm256_mul_ps(difference, _mm256_loadu_ps(inverse_std + i));
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(to + i), _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
-  }
-#endif
-  for (; i < count; i++) to[i] = RoundToHalf(Normalise(row[i], mean[i], inverse_std[i]));
-}
-
-// A row of pixels, mirrored.
-template <typename In, int channels>
-inline void FlipRow(const In *__restrict row, int width, In *__restrict to) {
-  int x = 0;
-#ifdef __AVX2__
-  if constexpr (sizeof(In) == 1 && channels == 3) {
-    // five pixels a block, of which a sixteenth byte is overwritten by the next
-    const __m128i mirror = _mm_setr_epi8(13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, 0);
-    for (; x + 6 <= width; x += 5) {
-      const In *from = row + 3 * (width - x) - 16;
-      _mm_storeu_si128(reinterpret_cast<__m128i *>(to + 3 * x),
-                       _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)), mirror));
-    }
-  }
-#endif
-  for (; x < width; x++)
-    for (int c = 0; c < channels; c++) to[x * channels + c] = row[(width - 1 - x) * channels + c];
-}
-
-template <typename In>
-inline void GrayscaleRow(In *row, int width) {
-  for (In *pixel = row; pixel < row + 3 * width; pixel += 3)
-    pixel[0] = pixel[1] = pixel[2] = Luminance(pixel[0], pixel[1], pixel[2]);
-}
-
 // What is the same for all images of a batch.
 struct FanOutFormat {
   int height, width, channels;
@@ -213,7 +135,8 @@ class FanOut {
 
   // Rows of a view, each made at row_at(y) and given to the writer, if there is one.
   template <typename RowAt>
-  void MakeView(const FanOutFormat &format, const In *image, const ViewChanges &changes, RowAt row_at, StreamWriter *writer) {
+  void MakeView(const FanOutFormat &format, const In *image, ViewChanges changes, RowAt row_at, StreamWriter *writer) {
+    if (format.height != format.width) changes.flags &= ~kTranspose;  // would read beyond the image
     const int row_size = format.width * format.channels;
     if (changes.sigma > 0) {
       blurred_.resize(static_cast<size_t>(format.height) * row_size);
@@ -226,12 +149,12 @@ class FanOut {
       const int y1 = std::min(y0 + band, format.height);
       const In *from = image + static_cast<int64_t>(y0) * row_size;
       if (changes.flags) {
-        // a mirrored row is read backwards, which the processor's own prefetching does not see coming
-        const int64_t ahead = std::min(band, format.height - y1) * static_cast<int64_t>(row_size);
-        for (int64_t i = 0; i < ahead; i += 64 / sizeof(In)) __builtin_prefetch(from + (y1 - y0) * row_size + i);
         band_.resize(static_cast<size_t>(band) * row_size);
-        for (int y = y0; y < y1; y++)
-          DistortRow(format, image + static_cast<int64_t>(y) * row_size, changes.flags, band_.data() + (y - y0) * row_size);
+        if (changes.flags & kTranspose)
+          TransposeRows(format, image, changes.flags, y0, y1);
+        else
+          CopyRows(format, image, changes.flags, y0, y1, std::min(y1 + band, format.height));
+        ChangeColours(format, changes.flags, y1 - y0);
         from = band_.data();
       }
       for (int y = y0; y < y1; y++, from += row_size) {
@@ -242,19 +165,38 @@ class FanOut {
     }
   }
 
-  // Flip, grayscale and solarise, where the flags ask for them.
-  static void DistortRow(const FanOutFormat &format, const In *row, int flags, In *to) {
+  // Rows y0..y1-1 of a view into `band_`, mirrored if asked for; those up to `next` are asked for ahead of time.
+  void CopyRows(const FanOutFormat &format, const In *image, int flags, int y0, int y1, int next) {
     const int row_size = format.width * format.channels;
-    const bool colour = format.channels == 3;
-    if (!(flags & kFlip))
-      std::copy_n(row, row_size, to);
-    else if (colour)
-      FlipRow<In, 3>(row, format.width, to);
+    auto source = [&](int y) { return image + int64_t{flags & kVerticalFlip ? format.height - 1 - y : y} * row_size; };
+    // what is mirrored is read backwards, which the processor's own prefetching does not see coming
+    for (int y = y1; y < next; y++)
+      for (int i = 0; i < row_size; i += 64 / sizeof(In)) __builtin_prefetch(source(y) + i);
+    In *to = band_.data();
+    for (int y = y0; y < y1; y++, to += row_size) {
+      if (!(flags & kFlip))
+        std::copy_n(source(y), row_size, to);
+      else if (format.channels == 3)
+        FlipRow<In, 3>(source(y), format.width, to);
+      else
+        FlipRow<In, 1>(source(y), format.width, to);
+    }
+  }
+
+  // The same of a view that is transposed.
+  void TransposeRows(const FanOutFormat &format, const In *image, int flags, int y0, int y1) {
+    if (format.channels == 3)
+      fastfgssl::TransposeRows<In, 3>(image, format.width, flags, y0, y1, band_.data());
     else
-      FlipRow<In, 1>(row, format.width, to);
-    if ((flags & kGrayscale) && colour) GrayscaleRow(to, format.width);
+      fastfgssl::TransposeRows<In, 1>(image, format.width, flags, y0, y1, band_.data());
+  }
+
+  // Grayscale and solarise, where the flags ask for them, of the first rows of `band_`.
+  void ChangeColours(const FanOutFormat &format, int flags, int count) {
+    const int size = count * format.width * format.channels;
+    if ((flags & kGrayscale) && format.channels == 3) MakeGrey(band_.data(), count * format.width);
     if (flags & kSolarise)
-      for (int i = 0; i < row_size; i++) to[i] = Solarise(to[i]);
+      for (int i = 0; i < size; i++) band_[i] = Solarise(band_[i]);
   }
 
   Blurrer blurrer_;

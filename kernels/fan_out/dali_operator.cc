@@ -65,8 +65,11 @@ DALI_SCHEMA(FastfgsslViews)
                     "The permutations of all grids, one after the other: tile t of a puzzle is tile [t] of the puzzle view, "
                     "row-major.",
                     std::vector<int>{}, true)
-    .AddOptionalArg("puzzle_flags", "Of the puzzle view: 1 flip + 2 grayscale + 4 solarise.", 0, true)
-    .AddOptionalArg("anchor_flags", "Of the anchor: 1 flip + 2 grayscale + 4 solarise.", 0, true)
+    .AddOptionalArg("puzzle_flags",
+                    "Of the puzzle view: 1 flip + 2 grayscale + 4 solarise + 8 vertical flip + 16 transpose; the last of square "
+                    "images, before the flips.",
+                    0, true)
+    .AddOptionalArg("anchor_flags", "Of the anchor, as `puzzle_flags`.", 0, true)
     .AddOptionalArg("puzzle_sigma", "Of the puzzle view's Gaussian blur, pixels; 0: none. CPU backend only.", 0.0f, true)
     .AddOptionalArg("anchor_sigma", "Of the anchor's Gaussian blur, pixels; 0: none. CPU backend only.", 0.0f, true)
     .AddOptionalArg("mean", "Mean of each channel, where white is 1.", std::vector<float>{0.0f})

@@ -114,8 +114,14 @@ class Views : public dali::Operator<Backend> {
     }
     for (const auto *flags : {&puzzle_flags_, &anchor_flags_})
       for (int i = 0; i < batch; i++)
-        DALI_ENFORCE((*flags)[i].data[0] >= 0 && (*flags)[i].data[0] <= (kFlip | kGrayscale | kSolarise),
-                     dali::make_string("puzzle_flags, anchor_flags: must be 0 to 7, got ", (*flags)[i].data[0]));
+        DALI_ENFORCE((*flags)[i].data[0] >= 0 && (*flags)[i].data[0] <= kAllFlags,
+                     dali::make_string("puzzle_flags, anchor_flags: must be 0 to ", kAllFlags, ", got ", (*flags)[i].data[0]));
+    if (height_ != width_)
+      for (const auto *flags : {&puzzle_flags_, &anchor_flags_})
+        for (int i = 0; i < batch; i++)
+          DALI_ENFORCE(!((*flags)[i].data[0] & kTranspose),
+                       dali::make_string("puzzle_flags, anchor_flags: only square images can be transposed, these are ", height_,
+                                         " x ", width_));
     tiles_.resize(static_cast<size_t>(batch) * num_tiles_);
     if (num_tiles_ == 0) return;
     permutations_.Acquire(spec, ws, batch, dali::uniform_list_shape(batch, dali::TensorShape<1>{num_tiles_}));

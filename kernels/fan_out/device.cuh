@@ -3,7 +3,8 @@
 // A thread makes as many pixels of one output as fill whole vectors of 16 bytes: 8 in float16, 4 in float32. It loads
 // the source in aligned words of 4 bytes, wherever the pixels begin, since pixels of one tile lie side by side in the
 // source: a byte at a time would take as many loads as there are numbers. Sources are read from memory once; later
-// outputs find them in the second-level cache, which stores that are evicted first leave to them.
+// outputs find them in the second-level cache, which stores that are evicted first leave to them. A transposed view's
+// pixels lie below each other, and are loaded one by one: all threads of a block do, or none.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +39,7 @@ struct Grid {
 
 // What is the same for all images of a batch.
 struct Format {
-  uint32_t num_pixels;
+  uint32_t num_pixels, height;
   Divisor width;
   float mean[3], inverse_std[3];  // on the scale of the source
   int roles[2 + kMaxGrids];       // what each output is: the anchor, the puzzle view, or 2 + the number of its grid
@@ -94,6 +95,23 @@ struct Packed {
   }
 };
 
+// Where a pixel of an output is in its view, and how many that are side by side in the output are so in the view.
+struct Place {
+  uint32_t y, x, run;
+};
+
+template <typename In, typename Out>
+__device__ inline Place PlaceInView(const Sample<In, Out> &sample, const Format &format, int role, uint32_t y, uint32_t x) {
+  if (role < kPuzzle) return {y, x, format.width.divisor - x};
+  const Grid &grid = format.grids[role - kPuzzle];
+  const uint32_t tile_row = grid.tile_height.Divide(y), tile_column = grid.tile_width.Divide(x);
+  const uint32_t in_tile_x = x - tile_column * grid.tile_width.divisor;
+  const uint32_t tile = __ldg(sample.tiles + grid.first_tile + tile_row * grid.side.divisor + tile_column);
+  const uint32_t from_row = grid.side.Divide(tile), from_column = tile - from_row * grid.side.divisor;
+  return {y + (from_row - tile_row) * grid.tile_height.divisor, from_column * grid.tile_width.divisor + in_tile_x,
+          grid.tile_width.divisor - in_tile_x};
+}
+
 // blockIdx: x a run of the image, y the output, z the sample.
 template <int channels, typename In, typename Out>
 __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__restrict__ samples, const __grid_constant__ Format format) {
@@ -103,45 +121,49 @@ __global__ void __launch_bounds__(kThreads) FanOut(const Sample<In, Out> *__rest
   const int role = format.roles[blockIdx.y];
   const In *image = role == kAnchor ? sample.anchor : sample.puzzle;
   const int flags = role == kAnchor ? sample.anchor_flags : sample.puzzle_flags;
-  const uint32_t width = format.width.divisor;
+  const uint32_t width = format.width.divisor, height = format.height;
   const uint32_t first = (blockIdx.x * kThreads + threadIdx.x) * kPixels;
   const int count = first < format.num_pixels ? min(kPixels, static_cast<int>(format.num_pixels - first)) : 0;
 
-  // runs of pixels that lie side by side in the source; of a mirrored view in the opposite order, so the last goes first
-  Packed<In, kNumbers> source = {};
+  In pixels[kPixels][channels] = {};
   uint32_t y = format.width.Divide(first), x = first - y * width;
-  for (int i = 0; i < count;) {
-    uint32_t source_y = y, source_x = x, left = width - x;
-    if (role >= kPuzzle) {
-      const Grid &grid = format.grids[role - kPuzzle];
-      const uint32_t tile_row = grid.tile_height.Divide(y), tile_column = grid.tile_width.Divide(x);
-      const uint32_t in_tile_x = x - tile_column * grid.tile_width.divisor;
-      const uint32_t tile = __ldg(sample.tiles + grid.first_tile + tile_row * grid.side.divisor + tile_column);
-      const uint32_t from_row = grid.side.Divide(tile), from_column = tile - from_row * grid.side.divisor;
-      source_y += (from_row - tile_row) * grid.tile_height.divisor;
-      source_x = from_column * grid.tile_width.divisor + in_tile_x;
-      left = grid.tile_width.divisor - in_tile_x;
-    }
-    const int run = min(count - i, static_cast<int>(left));
-    const bool mirrored = flags & kFlip;
-    if (mirrored) source_x = width - source_x - run;
-    const int begin = mirrored ? kPixels - i - run : i;
-    const char *from = reinterpret_cast<const char *>(image) + (static_cast<int64_t>(source_y) * width + source_x) * kPixelBytes;
-    source.Load(from - begin * kPixelBytes, begin * kPixelBytes, (begin + run) * kPixelBytes, mirrored);
-    i += run;
-    x += run;
-    if (x == width) x = 0, y++;
-  }
-
-  In pixels[kPixels][channels];
+  if ((flags & kTranspose) && height == width) {
 #pragma unroll
-  for (int i = 0; i < kPixels; i++)
-    for (int c = 0; c < channels; c++) pixels[i][c] = source[i * channels + c];
-  if (flags & kFlip) {
+    for (int i = 0; i < kPixels; i++) {
+      if (i >= count) break;
+      const Place place = PlaceInView(sample, format, role, y, x);
+      const uint32_t source_y = flags & kFlip ? width - 1 - place.x : place.x;
+      const uint32_t source_x = flags & kVerticalFlip ? height - 1 - place.y : place.y;
+      const In *from = image + (static_cast<int64_t>(source_y) * width + source_x) * channels;
+      for (int c = 0; c < channels; c++) pixels[i][c] = __ldg(from + c);
+      if (++x == width) x = 0, y++;
+    }
+  } else {
+    // runs of pixels that lie side by side in the source; of a mirrored view in the opposite order, so the last goes first
+    Packed<In, kNumbers> source = {};
+    const bool mirrored = flags & kFlip;
+    for (int i = 0; i < count;) {
+      const Place place = PlaceInView(sample, format, role, y, x);
+      const int run = min(count - i, static_cast<int>(place.run));
+      const uint32_t source_y = flags & kVerticalFlip ? height - 1 - place.y : place.y;
+      const uint32_t source_x = mirrored ? width - place.x - run : place.x;
+      const int begin = mirrored ? kPixels - i - run : i;
+      const char *from = reinterpret_cast<const char *>(image) + (static_cast<int64_t>(source_y) * width + source_x) * kPixelBytes;
+      source.Load(from - begin * kPixelBytes, begin * kPixelBytes, (begin + run) * kPixelBytes, mirrored);
+      i += run;
+      x += run;
+      if (x == width) x = 0, y++;
+    }
 #pragma unroll
     for (int i = 0; i < kPixels; i++)
-      for (int c = 0; c < channels; c++) pixels[i][c] = source[(kPixels - 1 - i) * channels + c];
+      for (int c = 0; c < channels; c++) pixels[i][c] = source[i * channels + c];
+    if (mirrored) {
+#pragma unroll
+      for (int i = 0; i < kPixels; i++)
+        for (int c = 0; c < channels; c++) pixels[i][c] = source[(kPixels - 1 - i) * channels + c];
+    }
   }
+
   if constexpr (channels == 3)
     if (flags & kGrayscale) {
 #pragma unroll
@@ -191,6 +213,7 @@ Format MakeFormat(int height, int width, int channels, const Grids &grids, const
                   const float *inverse_std) {
   Format format = {};
   format.num_pixels = static_cast<uint32_t>(height) * width;
+  format.height = height;
   format.width = Divisor(width);
   for (int c = 0; c < channels; c++) {
     format.mean[c] = mean[c];

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastfgssl.kernels.build import BuildError, load_tensors
+from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, TRANSPOSE, VERTICAL_FLIP
 from fastfgssl.kernels.jigsaw.op import require_permutations
 
 MAX_GRIDS = 16
@@ -46,14 +47,16 @@ def fan_out(
     """Anchor, puzzle view and every jigsaw puzzle of a batch, in one pass over its images.
 
     puzzle_images, anchor_images: uint8 or uint16 [B, H, W, C], the sources of the two views, 1 or 3 channels; *_flags:
-    int32 [B], sums of FLIP, GRAYSCALE and SOLARISE (`reference.py`); permutations: for each grid int64
-    [B, grid * grid], tile t of the puzzle is tile permutation[b, t] of the puzzle view, row-major; mean, std: one value
-    or one a channel, on a scale where white is 1; dtype: float16 or float32; out: views of an earlier call of the same
-    shapes and dtype, to be written over. All on one device. Without `out`, memory for new views is taken: on a CPU the
-    system has to map and zero it each time, which takes several times as long as the views.
+    int32 [B], sums of FLIP, GRAYSCALE, SOLARISE, VERTICAL_FLIP and, where H = W, TRANSPOSE (`reference.py`);
+    permutations: for each grid int64 [B, grid * grid], tile t of the puzzle is tile permutation[b, t] of the puzzle
+    view, row-major; mean, std: one value or one a channel, on a scale where white is 1; dtype: float16 or float32; out:
+    views of an earlier call of the same shapes and dtype, to be written over. All on one device. Without `out`, memory
+    for new views is taken: on a CPU the system has to map and zero it each time, which takes several times as long as
+    the views.
 
-    What is no permutation is found when FASTFGSSL_DEBUG=1; otherwise what it gives is undefined. Raises ValueError
-    naming the argument that does not fit, `BuildError` where the operator cannot be built.
+    What is no permutation, and flags that there are not, are found when FASTFGSSL_DEBUG=1; otherwise what the first
+    gives is undefined, and the others are passed over. Raises ValueError naming the argument that does not fit,
+    `BuildError` where the operator cannot be built.
     """
     mean, std = (_for_channels(name, values, anchor_images) for name, values in (("mean", mean), ("std", std)))
     _require_arguments(
@@ -62,6 +65,7 @@ def fan_out(
     if os.environ.get("FASTFGSSL_DEBUG") == "1" and not puzzle_images.is_meta and not torch.compiler.is_compiling():
         for permutation, grid in zip(permutations, grids, strict=True):
             require_permutations(permutation, grid)
+        _require_flags(puzzle_flags, anchor_flags, is_square=puzzle_images.shape[1] == puzzle_images.shape[2])
     arguments = puzzle_images, anchor_images, puzzle_flags, anchor_flags, list(permutations), list(grids), mean, std
     if out is None:
         anchor, puzzle_view, *puzzles = _fan_out(*arguments, dtype)
@@ -129,6 +133,15 @@ def _require_arguments(
         raise ValueError(f"std: must be greater than 0, got {std}")
     if dtype not in (torch.float16, torch.float32):
         raise ValueError(f"dtype: must be float16 or float32, got {dtype}")
+
+
+def _require_flags(puzzle_flags: torch.Tensor, anchor_flags: torch.Tensor, *, is_square: bool) -> None:
+    most = FLIP | GRAYSCALE | SOLARISE | VERTICAL_FLIP | (TRANSPOSE if is_square else 0)
+    for name, flags in (("puzzle_flags", puzzle_flags), ("anchor_flags", anchor_flags)):
+        wrong = flags[(flags < 0) | (flags > most)]
+        if wrong.numel():
+            reason = "" if is_square else " for images that are not square"
+            raise ValueError(f"{name}: must be 0 to {most}{reason}, got {int(wrong[0])}")
 
 
 def _require_outputs(outputs: list[torch.Tensor], puzzle: torch.Tensor, num_grids: int, dtype: torch.dtype) -> None:

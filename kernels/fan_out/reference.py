@@ -13,7 +13,7 @@ import torch
 
 from fastfgssl.kernels.jigsaw.reference import jigsaw_reference
 
-FLIP, GRAYSCALE, SOLARISE = 1, 2, 4
+FLIP, GRAYSCALE, SOLARISE, VERTICAL_FLIP, TRANSPOSE = 1, 2, 4, 8, 16
 """Bits of a view's flags."""
 
 
@@ -40,8 +40,9 @@ def fan_out_reference(
     """Anchor, puzzle view and every puzzle of a batch.
 
     puzzle_images, anchor_images: uint8 or uint16 [B, H, W, C], the sources of the two views; *_flags: int [B], sums of
-    FLIP, GRAYSCALE and SOLARISE; permutations: for each grid int [B, grid * grid]; mean, std: for each channel, on a
-    scale where white is 1; dtype: float32 or float16, rounded to the nearest even once at the end.
+    FLIP, GRAYSCALE, SOLARISE, VERTICAL_FLIP and, of square images, TRANSPOSE; permutations: for each grid int
+    [B, grid * grid]; mean, std: for each channel, on a scale where white is 1; dtype: float32 or float16, rounded to
+    the nearest even once at the end.
     """
     anchor = _normalise(_distort(anchor_images, anchor_flags), mean, std)
     puzzle_view = _normalise(_distort(puzzle_images, puzzle_flags), mean, std)
@@ -55,13 +56,19 @@ def fan_out_reference(
 
 def _distort(images: np.ndarray, flags: np.ndarray) -> np.ndarray:
     white = np.iinfo(images.dtype).max
-    flip, grayscale, solarise = (((flags & bit) > 0)[:, None, None, None] for bit in (FLIP, GRAYSCALE, SOLARISE))
-    images = np.where(flip, images[:, :, ::-1], images)
+
+    def has(bit: int) -> np.ndarray:
+        return ((flags & bit) > 0)[:, None, None, None]
+
+    if has(TRANSPOSE).any():
+        images = np.where(has(TRANSPOSE), images.swapaxes(1, 2), images)
+    images = np.where(has(FLIP), images[:, :, ::-1], images)
+    images = np.where(has(VERTICAL_FLIP), images[:, ::-1], images)
     if images.shape[-1] == 3:
         # ITU-R 601-2 in 16-bit fixed point, as Pillow converts to "L"
         luminance = (images.astype(np.uint64) @ np.array([19595, 38470, 7471], dtype=np.uint64) + 32768) >> 16
-        images = np.where(grayscale, luminance[..., None].astype(images.dtype), images)
-    return np.where(solarise & (images > white // 2), white - images, images)
+        images = np.where(has(GRAYSCALE), luminance[..., None].astype(images.dtype), images)
+    return np.where(has(SOLARISE) & (images > white // 2), white - images, images)
 
 
 def _normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from fastfgssl.data.graph import view_flags
 from fastfgssl.data.order import Slots
 from fastfgssl.data.presets import PRESETS, Affine, Crop, Preset, ViewSpec, find_preset
 from fastfgssl.data.view_params import ViewDraws, draw_view_params
+from fastfgssl.kernels.fan_out.reference import TRANSPOSE
 from fastfgssl.runtime.errors import UserError
 
 COUNT = 20_000
@@ -15,8 +19,9 @@ SLOTS = Slots(np.arange(COUNT), np.arange(COUNT) // 500)
 SIZES = np.tile([60, 45], (COUNT, 1))
 
 
-def draw(preset: Preset, slots: Slots = SLOTS, sizes: np.ndarray = SIZES, seed: int = 3, grids=(4, 2)):
-    return draw_view_params(preset, slots, seed=seed, sizes=sizes, image_size=32, grids=grids)
+def draw(preset: Preset, slots: Slots = SLOTS, sizes: np.ndarray = SIZES, seed: int = 3, grids=(4, 2), **changes):
+    settings = {"image_size": 32, "grids": grids} | changes
+    return draw_view_params(preset, slots, seed=seed, sizes=sizes, **settings)
 
 
 def arrays(params) -> list[np.ndarray]:
@@ -49,9 +54,13 @@ def share(values: np.ndarray, expected: float) -> bool:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_probabilities_are_those_of_the_preset(name):
-    params = draw(PRESETS[name])
+    params = draw(PRESETS[name], image_size=224)
     for view, drawn in ((PRESETS[name].puzzle, params.puzzle), (PRESETS[name].anchor, params.anchor)):
         assert share(drawn.flip, view.flip)
+        if view.vertical_flip:
+            assert share(drawn.vertical_flip, view.vertical_flip)
+        if view.quarter_turns:
+            assert share(drawn.transpose, view.quarter_turns / 2)
         assert share(drawn.grayscale, view.grayscale)
         assert share(drawn.solarise, view.solarise)
         if view.blur:
@@ -62,6 +71,69 @@ def test_probabilities_are_those_of_the_preset(name):
         if view.jitter:
             assert share((drawn.jitter != [1, 1, 1, 0]).any(axis=1), view.jitter.p)
             assert np.abs(drawn.jitter[:, 0] - 1).max() <= view.jitter.brightness + 1e-6
+
+
+@pytest.mark.parametrize(("view_sizes", "image_size", "factor"), [("relative", 64, 64 / 224), ("pixels", 64, 1)])
+def test_sizes_are_stated_for_224_pixels_or_are_pixels(view_sizes, image_size, factor):
+    for preset in (PRESETS["paper"], PRESETS["barlow"]):
+        stated = draw(preset, image_size=224, view_sizes="pixels")
+        # at the side for which they are stated the two are the same, bit for bit
+        for one, other in zip(arrays(stated), arrays(draw(preset, image_size=224)), strict=True):
+            np.testing.assert_array_equal(one, other)
+        drawn = draw(preset, image_size=image_size, view_sizes=view_sizes)
+        np.testing.assert_allclose(drawn.puzzle.sigma, factor * stated.puzzle.sigma, rtol=1e-6)
+        np.testing.assert_array_equal(drawn.puzzle.crop, stated.puzzle.crop)  # in pixels of the image, not of a view
+
+
+SYMMETRIES = ViewSpec(flip=0.5, vertical_flip=0.5, quarter_turns=1.0)
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        # flags of: nothing, flip, vertical flip, both; the same after a transposition
+        (ViewSpec(), {0: 1}),
+        (ViewSpec(flip=0.5, vertical_flip=0.5), {0: 1 / 4, 1: 1 / 4, 8: 1 / 4, 9: 1 / 4}),
+        (ViewSpec(flip=0.3), {0: 0.7, 1: 0.3}),
+        (ViewSpec(vertical_flip=0.3), {0: 0.7, 8: 0.3}),
+        # turns alone never mirror: a quarter either way is a transposition and one flip
+        (ViewSpec(quarter_turns=1.0), {0: 1 / 4, 9: 1 / 4, TRANSPOSE + 1: 1 / 4, TRANSPOSE + 8: 1 / 4}),
+        (ViewSpec(quarter_turns=0.4), {0: 0.7, 9: 0.1, TRANSPOSE + 1: 0.1, TRANSPOSE + 8: 0.1}),
+        (SYMMETRIES, {flags + turn: 1 / 8 for flags in (0, 1, 8, 9) for turn in (0, TRANSPOSE)}),
+        (ViewSpec(flip=0.5, quarter_turns=1.0), {f + turn: 1 / 8 for f in (0, 1, 8, 9) for turn in (0, TRANSPOSE)}),
+    ],
+)
+def test_flips_and_turns_are_symmetries_of_a_square_as_often_as_they_are_to_be(view, expected):
+    flags = view_flags(draw(Preset(puzzle=view, anchor=ViewSpec())).puzzle)
+    assert set(flags.tolist()) == set(expected)
+    for symmetry, probability in expected.items():
+        assert share(flags == symmetry, probability)
+
+
+def test_turns_take_numbers_that_nothing_else_takes():
+    paper = PRESETS["paper"]
+    turned = Preset(puzzle=replace(paper.puzzle, vertical_flip=0.5, quarter_turns=1.0), anchor=paper.anchor)
+    before, after = draw(paper), draw(turned)
+    mirrored = {"flip": None, "vertical_flip": None, "transpose": None}
+    before, after = (params._replace(puzzle=params.puzzle._replace(**mirrored)) for params in (before, after))
+    for one, other in zip(arrays(before), arrays(after), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_built_in_presets_are_within_the_ranges_that_a_users_must_keep(name):
+    PRESETS[name].check("")
+
+
+def test_presets_for_one_kind_of_picture_do_what_that_picture_allows():
+    for name in ("dermoscopy", "fundus", "histology", "radiograph", "ultrasound"):
+        for view in (PRESETS[name].puzzle, PRESETS[name].anchor):
+            assert (view.solarise, view.grayscale) == (0, 0)
+            assert view.crop.area == (0.6, 1.0)
+            assert view.flip == 0.5
+            assert (view.quarter_turns > 0) == (name in ("dermoscopy", "histology"))
+            assert (view.vertical_flip > 0) == (name in ("dermoscopy", "histology", "fundus"))
+        assert PRESETS[name].colour == (name in ("dermoscopy", "fundus", "histology"))
 
 
 def test_the_paper_preset_is_the_published_one():
@@ -128,3 +200,5 @@ def test_an_unknown_preset_names_the_nearest():
 
 def test_what_a_preset_never_does_is_not_drawn():
     assert draw(PRESETS["paper"]).puzzle._replace(sigma=None)[3:] == ViewDraws(*[None] * 7)[3:]
+    assert draw(PRESETS["ultrasound"]).puzzle.vertical_flip is None
+    assert draw(PRESETS["fundus"]).puzzle.transpose is None

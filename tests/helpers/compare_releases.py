@@ -53,7 +53,7 @@ def main() -> int:
             case = f"{schedule}, {way}, {ranks} rank{'s' * (ranks > 1)}"
             settings = [f"train.schedule={schedule}", *WAYS[way]]
             for checkout, output in ((old, "old"), (new, "new")):
-                train(checkout, folder, folder / output, ranks, settings)
+                train(checkout, folder, folder / output, ranks, settings + meant_then(checkout))
             # begun by the old one, ended by the new one
             shutil.copytree(folder / "old", folder / "begun")
             (folder / "begun" / "checkpoints" / "step_000000006.pt").unlink()
@@ -65,6 +65,12 @@ def main() -> int:
             for output in ("old", "new", "begun"):
                 shutil.rmtree(folder / output)
     return int(failures > 0)
+
+
+def meant_then(checkout: Path) -> list[str]:
+    """Settings under which a checkout does what those meant that do not know their keys."""
+    knows_sizes = "view_sizes" in (checkout / "fastfgssl" / "config" / "schema.py").read_text()
+    return ["data.view_sizes=pixels"] if knows_sizes else []
 
 
 def train(checkout: Path, folder: Path, output: Path, ranks: int, settings: list[str]) -> None:

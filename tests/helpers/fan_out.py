@@ -19,19 +19,25 @@ SHAPES = [
 
 
 def make_case(height, width, grids, *, channels=3, source=np.uint8, batch=9) -> dict:
-    """Arguments of the reference: random images, every combination of flags, random permutations."""
+    """Arguments of the reference: random images, flags and permutations; from a batch of 32 on, all flags there are."""
     rng = np.random.default_rng(height * channels)
     puzzle, anchor = rng.integers(0, np.iinfo(source).max + 1, (2, batch, height, width, channels)).astype(source)
     return {
         "puzzle_images": puzzle,
         "anchor_images": anchor,
-        "puzzle_flags": (np.arange(batch) % 8).astype(np.int32),
-        "anchor_flags": (np.arange(batch)[::-1] % 8).astype(np.int32),
+        "puzzle_flags": random_flags(rng, batch, is_square=height == width),
+        "anchor_flags": random_flags(rng, batch, is_square=height == width),
         "permutations": [rng.permuted(np.tile(np.arange(g * g), (batch, 1)), axis=1) for g in grids],
         "grids": grids,
         "mean": MEAN[:channels],
         "std": STD[:channels],
     }
+
+
+def random_flags(rng: np.random.Generator, batch: int, *, is_square: bool) -> np.ndarray:
+    """int32 [batch], each combination of flags as often as the others; the transposition is for squares."""
+    count = 32 if is_square else 16
+    return np.resize(rng.permutation(count), batch).astype(np.int32)
 
 
 def on(device: torch.device, case: dict) -> dict:

@@ -10,7 +10,8 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from fastfgssl.kernels.build import load_plugin
-from fastfgssl.kernels.fan_out.reference import Views, fan_out_reference
+from fastfgssl.kernels.fan_out.reference import FLIP, TRANSPOSE, VERTICAL_FLIP, Views, fan_out_reference
+from helpers.fan_out import random_flags
 from helpers.gpu import gpu_case
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -108,12 +109,12 @@ def assert_same_bits(got: Views, want: Views) -> None:
 )
 def test_operator_equals_reference(side, grids, channels, source, dtype, device):
     rng = np.random.default_rng(side * channels)
-    batch = 9  # every combination of the three flags, and one more
+    batch = 9
     shape = (batch, side, side, channels)
     puzzle, anchor = (rng.integers(0, np.iinfo(source).max + 1, shape).astype(source) for _ in range(2))
     arguments = {
-        "puzzle_flags": np.arange(batch) % 8,
-        "anchor_flags": np.arange(batch)[::-1] % 8,
+        "puzzle_flags": random_flags(rng, batch, is_square=True),
+        "anchor_flags": random_flags(rng, batch, is_square=True),
         "permutations": random_permutations(rng, batch, grids),
         "grids": grids,
         "mean": MEAN[:channels],
@@ -150,8 +151,8 @@ def test_the_checker_rejects_wrong_kernels():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
     arguments = {
-        "puzzle_flags": np.array([1, 2, 4]),
-        "anchor_flags": np.array([4, 1, 2]),
+        "puzzle_flags": np.array([1, 2, 20]),
+        "anchor_flags": np.array([4, 9, 2]),
         "permutations": random_permutations(rng, 3, (4, 2)),
         "grids": (4, 2),
         "mean": MEAN,
@@ -163,6 +164,7 @@ def test_the_checker_rejects_wrong_kernels():
     fused = (images.astype(np.float64) / 255 - MEAN) / STD  # rounded once, not twice
     wrong = {
         "views exchanged": altered(truth, anchor=truth.puzzle_view),
+        "a flip forgotten": fan_out_reference(images, images, **arguments | {"anchor_flags": np.array([4, 8, 2])}),
         "flags ignored": fan_out_reference(images, images, **arguments | {"puzzle_flags": np.zeros(3, int)}),
         "inverse permutation": fan_out_reference(
             images, images, **arguments | {"permutations": [p.argsort(axis=1) for p in arguments["permutations"]]}
@@ -202,8 +204,8 @@ def test_operator_takes_images_that_are_not_square():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 12, 20, 3), dtype=np.uint8)
     arguments = {
-        "puzzle_flags": np.array([1, 6]),
-        "anchor_flags": np.array([0, 3]),
+        "puzzle_flags": np.array([1, 14]),
+        "anchor_flags": np.array([8, 3]),
         "permutations": random_permutations(rng, 2, (4, 2)),
         "grids": (4, 2),
         "mean": MEAN,
@@ -211,6 +213,40 @@ def test_operator_takes_images_that_are_not_square():
         "dtype": np.float32,
     }
     assert_same_bits(run_operator(images, images, **arguments), fan_out_reference(images, images, **arguments))
+
+
+def test_operator_refuses_to_transpose_what_is_not_square():
+    image = np.zeros((1, 8, 12, 3), np.uint8)
+    flags = {"puzzle_flags": np.zeros(1, int), "anchor_flags": np.array([TRANSPOSE]), "permutations": [], "grids": ()}
+    with pytest.raises(RuntimeError, match="only square images can be transposed, these are 8 x 12"):
+        run_operator(image, image, **flags, mean=MEAN, std=STD, dtype=np.float32)
+
+
+@pytest.mark.parametrize("version", [fan_out_reference, run_operator])
+def test_flags_make_the_eight_symmetries_of_a_square_and_come_before_the_cut(version):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    # numpy's own: turns of the image, and of the image after its rows and columns are exchanged
+    truth = {
+        0: image,
+        TRANSPOSE | VERTICAL_FLIP: np.rot90(image),
+        FLIP | VERTICAL_FLIP: np.rot90(image, 2),
+        TRANSPOSE | FLIP: np.rot90(image, 3),
+        TRANSPOSE: image.swapaxes(0, 1),
+        VERTICAL_FLIP: image[::-1],
+        FLIP: image[:, ::-1],
+        TRANSPOSE | FLIP | VERTICAL_FLIP: np.rot90(image, 2).swapaxes(0, 1),
+    }
+    flags, permutation = np.array(list(truth)), random_permutations(rng, 1, (4,))[0]
+    arguments = {"puzzle_flags": flags, "anchor_flags": flags[::-1], "grids": (4,), "mean": (0.0,), "std": (1 / 255,)}
+    views = version(
+        *[np.stack([image] * 8)] * 2, **arguments, permutations=[permutation.repeat(8, axis=0)], dtype=np.float32
+    )
+    np.testing.assert_allclose(views.puzzle_view, np.stack(list(truth.values())), rtol=1e-6)
+    np.testing.assert_array_equal(views.anchor, views.puzzle_view[::-1])
+    uncut = views.puzzle_view.reshape(8, 4, 6, 4, 6, 3).swapaxes(2, 3).reshape(8, 16, 6, 6, 3)
+    cut = views.puzzles[0].reshape(8, 4, 6, 4, 6, 3).swapaxes(2, 3).reshape(8, 16, 6, 6, 3)
+    np.testing.assert_array_equal(cut, uncut[:, permutation[0]])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +261,7 @@ def test_operator_takes_images_that_are_not_square():
         ({"mean": (0.5, 0.5)}, "one value or one a channel"),
         ({"std": (0.2, 0.2, 0.0)}, "std: must be greater than 0, got 0"),
         ({"mean": (float("nan"),)}, "mean: must be finite, got nan"),
-        ({"anchor_flags": np.full(1, 8)}, "anchor_flags: must be 0 to 7, got 8"),
+        ({"anchor_flags": np.full(1, 32)}, "anchor_flags: must be 0 to 31, got 32"),
     ],
 )
 def test_operator_names_the_bad_argument(change, message):

@@ -86,6 +86,20 @@ def test_bad_arguments_are_named(changes, message):
         fan_out(**case | changes)
 
 
+@pytest.mark.parametrize(
+    ("side", "flags", "most"), [(8, 32, 31), (8, -1, 31), (12, 16, "15 for images that are not square")]
+)
+def test_flags_that_there_are_not_are_named_in_debug_mode_and_harmless_without(side, flags, most, monkeypatch, device):
+    case = on(device, make_case(8, side, (2,), batch=2))
+    case["anchor_flags"][1] = flags
+    known = case | {"anchor_flags": case["anchor_flags"] & (31 if side == 8 else 15)}
+    for got, want in zip(fan_out(**case)[:2], fan_out(**known)[:2], strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+    monkeypatch.setenv("FASTFGSSL_DEBUG", "1")
+    with pytest.raises(ValueError, match=f"anchor_flags: must be 0 to {most}, got {flags}"):
+        fan_out(**case)
+
+
 def test_what_is_no_permutation_is_named_in_debug_mode(monkeypatch):
     monkeypatch.setenv("FASTFGSSL_DEBUG", "1")
     case = on(torch.device("cpu"), make_case(8, 8, (2,), batch=2))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastfgssl.config.files import load_config
+from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.pretraining import pretrain
 
 RELEASED = Path(__file__).parent / "released"
@@ -31,3 +32,11 @@ def test_a_run_of_the_first_release_is_resumed(tmp_path):
     for record, released in zip(found, expected, strict=True):
         assert record.keys() >= released.keys()
         assert {name: record[name] for name in released} == pytest.approx(released, rel=1e-3)
+    # what its configuration does not name it goes on with as it was, and once more with the same command
+    assert load_config(output / "config.yaml").data.view_sizes == "pixels"
+    assert load_pretrained(RELEASED / "step_000000003.pt").config.data.view_sizes == "pixels"
+    again = load_config(
+        RELEASED / "config.yaml", [f"data.path={RELEASED / 'archive'}", f"output={output}", "train.steps=7"]
+    )
+    assert pretrain(again)[:2] == (7, None)
+    assert load_pretrained(output).config.data.view_sizes == "pixels"
