@@ -29,6 +29,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
+    "baselines": ["lightly>=1.5.22"],  # its losses, which tests hold ours against
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "timm": ["timm>=1.0.16"],

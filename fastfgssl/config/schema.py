@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fastfgssl.config.baseline import BaselineConfig as BaselineConfig
 from fastfgssl.config.preset_text import find_preset, text_of
 from fastfgssl.config.section import Section, require
 from fastfgssl.runtime.errors import UserError
@@ -263,7 +264,8 @@ class EvaluateConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
     objective: str = "fgssl"
-    """What is learned: `fgssl`, or a module of yours such as `package.module` (docs/contributing.md)."""
+    """What is learned: `fgssl`; to compare with it `barlow`, `vicreg`, `simclr`, `byol` or `simsiam`; or a module of
+    yours such as `package.module` (docs/contributing.md)."""
     seed: int = 0
     """Everything random follows from it: initial weights, order, view parameters."""
     output: str = "runs/default"
@@ -271,6 +273,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     train: TrainConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

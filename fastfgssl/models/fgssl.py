@@ -61,6 +61,10 @@ class FGSSL(Network):
         pooled = {f"head {tap}": block(taps[tap]) for tap, block in enumerate(self.blocks)}
         return pooled | {"backbone": taps[-1].mean(dim=(2, 3))}
 
+    def regions(self) -> list[nn.Module]:
+        """What torch.compile takes by itself; see `Backbone.regions`."""
+        return [*self.backbone.regions(), *self.blocks, *self.heads]
+
     def modules_of(self, stages: tuple[Stage, ...]) -> list[nn.Module]:
         """Modules whose parameters are exactly those that a loss of `stages` has gradients for: what it trains."""
         taps: list[Any] = list(range(NUM_TAPS) if "all" in stages else stages)

@@ -17,7 +17,9 @@ class Builder(Protocol):
     def __call__(self, config: Config, world: World, *, fresh: bool) -> Objective: ...
 
 
-_BUILDERS: dict[str, str | Builder] = {"fgssl": "fastfgssl.objectives.fgssl"}
+_BUILDERS: dict[str, str | Builder] = {
+    name: f"fastfgssl.objectives.{name}" for name in ("fgssl", "barlow", "vicreg", "simclr", "byol", "simsiam")
+}
 
 
 def register(name: str, builder: Builder) -> None:

@@ -6,7 +6,7 @@ them minimises. The loop (`training/trainer.py`) knows these types and no object
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.runtime.collectives import Traffic
 from fastfgssl.runtime.distributed import World
 
-__all__ = ["Needs", "Objective", "Output", "Update", "memory_format", "place_model"]
+__all__ = ["Needs", "Objective", "Output", "Update", "compiled", "made", "memory_format", "place_model"]
 
 
 class Output(NamedTuple):
@@ -110,6 +110,29 @@ def place_model(model: Model, config: Config, world: World) -> Model:
     if config.train.batch_norm == "sync":
         synchronise_batch_norm(model, world)
     return model.to(world.device).to(memory_format=memory_format(config.train)).train()
+
+
+_MOST_VARIANTS = 64  # of a region's code: shapes of blocks, sets of stages, with and without gradients
+
+
+def compiled(regions: Iterable[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` of a network whose `regions` are compiled, each by itself; batches keep a shape.
+
+    Region by region, because blocks of a shape share their code, whichever stages are asked for. The whole forward
+    would be compiled anew for each set of stages, five times the network: minutes more before the first step.
+    """
+    from torch._dynamo import config as dynamo  # seconds, and not wanted otherwise
+
+    for region in regions:
+        if region._compiled_call_impl is None:  # for no other update yet
+            region.compile(dynamic=False)
+    return dynamo.patch(recompile_limit=_MOST_VARIANTS)(forward)
+
+
+def made(view: Tensor | None) -> Tensor:
+    """A view of a batch that the objective needs."""
+    assert view is not None, "the graph makes what `needs` says"
+    return view
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:

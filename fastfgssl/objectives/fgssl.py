@@ -13,9 +13,7 @@ buckets take 369 MB, where one wrapper, as in `joint`, takes 171 MB.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +22,7 @@ from fastfgssl.config.schema import STAGES, Config, Stage
 from fastfgssl.data.batch import Batch, Needs
 from fastfgssl.loss import Options, cross_correlation_terms, effective_rank, loss_traffic
 from fastfgssl.models import FGSSL, build_model
-from fastfgssl.objectives.base import Objective, Output, Update, place_model
+from fastfgssl.objectives.base import Objective, Output, Update, compiled, made, place_model
 from fastfgssl.runtime.collectives import Traffic
 from fastfgssl.runtime.distributed import World
 
@@ -36,7 +34,7 @@ class HeadsUpdate(Update):
         super().__init__()
         self.trained = nn.ModuleList(model.modules_of(stages))
         self.stages = stages
-        self._forward = _compiled(model) if config.train.compile else model.forward
+        self._forward = compiled(model.regions(), model.forward) if config.train.compile else model.forward
         self._dim, loss = config.model.embedding_dim, config.loss
         self._options = Options(lambd=loss.lambd, form=loss.form, algorithm=loss.algorithm)
         weights = dict(zip(STAGES, config.loss.weights, strict=True))
@@ -45,7 +43,7 @@ class HeadsUpdate(Update):
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """For each stage the embeddings [b, F] of its puzzle and of the anchor."""
-        anchors = self._forward(_made(batch.anchor), self.stages)
+        anchors = self._forward(made(batch.anchor), self.stages)
         # a puzzle's call is the same as the anchor's where there is one stage
         puzzles = [self._forward(_shown(batch, stage), (stage,))[0] for stage in self.stages]
         return tuple(embedding for pair in zip(puzzles, anchors, strict=True) for embedding in pair)
@@ -96,28 +94,6 @@ def build(config: Config, world: World, *, fresh: bool) -> FineGrained:
     return FineGrained(place_model(model, config, world), config, world)
 
 
-_MOST_VARIANTS = 64  # of a region's code: shapes of blocks, sets of stages, with and without gradients
-
-
-def _compiled(model: FGSSL) -> Callable[..., Any]:
-    """The network's forward with its regions compiled; batches keep a shape.
-
-    Region by region, because blocks of a shape share their code, whichever stages are asked for. The whole forward
-    would be compiled anew for each set of stages, five times the network: minutes more before the first step.
-    """
-    from torch._dynamo import config as dynamo  # seconds, and not wanted otherwise
-
-    for region in (*model.backbone.regions(), *model.blocks, *model.heads):
-        if region._compiled_call_impl is None:  # for no other update yet
-            region.compile(dynamic=False)
-    return dynamo.patch(recompile_limit=_MOST_VARIANTS)(model.forward)
-
-
 def _shown(batch: Batch, stage: Stage) -> Tensor:
     """What the anchor is compared with at a stage: its puzzle, or the whole view."""
-    return _made(batch.puzzle_view if stage == "all" else batch.puzzles[stage])
-
-
-def _made(view: Tensor | None) -> Tensor:
-    assert view is not None, "the graph makes what `needs` says"
-    return view
+    return made(batch.puzzle_view if stage == "all" else batch.puzzles[stage])

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastfgssl.config.baseline import BaselineConfig
 from fastfgssl.config.schema import STAGES, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from fastfgssl.data.batch import Batch
 from fastfgssl.objectives import build_objective
@@ -81,6 +82,22 @@ def test_a_step_never_waits_for_the_device(batch, schedule, optimizer, accumulat
     assert uploads.found == []
     assert set(step.objective.weights) == {f"loss_{stage}" for stage in STAGES} <= values.keys()
     assert all(value.shape == () for value in values.values())
+
+
+@pytest.mark.parametrize("objective", ["barlow", "vicreg", "simclr", "byol", "simsiam"])
+@pytest.mark.parametrize(("accumulate", "cache"), [(1, False), (2, True)])
+def test_nor_does_one_of_another_objective(batch, objective, accumulate, cache):
+    step = make_step(
+        train={"accumulate": accumulate},
+        loss=LossConfig(cache=cache),
+        objective=objective,
+        baseline=BaselineConfig(projector=(32, 16), predictor=8),
+    )
+    with Uploads() as uploads:
+        for progress in (0.5, 1.0):
+            values = step(batch, progress=progress)
+    assert uploads.found == []
+    assert set(step.objective.weights) == {f"loss_{objective}"} <= values.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,202 @@
+"""The objectives that FG-SSL is compared with, trained by the unchanged loop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fastfgssl
+from fastfgssl.config.schema import Config
+from fastfgssl.data.batch import Batch
+from fastfgssl.objectives import build_objective
+from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.sinks import read_metrics
+from fastfgssl.training.step import TrainingStep
+from helpers.ranks import run_on_ranks
+
+ALONE = World.alone(torch.device("cpu"))
+NAMES = ("barlow", "vicreg", "simclr", "byol", "simsiam")
+STEPS = 4
+
+
+@pytest.fixture
+def baseline_config(make_config, tmp_path):
+    def make(name: str, output: str = "run", **changes) -> Config:
+        settings = {
+            "objective": name,
+            "baseline__projector": [32, 16],
+            "baseline__predictor": 8,
+            "baseline__grid": 4 if name == "simclr" else 0,
+            "baseline__momentum": 0.9,
+            "train__steps": STEPS,
+        }
+        return make_config(output=str(tmp_path / output / name), **settings | changes)
+
+    return make
+
+
+def last_state(config: Config) -> dict:
+    return load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+
+
+def tensors(state: dict) -> dict[str, Tensor]:
+    """All weights, running statistics and whatever an objective keeps beside them."""
+    return state["model"] | state["objective"].get("target", {})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_goes_on_bit_for_bit(baseline_config, name):
+    whole, stopped = (baseline_config(name, output, train__precision="bfloat16") for output in ("whole", "stopped"))
+    pretrain(whole)
+    calls = iter([None, 15])
+    assert pretrain(stopped, stop_signal=lambda: next(calls))[:2] == (2, 15)
+    assert pretrain(stopped)[:2] == (STEPS, None)
+    state, resumed = last_state(whole), last_state(stopped)
+    assert (name == "byol") == ("target" in state["objective"])
+    assert tensors(state).keys() == tensors(resumed).keys()
+    for key, value in tensors(state).items():
+        assert torch.equal(value, tensors(resumed)[key]), key
+    first, second = (read_metrics(Path(config.output)) for config in (whole, stopped))
+    for a, b in zip(first, second, strict=True):
+        assert a["loss"] == b["loss"] == a[f"loss_{name}"]
+        assert 1 <= a["effective_rank"] <= 11
+
+
+def train_on_rank(_, configs):
+    for config in configs:
+        # a store of its own for each run, as launchers that share no port have it
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+        pretrain(config)
+
+
+def test_two_ranks_train_each_as_one_does(baseline_config):
+    """With batch statistics of both."""
+    settings = {"train__batch_norm": "sync", "train__steps": 2, "optim__lr": 0.01}
+    configs = {world: [baseline_config(name, world, **settings) for name in NAMES] for world in ("one", "two")}
+    for config in configs["one"]:
+        pretrain(config)
+    run_on_ranks(train_on_rank, 2, configs["two"], join=False)
+    for one, two in zip(*configs.values(), strict=True):
+        for a, b in zip(*(read_metrics(Path(config.output)) for config in (one, two)), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3), one.objective
+        for key, value in tensors(last_state(one)).items():
+            torch.testing.assert_close(tensors(last_state(two))[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_a_checkpoint_is_scored_and_taken_home(baseline_config, archive_path):
+    config = baseline_config("byol", evaluate__every=STEPS, evaluate__images=20)
+    pretrain(config)
+    record = read_metrics(Path(config.output))[-1]
+    assert {name for name in record if name.startswith("score")} == {"score_matching_backbone", "score_knn_backbone"}
+    assert set(fastfgssl.evaluate(config.output, archive_path, "knn").results) == {"backbone", "colour"}
+    backbone = fastfgssl.load(config.output)
+    weights = last_state(config)["model"]["backbone.conv1.weight"]
+    assert torch.equal(backbone.state_dict()["backbone.conv1.weight"], weights)
+
+
+def step_of(config: Config) -> TrainingStep:
+    torch.manual_seed(0)
+    return TrainingStep(build_objective(config, ALONE), config, ALONE)
+
+
+def random_batch(rows: int = 12) -> Batch:
+    anchor, view, puzzle = torch.randn(3, rows, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return Batch(anchor, view, (puzzle,), np.arange(rows))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cache", [False, True], ids=["means", "cache"])
+def test_gradients_come_from_micro_batches_to_exactly_what_an_update_trains(baseline_config, name, cache):
+    step = step_of(baseline_config(name, train__accumulate=2, loss__cache=cache, optim__lr=1e-12))
+    (update,), batch = step.objective.updates, random_batch()
+    parts = [update.embed(part) for part in batch.chunk(2)]
+    if cache:  # one loss over both
+        loss = update.compare(tuple(map(torch.cat, zip(*parts, strict=True))), batch, log=False).loss
+    else:
+        loss = torch.stack([update.compare(part, batch, log=False).loss for part in parts]).mean()
+    weights = list(update.parameters())
+    wanted = torch.autograd.grad(loss, weights)
+    step(batch)
+    trained = {id(weight) for weight in weights}
+    for key, weight in step.objective.model.named_parameters():
+        assert (weight.grad is not None) == (id(weight) in trained), key
+    assert len(trained) == len(list(step.objective.model.parameters()))
+    for weight, gradient in zip(weights, wanted, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["byol", "simsiam"])
+def test_no_gradient_goes_to_what_is_predicted(baseline_config, name):
+    (update,) = step_of(baseline_config(name)).objective.updates
+    leaves = [z.detach().requires_grad_() for z in update.embed(random_batch())]
+    loss = update.compare(tuple(leaves), random_batch(), log=False).loss
+    *targets, p1, p2 = torch.autograd.grad(loss, leaves, allow_unused=True)
+    assert targets == [None, None]
+    assert p1.abs().sum() > 0
+    assert p2.abs().sum() > 0
+
+
+def test_the_target_of_byol_follows_by_the_schedule_of_its_paper(baseline_config):
+    """Section 3.2: tau = 1 - (1 - tau_base) (cos(pi k / K) + 1) / 2; and the network predicts the target's views."""
+    step, batch = step_of(baseline_config("byol", optim__lr=0.5)), random_batch()
+    byol, before = step.objective, {}
+    for k, tau in ((1, 1 - 0.1 * (2**-0.5 + 1) / 2), (2, 0.95), (4, 1.0)):
+        before = {name: weight.clone() for name, weight in byol.target.named_parameters()}
+        step(batch, progress=k / 4)
+        online = dict(byol.model.named_parameters())
+        assert online.keys() - before.keys() == {name for name in online if name.startswith("predictor.")}
+        for name, weight in byol.target.named_parameters():
+            want = tau * before[name] + (1 - tau) * online[name]
+            torch.testing.assert_close(weight, want, rtol=1e-5, atol=1e-6)
+            assert weight.grad is None
+    # batch norm of the target is that of the batch
+    z1, *_ = byol.updates[0].embed(batch)
+    by_batch = byol.target(batch.anchor)
+    torch.testing.assert_close(z1, by_batch)
+    byol.target.eval()
+    assert not torch.allclose(byol.target(batch.anchor), by_batch, rtol=1e-2)
+
+
+def test_byol_compares_the_prediction_of_each_view_with_the_target_of_the_other(baseline_config):
+    (update,) = step_of(baseline_config("byol")).objective.updates
+    embeddings = update.embed(random_batch())
+    z1, z2, p1, p2 = (z / z.norm(dim=1, keepdim=True) for z in embeddings)
+    wanted = ((p1 - z2).square().sum(dim=1) + (p2 - z1).square().sum(dim=1)).mean()
+    torch.testing.assert_close(update.compare(embeddings, random_batch(), log=False).loss, wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_puzzle_takes_the_place_of_the_view(baseline_config, name):
+    batch = random_batch()
+    whole, puzzle = (step_of(baseline_config(name, baseline__grid=grid)).objective for grid in (0, 4))
+    assert whole.needs[:3] == (True, True, ())
+    assert puzzle.needs[:3] == (True, False, (4,))
+    # what a batch holds is what its objective needs
+    of_puzzle = puzzle.updates[0].embed(batch._replace(puzzle_view=None))
+    as_view = whole.updates[0].embed(Batch(batch.anchor, batch.puzzles[0], (), batch.ids))
+    for a, b in zip(of_puzzle, as_view, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("grid", 5, r"baseline.grid = 5: must be a divisor of data.image_size = 32"),
+        ("grid", 1, r"baseline.grid = 1: must be from 2 to 64, or 0"),
+        ("projector", [64, 0], r"baseline.projector = \[64, 0\]: must be at least 1 each"),
+        ("weights", [25, 1], r"baseline.weights = \[25.0, 1.0\]: must be three numbers"),
+        ("momentum", 1.5, r"baseline.momentum = 1.5: must be in \[0, 1\]"),
+        ("temperature", 0, r"baseline.temperature = 0.0: must be greater than 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_clear_line(baseline_config, key, value, message):
+    with pytest.raises(UserError, match=message):
+        build_objective(baseline_config("vicreg", **{f"baseline__{key}": value}), ALONE)
