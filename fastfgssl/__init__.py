@@ -4,6 +4,8 @@
     outcome = fastfgssl.pretrain(config)
     report = fastfgssl.evaluate(outcome.checkpoint, "archives/mine", "knn")
     backbone = fastfgssl.load(outcome.checkpoint)
+    config = fastfgssl.load_config("dermoscopy_labels", [f"model.weights={outcome.checkpoint}"])
+    classifier = fastfgssl.load(fastfgssl.finetune(config).checkpoint)
 
 None of them prints, sets up logging or handles signals, which is left to the commands; what there is to say is logged
 to `fastfgssl`. A `fastfgssl.runtime.errors.UserError` says in one line what was wrong with what was given.
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from fastfgssl.config.files import load_config as load_config
     from fastfgssl.evaluation.checkpoint import evaluate as evaluate
     from fastfgssl.evaluation.pretrained import load as load
+    from fastfgssl.finetuning import finetune as finetune
     from fastfgssl.pretraining import pretrain as pretrain
 
 __version__ = "0.1.0"
@@ -26,6 +29,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_config": "fastfgssl.config.files",
     "pretrain": "fastfgssl.pretraining",
+    "finetune": "fastfgssl.finetuning",
     "evaluate": "fastfgssl.evaluation.checkpoint",
     "load": "fastfgssl.evaluation.pretrained",
 }

@@ -16,6 +16,7 @@ from fastfgssl.runtime.errors import UserError, nearest
 COMMANDS = {
     "prepare": "makes an archive of images, or checks one",
     "train": "pretrains a network on an archive",
+    "finetune": "trains a classifier on labelled images",
     "evaluate": "scores what a network has learned",
     "doctor": "says what holds training back, or plans a large run",
     "bench": "measures speed beside baselines and limits",

@@ -6,32 +6,47 @@ torchrun --standalone --nproc-per-node=8 -m fastfgssl train --config paper data.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fastfgssl.runtime.console import Parser, log_to, make_console
+
+if TYPE_CHECKING:
+    from fastfgssl.config.schema import Config
+    from fastfgssl.training.trainer import Outcome
 
 
 def main() -> int:
     from fastfgssl.config.files import load_config
-    from fastfgssl.config.help import describe_keys
 
-    parser = Parser(
-        description=__doc__,
-        epilog=f"keys, set in the file or as KEY=VALUE:\n{describe_keys()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE|NAME", help="YAML file, or a name such as paper")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replaces a value of the file")
-    arguments = parser.parse_args()
+    arguments = config_parser(__doc__).parse_args()
     config = load_config(arguments.config, arguments.overrides)
 
-    # torch and DALI, after the arguments have been found good
-    from fastfgssl.pretraining import pretrain
+    from fastfgssl.pretraining import pretrain  # torch and DALI, after the arguments have been found good
+
+    return exit_code(run_shown(pretrain, config, "pretraining"))
+
+
+def config_parser(description: str | None) -> Parser:
+    """Takes --config and overrides; its help explains every key."""
+    from fastfgssl.config.help import describe_keys
+
+    parser = Parser(description=description, epilog=f"keys, set in the file or as KEY=VALUE:\n{describe_keys()}")
+    parser.add_argument("--config", required=True, metavar="FILE|NAME", help="YAML file, or a name such as paper")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replaces a value of the file")
+    return parser
+
+
+def run_shown(verb: Callable[..., Outcome], config: Config, name: str) -> Outcome:
+    """Runs `pretrain` or `finetune`, shows what it does, and lets a signal stop it."""
     from fastfgssl.runtime.signals import StopRequest
     from fastfgssl.training.display import Terminal
 
     console = make_console()
     log_to(console)
     with StopRequest() as request:
-        outcome = pretrain(config, hooks=[Terminal(console)], stop_signal=lambda: request.signal_number)
+        return verb(config, hooks=[Terminal(console, name)], stop_signal=lambda: request.signal_number)
+
+
+def exit_code(outcome: Outcome) -> int:
     return 128 + outcome.stopped_by if outcome.stopped_by else 0

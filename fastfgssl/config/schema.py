@@ -9,11 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from fastfgssl.config.baseline import BaselineConfig as BaselineConfig
+from fastfgssl.config.evaluate import EvaluateConfig as EvaluateConfig
+from fastfgssl.config.optim import OptimConfig as OptimConfig
 from fastfgssl.config.preset_text import find_preset, text_of
 from fastfgssl.config.section import Section, require
+from fastfgssl.config.supervised import SupervisedConfig as SupervisedConfig
 from fastfgssl.runtime.errors import UserError
 
 Stage = Literal[0, 1, 2, "all"]
@@ -51,6 +54,13 @@ class DataConfig(Section):
     """Batches that the DALI graph keeps ready ahead of the training step."""
     hw_decoder_load: float = 0.9
     """Share of the JPEG files that a GPU's decoding engines take, where it has them; its cores decode the others."""
+    label_fraction: float = 1.0
+    """Share of the labelled training images that fine-tuning takes, whole groups of each class."""
+    folds: int = 0
+    """Parts that the labelled images outside the test split are cut into by group, one of which validates; 0 validates
+    on the archive's own split."""
+    fold: int = 0
+    """Which of `folds` validates, from 0."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel that normalisation subtracts, on a scale where white is 1."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -63,6 +73,9 @@ class DataConfig(Section):
             object.__setattr__(self, "views", text_of(preset))
         self._require_positive("image_size", "window", "prefetch")
         require(self.threads >= 0, "data.threads", self.threads, "0 or more")
+        require(0 < self.label_fraction <= 1, "data.label_fraction", self.label_fraction, "in (0, 1]")
+        require(self.folds == 0 or self.folds >= 2, "data.folds", self.folds, "2 or more, or 0")
+        require(0 <= self.fold < max(1, self.folds), "data.fold", self.fold, "0 or more and below data.folds")
         require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "in [0, 1]")
         require(len(self.mean) == 3, "data.mean", self.mean, "three numbers, one a channel")
         require(len(self.std) == 3, "data.std", self.std, "three numbers, one a channel")
@@ -211,61 +224,11 @@ class TrainConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig(Section):
-    section = "optim"
-
-    name: Literal["sgd", "lars", "adamw"] = "sgd"
-    """Optimiser; lars is Barlow Twins' choice for training from scratch."""
-    backend: Literal["torch", "apex"] = "torch"
-    """Whose fused sgd or adamw: torch's, or NVIDIA apex's, which takes train.schedule=joint alone."""
-    lr: float = 0.002
-    """Peak learning rate of blocks and heads, as it is: nothing scales it with the batch."""
-    backbone_lr: float | None = None
-    """Peak learning rate of the backbone; null takes lr."""
-    bias_lr: float | None = None
-    """Peak learning rate of biases and batch norms; null takes that of the part they belong to."""
-    momentum: float = 0.9
-    """Momentum of sgd and lars; beta 1 of adamw."""
-    weight_decay: float = 5e-4
-    """L2 term (sgd, lars) or decoupled decay (adamw)."""
-    decay_bias_and_norm: bool = False
-    """Whether weight decay (and the trust ratio of lars) also applies to biases and batch norms."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up, counted in steps."""
-    final_lr: float = 0.0
-    """Where the cosine ends, as a fraction of the peak."""
-
-    def _check(self) -> None:
-        self._require_positive("lr")
-        for name in ("backbone_lr", "bias_lr"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"optim.{name}", value, "0 or more, or null")
-        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
-        require(self.backend == "torch" or self.name != "lars", "optim.backend", self.backend, "torch for lars")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
-        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
-        require(0 <= self.final_lr <= 1, "optim.final_lr", self.final_lr, "in [0, 1]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Section):
-    section = "evaluate"
-
-    every: int = 0
-    """Steps between two scores of the network in training, on the images that score; 0 for none."""
-    images: int = 1000
-    """Most images that such a score takes: view matching, and kNN where there are labels."""
-
-    def _check(self) -> None:
-        require(self.every >= 0, "evaluate.every", self.every, "0 or more")
-        require(self.images >= 2, "evaluate.images", self.images, "2 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config(Section):
     objective: str = "fgssl"
-    """What is learned: `fgssl`; to compare with it `barlow`, `vicreg`, `simclr`, `byol` or `simsiam`; or a module of
-    yours such as `package.module` (docs/contributing.md)."""
+    """What is learned: `fgssl`; to compare with it `barlow`, `vicreg`, `simclr`, `byol` or `simsiam`; in fine-tuning
+    `supervised.progressive`, `supervised.joint` or `supervised.plain`; or a module of yours such as `package.module`
+    (docs/contributing.md)."""
     seed: int = 0
     """Everything random follows from it: initial weights, order, view parameters."""
     output: str = "runs/default"
@@ -276,13 +239,20 @@ class Config(Section):
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     train: TrainConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the objective's name says, as in `supervised.joint`, or else `train.schedule`."""
+        named = self.objective.rpartition(".")[2]
+        return next((schedule for schedule in get_args(Schedule) if schedule == named), self.train.schedule)
 
     def _check(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
         require(bool(self.output), "output", self.output, "a folder")
         # apex counts the steps of a group; an update of `progressive` is a step of some of its parameters
-        is_one_update = self.train.schedule == "joint" or len(self.train.heads) == 1
+        is_one_update = self.schedule == "joint" or len(self.train.heads) == 1
         require(
             self.optim.backend == "torch" or is_one_update,
             "optim.backend",

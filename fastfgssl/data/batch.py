@@ -19,6 +19,8 @@ class Needs(NamedTuple):
     grids: tuple[int, ...] = ()
     """Tiles a side of each puzzle; 0 for a puzzle that is not needed, so that the others keep their random numbers."""
     labels: bool = False
+    draws: int = 0
+    """Random numbers of each image that the objective uses itself."""
 
 
 class Batch(NamedTuple):
@@ -35,6 +37,8 @@ class Batch(NamedTuple):
     """int64 [B], sample numbers; of a sample that cannot be decoded, the number of its substitute."""
     labels: Tensor | None = None
     """int64 [B], classes; -1 for an image without one."""
+    draws: np.ndarray | None = None
+    """float32 [B, n], uniform in [0, 1): random numbers of each image and epoch, the same whatever rank has it."""
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +60,9 @@ class Batch(NamedTuple):
     def rows(self, rows: Any, of_ids: Any) -> Batch:
         """Some rows: an index of tensors, and the same one of `ids`."""
         part = self._each(lambda view: view[rows])
-        return part._replace(ids=self.ids[of_ids], labels=None if self.labels is None else self.labels[rows])
+        labels = None if self.labels is None else self.labels[rows]
+        draws = None if self.draws is None else self.draws[of_ids]
+        return part._replace(ids=self.ids[of_ids], labels=labels, draws=draws)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         anchor, view, *puzzles = (

@@ -10,6 +10,7 @@ import numpy as np
 from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.decode_failures import DecodeFailures
 from fastfgssl.data.order import Slots
+from fastfgssl.data.philox import Use, random_words
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import ViewParams, draw_view_params
@@ -25,6 +26,8 @@ class HostBatch(NamedTuple):
     params: ViewParams
     labels: np.ndarray | None
     """int64 [B], where they are needed."""
+    draws: np.ndarray | None
+    """float32 [B, n], as the objective needs them."""
 
     @property
     def nbytes(self) -> int:
@@ -66,4 +69,12 @@ class HostBatches:
             encoded=self._failures.replace(ids, encoded),
             params=params,
             labels=self._reader.labels(ids) if self._spec.needs.labels else None,
+            draws=self._draws(slots),
         )
+
+    def _draws(self, slots: Slots) -> np.ndarray | None:
+        count = self._spec.needs.draws
+        if not count:
+            return None
+        words = random_words(self._seed, slots.epochs, slots.ids, Use.OBJECTIVE, count)
+        return (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)  # 24 bits: none is rounded up to 1

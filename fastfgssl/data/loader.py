@@ -77,6 +77,7 @@ class Loader(Iterator[Batch]):
             puzzles=tuple(next(views) if grid else None for grid in needs.grids),
             ids=made.ids,
             labels=None if made.labels is None else self._on_device(made.labels),
+            draws=made.draws,
         )
 
     def __enter__(self) -> Loader:

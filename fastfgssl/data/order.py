@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,6 +21,18 @@ class Slots(NamedTuple):
 
     ids: np.ndarray
     epochs: np.ndarray
+
+
+class Stream(Protocol):
+    """An endless sequence of samples, any part of which is had at once."""
+
+    num_samples: int
+    """Positions of an epoch."""
+    ids: np.ndarray | None
+    """int64, ascending: the samples that it has; None for all of the archive."""
+
+    def slots(self, start: int, stop: int) -> Slots:
+        """Sample ids and epochs at stream positions [start, stop)."""
 
 
 class _EpochLayout(NamedTuple):
@@ -35,6 +47,8 @@ class Order:
     shard_sizes: int64 [S], samples of each shard, in the order of the sample numbers; window: shards whose samples are
     permuted together.
     """
+
+    ids = None
 
     def __init__(self, shard_sizes: np.ndarray, *, seed: int, window: int) -> None:
         self._sizes = np.asarray(shard_sizes, dtype=np.int64)
@@ -68,6 +82,52 @@ class Order:
             shuffled[here] = start + self._window_order(epoch, int(window))[offsets[here] - start]
         places = np.searchsorted(layout.starts, shuffled, side="right") - 1
         return self._first_ids[layout.shards[places]] + shuffled - layout.starts[places]
+
+
+class SubsetOrder:
+    """The order of some samples alone, their shards and windows as they lie in the archive.
+
+    ids: int64 [N], ascending, at least one; shard_sizes and window as for `Order`.
+    """
+
+    def __init__(self, ids: np.ndarray, shard_sizes: np.ndarray, *, seed: int, window: int) -> None:
+        self.ids = ids
+        of_shard = np.searchsorted(np.cumsum(shard_sizes), ids, side="right")
+        self._order = Order(np.bincount(of_shard, minlength=len(shard_sizes)), seed=seed, window=window)
+        self.num_samples = len(ids)
+
+    def slots(self, start: int, stop: int) -> Slots:
+        """Sample ids and epochs at stream positions [start, stop)."""
+        places, epochs = self._order.slots(start, stop)
+        return Slots(self.ids[places], epochs)
+
+
+class BalancedOrder:
+    """Every class as often as any other: each run of K positions has one sample of each of the K classes.
+
+    Within a class each of its passes shows every sample once, so that those of rare classes come again sooner; an epoch
+    of a slot is its class's. labels: int64 [N], the classes of `ids`; the others as for `SubsetOrder`.
+    """
+
+    def __init__(self, ids: np.ndarray, labels: np.ndarray, shard_sizes: np.ndarray, *, seed: int, window: int) -> None:
+        present = np.unique(labels)
+        self.ids, self._seed = ids, seed
+        self._orders = [SubsetOrder(ids[labels == label], shard_sizes, seed=seed, window=window) for label in present]
+        self.num_samples = len(ids)
+
+    def slots(self, start: int, stop: int) -> Slots:
+        """Sample ids and epochs at stream positions [start, stop)."""
+        positions, classes = np.arange(start, stop), len(self._orders)
+        turns, places = np.divmod(positions, classes)
+        words = random_words(self._seed, 0, np.unique(turns), Use.CLASS_ORDER, classes)
+        of_class = permutations(words)[turns - turns[0], places] if len(turns) else turns
+        ids, epochs = np.empty_like(positions), np.empty_like(positions)
+        for number, order in enumerate(self._orders):
+            here = of_class == number
+            if here.any():  # neighbouring turns: the class has one position in each
+                first, last = turns[here][[0, -1]]
+                ids[here], epochs[here] = order.slots(int(first), int(last) + 1)
+        return Slots(ids, epochs)
 
 
 def _compute_layout(sizes: np.ndarray, seed: int, window: int, epoch: int) -> _EpochLayout:

@@ -17,6 +17,7 @@ class Use(IntEnum):
     # training: order.py
     SHARD_ORDER = 0
     WINDOW_ORDER = 1
+    CLASS_ORDER = 2
     # training: view_params.py
     PUZZLE = 16
     ANCHOR = 17
@@ -24,6 +25,8 @@ class Use(IntEnum):
     ANCHOR_CROP = 19
     PERMUTATION = 32
     """And those that follow it, one a grid."""
+    OBJECTIVE = 48
+    """What an objective draws for itself."""
     # evaluation
     SPLIT = 64
     RECALIBRATION = 65

@@ -41,14 +41,21 @@ class IntactSamples(NamedTuple):
 class Quarantine:
     """The samples of one archive that a run must not train on. Threads may share it.
 
-    file: a CSV that every rank appends to; None keeps the list in memory.
+    file: a CSV that every rank appends to; None keeps the list in memory. among: int64, the samples that may stand in
+    for others; None for all.
     """
 
-    def __init__(self, num_samples: int, file: Path | None = None) -> None:
+    def __init__(self, num_samples: int, file: Path | None = None, among: np.ndarray | None = None) -> None:
         self._num_samples = num_samples
         self._file = file
         self._listed = np.zeros(num_samples, bool)
         self._count = 0
+        self._unfit = np.zeros(num_samples, bool)  # to stand in for others
+        self._asked = f"the archive's {num_samples}" if among is None else f"the {len(among)}"
+        if among is not None:
+            self._unfit[:] = True
+            self._unfit[among] = False
+        self._fit = num_samples - int(self._unfit.sum())
         self._read_to = 0  # bytes of the file whose lines are taken over
         self._lock = threading.RLock()
         if file is not None and file.exists():
@@ -68,7 +75,7 @@ class Quarantine:
             self._require_one_left()
 
     def substitute(self, ids: np.ndarray) -> np.ndarray:
-        """`ids` (int64 [B]) with every listed sample replaced by the next sample number that is not listed."""
+        """`ids` (int64 [B]) with every listed sample replaced by the next sample number that may stand in for it."""
         with self._lock:
             self._require_one_left()
             ids = ids.copy()
@@ -95,9 +102,9 @@ class Quarantine:
         return IntactSamples(ids, encoded)
 
     def _next(self, sample: int) -> int:
-        """The first sample number from `sample` on, and around the end, that is not listed."""
+        """The first sample number from `sample` on, and around the end, that may stand in for it."""
         while True:
-            part = self._listed[sample : sample + 4096]
+            part = self._unfit[sample : sample + 4096]
             place = int(part.argmin())
             if not part[place]:
                 return sample + place
@@ -107,11 +114,13 @@ class Quarantine:
         if not self._listed[sample]:
             self._listed[sample] = True
             self._count += 1
+            self._fit -= not self._unfit[sample]
+            self._unfit[sample] = True
 
     def _require_one_left(self) -> None:
-        if self._count == self._num_samples:
+        if not self._fit:
             where = f"; see {self._file}" if self._file is not None else ""
-            raise UserError(f"none of the archive's {self._num_samples} images can be decoded{where}")
+            raise UserError(f"none of {self._asked} images can be decoded{where}")
 
     def _tell(self, sample: int, sample_id: str, reason: str) -> None:
         with suppress(Exception):  # it is listed; what a handler of the log makes of it is not worth the run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch, Needs
 from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.loader import Loader
-from fastfgssl.data.order import Order, Slots
+from fastfgssl.data.order import Order, Slots, Stream
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.runtime.agreement import lost_ranks, mean_over_ranks, shared_errors
 from fastfgssl.runtime.distributed import World, local_main_first
@@ -23,14 +24,18 @@ log = logging.getLogger(__name__)
 
 
 class ArchiveStream:
-    """What `config` trains on. Raises `UserError` on every rank if the archive cannot be opened or used."""
+    """What `config` trains on. Raises `UserError` on every rank if the archive cannot be opened or used.
 
-    def __init__(self, config: Config, world: World) -> None:
+    stream: which of the archive's samples, and in which order; None for all of them.
+    """
+
+    def __init__(self, config: Config, world: World, stream: Callable[[Archive], Stream] | None = None) -> None:
         self.config, self._world = config, world
         """What batches are made under; that of the run, once it is known."""
         with shared_errors(world):
             self.archive = Archive.open(config.data.path)
-        self.num_samples, self.fingerprint = self.archive.num_samples, self.archive.fingerprint
+            self._stream = (stream or partial(whole_archive, config))(self.archive)
+        self.num_samples, self.fingerprint = self._stream.num_samples, self.archive.fingerprint
         self.needs = Needs()
         """What batches hold; an objective's, once it is known."""
 
@@ -43,9 +48,9 @@ class ArchiveStream:
             loader = Loader(
                 self.archive,
                 GraphSpec.of(config, self.needs, world, sixteen_bit=self.archive.is_sixteen_bit),
-                rank_slots(self.archive, config, world),
+                rank_slots(self._stream, config, world),
                 seed=config.seed,
-                quarantine=Quarantine(self.num_samples, listed),
+                quarantine=Quarantine(self.archive.num_samples, listed, among=self._stream.ids),
                 start=start,
                 stop=stop,
             )
@@ -65,13 +70,17 @@ class ArchiveStream:
             )
 
 
-def rank_slots(archive: Archive, config: Config, world: World) -> Callable[[int], Slots]:
+def whole_archive(config: Config, archive: Archive) -> Order:
+    """All samples of an archive, in the order of `config`."""
+    return Order(archive.shard_sizes, seed=config.seed, window=config.data.window)
+
+
+def rank_slots(stream: Stream, config: Config, world: World) -> Callable[[int], Slots]:
     """The samples of this rank at each step: its part of the global batch."""
-    order = Order(archive.shard_sizes, seed=config.seed, window=config.data.window)
     part = config.train.batch_size // world.size
 
     def slots(step: int) -> Slots:
         first = step * config.train.batch_size + world.rank * part
-        return order.slots(first, first + part)
+        return stream.slots(first, first + part)
 
     return slots

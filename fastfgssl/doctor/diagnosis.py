@@ -16,7 +16,7 @@ import torch
 from fastfgssl.archive.image import TrainingDecoder, Unusable, prepare_image
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
-from fastfgssl.data.stream import rank_slots
+from fastfgssl.data.stream import rank_slots, whole_archive
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
 from fastfgssl.doctor.rates import BLOCKS, Bench, Rate, in_turns, rate_of
@@ -73,7 +73,7 @@ def examine_rates(config: Config, archive: Archive, world: World, seconds: float
     Raises `OutOfMemory` where the batch does not fit.
     """
     say("reading from the disk")
-    slots = rank_slots(archive, config, world)
+    slots = rank_slots(whole_archive(config, archive), config, world)
     reading = measure_reading(archive, (slots(step).ids for step in itertools.count()), seconds)
     with _announced("timing the reader, the decoder, the views and all of these together", say):
         step = untrained_step(config, world)

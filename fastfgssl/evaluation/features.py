@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.feature_rows import FeatureRows, Rows, SideBySide
 from fastfgssl.evaluation.near_duplicates import Thumbnails
 from fastfgssl.models import Network
+from fastfgssl.models.classifier import with_flips
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 
@@ -72,6 +74,20 @@ class FeatureExtractor:
             if thumbnails is not None:
                 thumbnails.add(shown, images)
         return np.concatenate(kept), found.by_name()
+
+    def probabilities(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples that decode among `ids`, and the probability of each class: float64 [N, K].
+
+        Of a network that classifies: the softmax of its predictions of the whole image.
+        """
+        kept, found = [], []
+        network: Any = self._model
+        predict = partial(with_flips, network) if self._config.supervised.flips else network.predict
+        for shown, (images,) in self._batches(self._parts(ids), PLAIN, seed=0):
+            kept.append(shown)
+            with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+                found.append(predict(images.to(self._device).float()).double().softmax(dim=1).cpu().numpy())
+        return np.concatenate(kept), np.concatenate(found)
 
     def views(self, ids: np.ndarray, *, seed: int) -> ViewFeatures:
         """Features of an anchor and of a puzzle view of each sample, distorted as in training under `seed`."""

@@ -38,9 +38,9 @@ def split_samples(archive: Archive, scoring: ScoringSplit | None = None) -> Spli
     samples to train on, or none that score.
     """
     ids = np.arange(archive.num_samples)
-    written = archive.columns(ids, ("split",))["split"] if archive.has_column("split") else np.full(len(ids), None)
-    if any(name is not None for name in written):
-        return _own_split(archive, np.array([_standard_name(name) for name in written]), scoring)
+    names = named_splits(archive)
+    if names is not None:
+        return _own_split(archive, names, scoring)
     if scoring is not None:
         raise UserError(f"{archive.path} names no splits: prepare it with a column `split`, or leave out --split")
     return _random_quarter(archive, ids)
@@ -54,6 +54,14 @@ def _random_quarter(archive: Archive, ids: np.ndarray) -> Split:
     keys = np.where(groups >= 0, groups, all_ids + groups.max() + 1)[ids]
     scores = uniform(random_words(0, 0, keys, Use.SPLIT, 1))[:, 0] < _VAL_SHARE
     return Split(ids[~scores], ids[scores], "random quarter", {})
+
+
+def named_splits(archive: Archive) -> np.ndarray | None:
+    """For each sample the split that the archive names, as `NAMES` has it; None if it names none."""
+    if not archive.has_column("split"):
+        return None
+    written = archive.columns(np.arange(archive.num_samples), ("split",))["split"]
+    return np.array([_standard_name(name) for name in written]) if any(name is not None for name in written) else None
 
 
 def _standard_name(written: str | None) -> str:

@@ -34,6 +34,10 @@ class Backbone(nn.Module):
         """Modules whose parameters are exactly those that a loss of `taps` has gradients for."""
         raise NotImplementedError
 
+    def stage_of(self, parameter: str) -> int:
+        """Which stage a parameter of this network belongs to, by its name: from 0 at the image on."""
+        raise NotImplementedError
+
     def regions(self) -> list[nn.Module]:
         """What torch.compile takes by itself: modules that repeat, which then share their code, or all in one."""
         return [self]
@@ -63,6 +67,9 @@ class ResNetBackbone(Backbone):
     def modules_of(self, taps: Iterable[int]) -> list[nn.Module]:
         stem_and_layer1 = [self.conv1, self.bn1, self.layer1]
         return [*stem_and_layer1, *(self.layer2, self.layer3, self.layer4)[: max(taps) + 1]]
+
+    def stage_of(self, parameter: str) -> int:
+        return int(parameter[len("layer")]) if parameter.startswith("layer") else 0
 
     def regions(self) -> list[nn.Module]:
         return [block for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for block in layer]

@@ -65,6 +65,9 @@ class TimmBackbone(Backbone):
         names = set().union(*(self._trained[tap] for tap in taps))
         return list(_modules_with(self, {id(self.get_parameter(name)) for name in names}))
 
+    def stage_of(self, parameter: str) -> int:
+        return next((tap for tap, names in enumerate(self._trained) if parameter in names), 0)
+
     def _examine(self, side: int) -> tuple[tuple[int, ...], list[set[str]]]:
         """Channels of each tap, and the names of the parameters that each has gradients for."""
         try:

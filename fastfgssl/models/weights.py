@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +66,14 @@ def _checksum_in_name(file: Path) -> str | None:
     return found and (found[1] or found[2])
 
 
-def load_weights(module: nn.Module, file: str | Path, config: ModelConfig) -> None:
+def load_weights(module: nn.Module, file: str | Path, config: ModelConfig, *, new: tuple[str, ...] = ()) -> None:
     """Fills `module`, the network that `config.backbone` names, from a file that may hold more than it.
 
-    Raises `UserError` if the file lacks any of its tensors, or holds one of another shape or with NaN.
+    new: what names of tensors begin with that stay as they are. Raises `UserError` if the file lacks any of the other
+    tensors, or holds one of another shape or with NaN.
     """
     source, state = f"{KEY} = {file}", read_state_dict(Path(file))
-    wanted = module.state_dict()
+    wanted = {name: value for name, value in module.state_dict().items() if not name.startswith(new)}
     prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in wanted))
     state = {name: state[prefix + name] for name in wanted if prefix + name in state}
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
@@ -85,6 +87,20 @@ def load_weights(module: nn.Module, file: str | Path, config: ModelConfig) -> No
             )
     require_finite(state, source)
     module.load_state_dict(state, strict=False)
+
+
+def load_start(
+    network: nn.Module, backbone: nn.Module, file: str | Path, config: ModelConfig, *, new: tuple[str, ...]
+) -> None:
+    """Fills `network` from a file that has its backbone and heads, or else only its `backbone`.
+
+    new: what names of tensors begin with that stay as they are. Raises `UserError` as `load_weights`.
+    """
+    heads = [name for name in network.state_dict() if not name.startswith(("backbone.", *new))]
+    if heads and any(name in read_state_dict(Path(file)) for name in heads):
+        load_weights(network, file, config, new=new)
+    else:
+        load_weights(backbone, file, config)
 
 
 def require_finite(state: dict[str, Tensor], source: str) -> None:
@@ -107,10 +123,17 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     except Exception:  # unpickler, zip reader and legacy reader raise what they happen to raise
         raise UserError(f"{KEY} = {file}: {_why_unreadable(file)}") from None
     if isinstance(content, dict):
+        content = averaged_weights(content) or content
         content = next((content[entry] for entry in _ENTRIES if isinstance(content.get(entry), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{KEY} = {file}: must hold a state dict (names and tensors)")
     return content
+
+
+def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The average of the weights that a checkpoint of ours keeps beside them, if it does."""
+    objective = checkpoint.get("objective")
+    return objective.get("average") if isinstance(objective, dict) else None
 
 
 def _why_unreadable(file: Path) -> str:

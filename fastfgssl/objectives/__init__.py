@@ -18,7 +18,12 @@ class Builder(Protocol):
 
 
 _BUILDERS: dict[str, str | Builder] = {
-    name: f"fastfgssl.objectives.{name}" for name in ("fgssl", "barlow", "vicreg", "simclr", "byol", "simsiam")
+    name: f"fastfgssl.objectives.{name.partition('.')[0]}"
+    for name in (
+        *("fgssl", "fgssl.progressive", "fgssl.joint"),
+        *("barlow", "vicreg", "simclr", "byol", "simsiam"),
+        *("supervised.progressive", "supervised.joint", "supervised.plain"),
+    )
 }
 
 

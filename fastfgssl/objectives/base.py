@@ -44,8 +44,8 @@ class Update(nn.Module):
     def compare(self, embeddings: tuple[Tensor, ...], batch: Batch, *, log: bool) -> Output:
         """The loss of the embeddings of `batch`; log: with what is worth its time only where it is reported.
 
-        It may have weights of its own, and need not use each embedding. With `loss.cache`, `batch` holds the ids and
-        labels of all micro-batches and no views.
+        It may have weights of its own, and need not use each embedding. With `loss.cache`, `batch` holds the ids,
+        labels and draws of all micro-batches and no views.
         """
         raise NotImplementedError
 
@@ -90,6 +90,11 @@ class Objective:
     """The updates that are made of each batch, in their order."""
     weights: dict[str, float]
     """The reported loss of a step is the sum of these logs, weighted."""
+
+    @property
+    def scored(self) -> nn.Module:
+        """What is scored while training and taken home: `model`, or an average of what it was."""
+        return self.model
 
     def after_step(self, progress: float) -> None:
         """Called when all updates of a batch are made; progress: the share of the run that is done."""

@@ -74,7 +74,7 @@ class HeadsUpdate(Update):
 
 
 class FineGrained(Objective):
-    """The method: `config.train.heads` under `config.train.schedule`."""
+    """The method: `config.train.heads` under `config.schedule`."""
 
     def __init__(self, model: FGSSL, config: Config, world: World) -> None:
         heads = config.train.heads
@@ -82,7 +82,7 @@ class FineGrained(Objective):
         # of puzzles that no head looks at, none is made
         grids = tuple(grid if tap in heads else 0 for tap, grid in enumerate(config.model.grids))
         self.needs = Needs(anchor=True, view="all" in heads, grids=grids)
-        groups = [heads] if config.train.schedule == "joint" else [(head,) for head in heads]
+        groups = [heads] if config.schedule == "joint" else [(head,) for head in heads]
         self.updates = [HeadsUpdate(model, stages, config, world) for stages in groups]
         of_stage = dict(zip(STAGES, config.loss.weights, strict=True))
         self.weights = {f"loss_{head}": of_stage[head] for head in heads}

@@ -101,10 +101,11 @@ def _mean(logs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _whole(micro_batches: Sequence[Batch]) -> Batch:
-    """What a loss of all micro-batches may look at beside embeddings: their ids and labels."""
+    """What a loss of all micro-batches may look at beside embeddings: their ids, labels and draws."""
     labels = [batch.labels for batch in micro_batches if batch.labels is not None]
+    draws = [batch.draws for batch in micro_batches if batch.draws is not None]
     ids = np.concatenate([batch.ids for batch in micro_batches])
-    return Batch(None, None, (), ids, torch.cat(labels) if labels else None)
+    return Batch(None, None, (), ids, torch.cat(labels) if labels else None, np.concatenate(draws) if draws else None)
 
 
 @contextmanager

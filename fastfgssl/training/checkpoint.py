@@ -49,16 +49,22 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
     The file appears under its name only when all of it is on the disk. Raises `UserError` if it cannot be written.
     """
     path = checkpoint_path(folder, state["step"])
+    write_checkpoint(path, state)
+    with file_errors("remove old checkpoints of", folder):
+        for old in list_checkpoints(folder)[1:-keep]:
+            if old != path:
+                old.unlink()
+    return path
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` to `path`, whole or not at all. Raises `UserError` if it cannot be written."""
     try:
         with file_errors("write the checkpoint", path):
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, lambda file: _write(file, {"format_version": FORMAT_VERSION, **state}))
-            for old in list_checkpoints(folder)[1:-keep]:
-                if old != path:
-                    old.unlink()
     except UserError as error:
         raise UserError(f"{error}; earlier checkpoints are untouched") from None
-    return path
 
 
 def _write(file: BinaryIO, state: dict[str, Any]) -> None:

@@ -73,6 +73,11 @@ class Hook:
     wants_logs: bool = False
     """Whether each call is to have a report; else it has one where `train.log_every` makes one."""
 
+    @property
+    def is_satisfied(self) -> bool:
+        """Whether training may end before its time; the same on every rank."""
+        return False
+
     def begin(self, run: Run) -> None:
         """Called before training begins or goes on."""
 

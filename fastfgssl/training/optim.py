@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,23 +79,19 @@ class LARS(Optimizer):
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimiser that `config` describes, over four groups: weights, and biases with norms, of backbone and heads.
 
-    Each group's `peak_lr` is what `set_learning_rate` scales; `name` is what metrics call it. Raises `UserError` where
-    `optim.backend` is apex and apex or its GPU is missing.
+    With `optim.layer_decay` below 1 each stage of the backbone has groups of its own. Each group's `peak_lr` is what
+    `set_learning_rate` scales; `name` is what metrics call it. Raises `UserError` where `optim.backend` is apex and
+    apex or its GPU is missing.
     """
     groups = []
-    for part, is_backbone in (("backbone", True), ("heads", False)):
+    for part in _parts(model, config):
         for kind, is_weight in (("weights", True), ("bias_and_norm", False)):
-            parameters = [
-                parameter
-                for name, parameter in model.named_parameters()
-                # biases and the scales of norms are the parameters with one axis
-                if name.startswith("backbone.") == is_backbone and (parameter.ndim > 1) == is_weight
-            ]
-            lr = config.backbone_lr if is_backbone and config.backbone_lr is not None else config.lr
-            if not is_weight and config.bias_lr is not None:
-                lr = config.bias_lr
+            # biases and the scales of norms are the parameters with one axis
+            parameters = [parameter for parameter in part.parameters if (parameter.ndim > 1) == is_weight]
+            lr = part.lr if is_weight or config.bias_lr is None else config.bias_lr
+            lr *= part.factor
             decays = is_weight or config.decay_bias_and_norm
-            group = {"params": parameters, "name": f"{part}_{kind}", "lr": lr, "peak_lr": lr}
+            group = {"params": parameters, "name": f"{part.name}_{kind}", "lr": lr, "peak_lr": lr}
             group["weight_decay"] = config.weight_decay if decays else 0.0
             if config.name == "lars" and not decays:
                 group["trust"] = None
@@ -112,6 +108,37 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     if config.name == "lars":
         return LARS(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+
+
+class _Part(NamedTuple):
+    name: str
+    parameters: list[nn.Parameter]
+    lr: float
+    factor: float  # of that learning rate, and of that of its biases
+
+
+def _parts(model: nn.Module, config: OptimConfig) -> list[_Part]:
+    """What learning rates tell apart: the backbone, by stage where their rates differ, and everything else."""
+    named = dict(model.named_parameters())
+    backbone = {name: parameter for name, parameter in named.items() if name.startswith("backbone.")}
+    heads = [parameter for name, parameter in named.items() if name not in backbone]
+    lr = config.lr if config.backbone_lr is None else config.backbone_lr
+    parts = [_Part("backbone", list(backbone.values()), lr, 1.0)]
+    if config.layer_decay < 1:
+        stages: dict[int, list[nn.Parameter]] = {}
+        for name, parameter in backbone.items():
+            stages.setdefault(model.backbone.stage_of(name.removeprefix("backbone.")), []).append(parameter)
+        last = max(stages)
+        parts = [
+            _Part(
+                "backbone" if stage == last else f"backbone_stage_{stage}",
+                stages[stage],
+                lr,
+                config.layer_decay ** (last + 1 - stage),
+            )
+            for stage in sorted(stages)
+        ]
+    return [*parts, _Part("heads", heads, config.lr, 1.0)]
 
 
 def _begin_momentum(optimizer: Optimizer, *_: object) -> None:

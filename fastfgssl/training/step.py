@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fastfgssl.config.schema import Config
@@ -34,12 +34,15 @@ class TrainingStep:
         self._micro_batches, self._layout = train.accumulate, memory_format(train)
         precision = Precision(train.precision, world.device)
         self._numerics = Numerics(precision, torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss))
+        self._clip_norm = config.optim.clip_norm
 
-    def __call__(self, batch: Batch, *, progress: float = 0.0, log: bool = False) -> dict[str, Tensor]:
+    def __call__(
+        self, batch: Batch, *, progress: float = 0.0, log: bool = False, freeze_backbone: bool = False
+    ) -> dict[str, Tensor]:
         """Makes every update of `batch`; returns their logs, on the device, which may be at work still.
 
         progress: the share of the run that is done with this step; log: with what is worth its time only where it is
-        reported.
+        reported; freeze_backbone: leaves its weights, and what the optimiser knows of them, as they are.
         """
         micro_batches = batch.in_layout(self._layout).chunk(self._micro_batches)
         logs: dict[str, Tensor] = {}
@@ -50,6 +53,11 @@ class TrainingStep:
                 logs |= self._accumulate(update, wrapped, micro_batches, self._numerics, log=log)
             # the weights that this update trains
             with record_function("optimizer"):
+                if freeze_backbone:
+                    _drop_gradients(self.objective.model)
+                if self._clip_norm:
+                    self._numerics.scaler.unscale_(self.optimizer)
+                    nn.utils.clip_grad_norm_(self.objective.model.parameters(), self._clip_norm)
                 self._numerics.scaler.step(self.optimizer)
                 self._numerics.scaler.update()
         self.objective.after_step(progress)
@@ -70,3 +78,10 @@ class TrainingStep:
         self.objective.load_state_dict(state["objective"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self._numerics.scaler.load_state_dict(state["scaler"])
+
+
+def _drop_gradients(model: nn.Module) -> None:
+    """Of the backbone: an optimiser passes over what has none, decay and momentum included."""
+    for name, parameter in model.named_parameters():
+        if name.startswith("backbone."):
+            parameter.grad = None

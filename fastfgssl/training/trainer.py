@@ -90,7 +90,7 @@ def fit(
         if not state:
             _save(run, data, make_step, 0)
         clock = Clock(start)
-        while step < steps and not stopped:
+        while not (stopped or reporter.is_finished(step)):
             # does any rank want to stop? answered when the step is made
             flag.ask(stop_signal() or 0)
             # the next batch
@@ -102,7 +102,8 @@ def fit(
             set_learning_rate(make_step.optimizer, _learning_rate_factor(run, step))
             is_report = reporter.is_report(step + 1)
             with on_this_rank(f"making step {step + 1}"):
-                logs = make_step(batch, progress=(step + 1) / steps, log=is_report)
+                freeze = step < _steps_of(config.optim.freeze_epochs, run)
+                logs = make_step(batch, progress=(step + 1) / steps, log=is_report, freeze_backbone=freeze)
             if step == start:
                 _require_logs(objective, logs)
             step += 1
@@ -118,7 +119,7 @@ def fit(
                 _require_finite(run, step, [name for name in objective.weights if not math.isfinite(report[name])])
                 clock.lap(step)  # what hooks took is no time of training
             # a checkpoint, else after them: a run that is killed in between makes and reports the step again
-            if not stopped and (step == steps or step % config.train.checkpoint_every == 0):
+            if not stopped and (reporter.is_finished(step) or step % config.train.checkpoint_every == 0):
                 _save(run, data, make_step, step)
     checkpoint = checkpoint_path(checkpoints_of(config), step)
     if stopped:
@@ -144,6 +145,10 @@ class _Reporter:
         """Whether the logs of a step are wanted: every so often, and by hooks."""
         intervals = [self._run.config.train.log_every, *(hook.every for hook in self._hooks if hook.wants_logs)]
         return step == self._run.steps or any(step % interval == 0 for interval in intervals)
+
+    def is_finished(self, step: int) -> bool:
+        """Whether the run is complete after `step` steps, or a hook has seen enough; the same on every rank."""
+        return step >= self._run.steps or any(hook.is_satisfied for hook in self._hooks)
 
     def call(self, moment: Moment) -> None:
         due = [hook for hook in self._hooks if moment.step == self._run.steps or moment.step % hook.every == 0]
@@ -225,9 +230,13 @@ def _learning_rate_factor(run: Run, step: int) -> float:
     return learning_rate_factor(
         step,
         steps=run.steps,
-        warmup_steps=round(config.optim.warmup_epochs * (run.num_samples / config.train.batch_size)),
+        warmup_steps=_steps_of(config.optim.warmup_epochs, run),
         final=config.optim.final_lr,
     )
+
+
+def _steps_of(epochs: float, run: Run) -> int:
+    return round(epochs * (run.num_samples / run.config.train.batch_size))
 
 
 def _require_finite(run: Run, step: int, broken: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from fastfgssl.data.batch import Needs
 from fastfgssl.data.decode import build_decoder
 from fastfgssl.data.graph import build_graph, build_views
 from fastfgssl.data.reader import Reader
-from fastfgssl.data.stream import rank_slots
+from fastfgssl.data.stream import rank_slots, whole_archive
 from fastfgssl.doctor.advice import judge
 from fastfgssl.doctor.diagnosis import Diagnosis, _try_short_side, _try_step_settings, examine_rates, untrained_step
 from fastfgssl.doctor.disk import measure_reading, measure_writing
@@ -26,7 +26,14 @@ from fastfgssl.training.step import TrainingStep
 
 def bench_of(config, world) -> Bench:
     archive = Archive.open(config.data.path)
-    return Bench(config, archive, world, Needs(grids=config.model.grids), rank_slots(archive, config, world), 0.1)
+    return Bench(
+        config,
+        archive,
+        world,
+        Needs(grids=config.model.grids),
+        rank_slots(whole_archive(config, archive), config, world),
+        0.1,
+    )
 
 
 def test_images_are_made_smaller_and_timed(make_config):  # of 48 x 40 pixels

@@ -1,0 +1,127 @@
+"""Scores of a classifier on validation images while it trains; keeps the best weights, ends what no longer improves."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.config.files import config_to_values
+from fastfgssl.evaluation.features import FeatureExtractor
+from fastfgssl.evaluation.scores import balanced_accuracy
+from fastfgssl.evaluation.training_samples import TrainingSamples
+from fastfgssl.runtime.agreement import mean_over_ranks
+from fastfgssl.training.checkpoint import load_checkpoint, write_checkpoint
+from fastfgssl.training.hooks import Hook, Moment, Run
+from fastfgssl.training.trainer import checkpoints_of
+
+log = logging.getLogger(__name__)
+
+BEST = "best.pt"
+_BATCH = 128
+
+
+class Validation(Hook):
+    """Adds `val_accuracy`, `val_METRIC` ... to what is reported, and keeps the weights with the best `evaluate.metric`.
+
+    After each `evaluate.every` steps, an epoch by default, and at the end. The first rank scores, the others wait. All
+    that it remembers is in checkpoints/best.pt, so that a run which is started again goes on as if it had not ended.
+    """
+
+    wants_logs = True
+
+    def __init__(self, archive: Archive, samples: TrainingSamples) -> None:
+        self._archive, self._samples = archive, samples
+        self._best_step, self._best = 0, -math.inf
+        self._satisfied = False
+
+    @property
+    def is_satisfied(self) -> bool:
+        return self._satisfied
+
+    def begin(self, run: Run) -> None:
+        config = run.config
+        self._run, self._file = run, checkpoints_of(config) / BEST
+        epoch = math.ceil(run.num_samples / config.train.batch_size)
+        self.every = config.evaluate.every or epoch
+        if run.world.is_main and not run.is_new and self._file.exists():
+            state = load_checkpoint(self._file)
+            self._best_step, self._best = state["step"], state["score"]
+        self._decide(run.start)
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.step == 0:
+            return
+        if self._run.world.is_main:
+            scores = self._score()
+            moment.logs.update({f"val_{name}": value for name, value in scores.items()})
+            score = scores[self._run.config.evaluate.metric]
+            if score > self._best:
+                self._best_step, self._best = moment.step, score
+                self._keep(moment.step, score)
+        self._decide(moment.step)
+
+    def _score(self) -> dict[str, float]:
+        run = self._run
+        network: Any = run.objective.scored
+        was_training = [(module, module.training) for module in network.modules()]
+        try:
+            with torch.random.fork_rng(devices=[]):
+                extractor = FeatureExtractor(network, run.config, self._archive, run.world.device, _BATCH)
+                ids, probabilities = extractor.probabilities(self._samples.validation)
+        finally:
+            for module, training in was_training:
+                module.training = training
+        wanted = run.config.evaluate.metric_classes
+        of_auroc = [self._archive.classes.index(name) for name in wanted] or range(len(self._archive.classes))
+        return _scores(self._samples.labels[ids], probabilities, of_auroc)
+
+    def _keep(self, step: int, score: float) -> None:
+        run = self._run
+        state = {
+            "step": step,
+            "score": score,
+            "metric": run.config.evaluate.metric,
+            "model": run.objective.scored.state_dict(),
+            "objective": {},
+            "optimizer": {},
+            "scaler": {},
+            "config": config_to_values(run.config),
+            "archive": self._archive.fingerprint,
+        }
+        write_checkpoint(self._file, state)
+
+    def _decide(self, step: int) -> None:
+        """Whether it has been long enough since the best score; the first rank knows, the others are told."""
+        evaluate = self._run.config.evaluate
+        # a best step beyond this one is of a run that was killed after it, and will be found again
+        waited = max(0, step - self._best_step) // self.every
+        is_over = bool(evaluate.patience) and self._best > -math.inf and waited >= evaluate.patience
+        mine = torch.tensor([float(is_over and self._run.world.is_main)], dtype=torch.float64)
+        self._satisfied = mean_over_ranks(mine, self._run.world).item() > 0
+        if self._satisfied and self._run.world.is_main:
+            log.info(
+                "no better %s than %.4g since step %d: ending at step %d",
+                evaluate.metric,
+                self._best,
+                self._best_step,
+                step,
+            )
+
+
+def _scores(truth: np.ndarray, probabilities: np.ndarray, of_auroc: Sequence[int]) -> dict[str, float]:
+    predicted = probabilities.argmax(axis=1)
+    told_apart = [label for label in of_auroc if 0 < (truth == label).sum() < len(truth)]
+    return {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "balanced_accuracy": balanced_accuracy(truth, predicted),
+        "macro_f1": float(f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)),
+        "kappa": float(cohen_kappa_score(truth, predicted, weights="quadratic")),
+        "auroc": float(np.mean([roc_auc_score(truth == label, probabilities[:, label]) for label in told_apart])),
+    }

@@ -1,0 +1,78 @@
+"""Fine-tuning: labelled images, a classifier on a network that knows something already, and the same loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.config.schema import Config
+from fastfgssl.data.order import BalancedOrder, Stream, SubsetOrder
+from fastfgssl.data.stream import ArchiveStream
+from fastfgssl.evaluation.training_samples import TrainingSamples, training_samples
+from fastfgssl.evaluation.validation import Validation
+from fastfgssl.runtime.agreement import lost_ranks, shared_errors
+from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
+from fastfgssl.training.provenance import Provenance
+from fastfgssl.training.run import begin, kept_generators
+from fastfgssl.training.sinks import make_sinks
+from fastfgssl.training.trainer import Outcome, fit
+
+
+def finetune(
+    config: Config, *, hooks: Sequence[Hook] = (), stop_signal: Callable[[], int | None] = lambda: None
+) -> Outcome:
+    """Runs, or goes on with, the fine-tuning that `config` describes, and leaves its results in `config.output`.
+
+    `config.objective` is supervised.progressive, supervised.joint or supervised.plain; `config.model.weights` says what
+    it starts from. The weights that did best on the validation images are kept as checkpoints/best.pt. hooks,
+    stop_signal, and what it raises: as for `pretrain`.
+    """
+    if not config.objective.startswith("supervised."):
+        raise UserError(
+            f"objective = {config.objective!r}: fine-tuning takes supervised.progressive, supervised.joint or"
+            " supervised.plain; `fastfgssl train` takes the others"
+        )
+    with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("starting"):
+        config.train.check_world_size(world.size)
+        with shared_errors(world):
+            archive = Archive.open(config.data.path)
+            samples = training_samples(archive, config.data, seed=config.seed)
+            config = with_classes(config, archive, samples)
+        data = ArchiveStream(config, world, lambda archive: _stream(config, archive, samples))
+        config, objective, state = begin(config, data, world)
+        data.config = config
+        data.needs = objective.needs
+        beside = [Provenance(), ViewsPicture(), Validation(archive, samples), *hooks, DataWaitWarning()]
+        everything = [*beside, *make_sinks(config.train.sinks)]
+        return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
+
+
+def with_classes(config: Config, archive: Archive, samples: TrainingSamples) -> Config:
+    """`config` with the archive's classes, and how many of the training samples each has."""
+    counts = np.bincount(samples.labels[samples.train], minlength=len(archive.classes))
+    known = config.supervised.classes
+    if known and known != archive.classes:
+        raise UserError(
+            f"supervised.classes = {', '.join(known)}: {archive.path} has {', '.join(archive.classes)}; leave the key"
+            " out, or take the archive that it was made for"
+        )
+    unknown = [name for name in config.evaluate.metric_classes if name not in archive.classes]
+    if unknown:
+        raise UserError(
+            f"evaluate.metric_classes: {archive.path} has no class {unknown[0]!r}, only {', '.join(archive.classes)}"
+        )
+    return replace(
+        config, supervised=replace(config.supervised, classes=archive.classes, class_counts=tuple(counts.tolist()))
+    )
+
+
+def _stream(config: Config, archive: Archive, samples: TrainingSamples) -> Stream:
+    sizes, seed, window = archive.shard_sizes, config.seed, config.data.window
+    if config.supervised.balance == "sampling":
+        return BalancedOrder(samples.train, samples.labels[samples.train], sizes, seed=seed, window=window)
+    return SubsetOrder(samples.train, sizes, seed=seed, window=window)

@@ -1,0 +1,208 @@
+"""Fine-tuning: from labels and a start, resumed, on one and two ranks, validated, ended early."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.finetuning import finetune
+from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.hooks import Hook
+from fastfgssl.training.sinks import read_metrics
+from helpers.ranks import run_on_ranks
+
+OBJECTIVES = ("supervised.progressive", "supervised.joint", "supervised.plain")
+
+
+@pytest.fixture
+def labels_config(make_config, tmp_path):
+    def make(output: str, **changes):
+        settings = {
+            "objective": "supervised.joint",
+            "optim__name": "adamw",
+            "optim__lr": 1e-2,
+            "train__steps": 6,
+            "evaluate__every": 2,
+        }
+        return make_config(output=str(tmp_path / output), **settings | changes)
+
+    return make
+
+
+class StopAt:
+    """Asks for an end before its `step`-th step is made."""
+
+    def __init__(self, step: int) -> None:
+        self._calls, self._step = 0, step
+
+    def __call__(self) -> int | None:
+        self._calls += 1
+        return 15 if self._calls == self._step else None
+
+
+class SeenIds(Hook):
+    """Collects the samples of every batch."""
+
+    def __init__(self) -> None:
+        self.ids: list[np.ndarray] = []
+
+    def __call__(self, moment):
+        if moment.step:
+            self.ids.append(moment.batch.ids)
+
+
+def last_state(config) -> dict:
+    return load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+
+
+def validated(config) -> list[float]:
+    return [record["val_auroc"] for record in read_metrics(Path(config.output)) if "val_auroc" in record]
+
+
+def require_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_stopped_run_goes_on_bit_for_bit(labels_config, objective):
+    settings = {
+        "objective": objective,
+        "optim__ema_decay": 0.9,
+        "optim__clip_norm": 1.0,
+        "optim__layer_decay": 0.7,
+        "optim__freeze_epochs": 0.03,
+        "supervised__balance": "sampling",
+    }
+    whole, stopped = (labels_config(name, **settings) for name in ("whole", "stopped"))
+    finetune(whole)
+    assert finetune(stopped, stop_signal=StopAt(3))[:2] == (3, 15)
+    assert finetune(stopped)[:2] == (6, None)
+    first, second = last_state(whole), last_state(stopped)
+    require_equal(first["model"], second["model"])
+    require_equal(first["objective"]["average"], second["objective"]["average"])
+    best = [load_checkpoint(Path(config.output) / "checkpoints" / "best.pt") for config in (whole, stopped)]
+    assert best[0]["step"] == best[1]["step"]
+    require_equal(best[0]["model"], best[1]["model"])
+    scores = [
+        [record["val_auroc"] for record in read_metrics(Path(c.output)) if "val_auroc" in record]
+        for c in (whole, stopped)
+    ]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 3
+
+
+def train_on_rank(world, config) -> dict:
+    finetune(config)
+    return last_state(config)["model"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_ranks_train_as_one(labels_config, objective):
+    settings = {"objective": objective, "supervised__balance": "weights", "train__steps": 3, "optim__name": "sgd"}
+    alone = labels_config("alone", **settings)
+    finetune(alone)
+    together = labels_config("together", **settings, train__batch_norm="sync", data__threads=1)
+    (first, second) = run_on_ranks(train_on_rank, 2, together)
+    before = load_checkpoint(list_checkpoints(Path(alone.output) / "checkpoints")[0])["model"]
+    after = last_state(alone)["model"]
+    for name, value in after.items():
+        assert torch.equal(first[name], second[name])
+        change = (value - before[name]).float().norm()
+        assert (first[name] - value).float().norm() <= 0.02 * change + 1e-5, name
+
+
+def test_only_training_images_are_shown_also_where_some_are_damaged(labels_config):
+    config, seen = labels_config("run", train__steps=20), SeenIds()
+    archive = Archive.open(config.data.path)
+    finetune(config, hooks=[seen])
+    shown = np.unique(np.concatenate(seen.ids))
+    split = archive.columns(shown, ("split",))["split"]
+    assert set(split) == {"train"}
+
+
+def test_pretraining_goes_on_in_the_heads(make_config, labels_config, tmp_path):
+    pretrained = pretrain(make_config(output=str(tmp_path / "pretrained"), train__steps=2)).checkpoint
+    config = labels_config("run", model__weights=str(pretrained), train__steps=1, optim__lr=1e-9)
+    finetune(config)
+    start = load_checkpoint(pretrained)["model"]
+    state = load_checkpoint(Path(config.output) / "checkpoints" / "step_000000000.pt")["model"]
+    assert {name for name in state if name not in start} == {
+        f"classifiers.{head}.{part}" for head in range(4) for part in ("weight", "bias")
+    }
+    require_equal(start, {name: state[name] for name in start})
+
+
+def test_the_backbone_stays_frozen_and_then_moves(labels_config):
+    # 63 training images in batches of 12: an epoch is 5.25 steps
+    config = labels_config("run", optim__freeze_epochs=0.6, train__steps=4, train__checkpoint_every=1)
+    finetune(replace(config, train=replace(config.train, keep_checkpoints=9)))
+    states = [load_checkpoint(path)["model"] for path in list_checkpoints(Path(config.output) / "checkpoints")]
+    weights = [state["backbone.layer1.0.conv1.weight"] for state in states]
+    assert torch.equal(weights[0], weights[3])
+    assert not torch.equal(weights[3], weights[4])
+    assert not torch.equal(states[0]["classifiers.3.weight"], states[1]["classifiers.3.weight"])
+
+
+def test_patience_ends_a_run_that_no_longer_improves(labels_config):
+    # a rate at which nothing changes: no score is better than the first
+    config = labels_config("run", train__steps=30, optim__lr=1e-12, evaluate__every=1, evaluate__patience=3)
+    assert finetune(config)[:2] == (4, None)
+    assert finetune(config)[:2] == (4, None)  # again: it is complete
+    assert len(list_checkpoints(Path(config.output) / "checkpoints")) == 2
+
+
+def test_layers_have_rates_of_their_own(labels_config):
+    config = labels_config("run", optim__layer_decay=0.5, optim__backbone_lr=8e-3, train__steps=1)
+    finetune(config)
+    groups = {group["name"]: group["peak_lr"] for group in last_state(config)["optimizer"]["param_groups"]}
+    assert groups["heads_weights"] == 1e-2
+    assert groups["backbone_weights"] == 4e-3  # layer4
+    assert groups["backbone_stage_0_weights"] == 8e-3 / 2**5
+
+
+def test_folds_share_no_group_and_cover_everything(labels_config):
+    from fastfgssl.evaluation.split import groups_of
+    from fastfgssl.evaluation.training_samples import training_samples
+
+    config = labels_config("run", data__folds=3)
+    archive = Archive.open(config.data.path)
+    validated = []
+    for fold in range(3):
+        samples = training_samples(archive, replace(config.data, fold=fold), seed=0)
+        assert not np.isin(groups_of(archive, samples.validation), groups_of(archive, samples.train)).any()
+        validated.append(samples.validation)
+    names = archive.columns(np.arange(archive.num_samples), ("split",))["split"]
+    assert sorted(np.concatenate(validated)) == np.flatnonzero(names != "test").tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "fgssl"}, "fine-tuning takes supervised.progressive"),
+        ({"data__folds": 50}, "too few for data.folds"),
+        ({"data__label_fraction": 0.001}, "label_fraction"),
+        ({"supervised__classes": ["a", "b"]}, "supervised.classes = a, b"),
+        ({"evaluate__metric": "auroc", "evaluate__metric_classes": ["zebra"]}, "no class 'zebra'"),
+        ({"loss__cache": True, "train__accumulate": 2}, "loss.cache: of no use"),
+        ({"model__weights": "missing.pt"}, "missing.pt: no such file"),
+    ],
+)
+def test_bad_input_is_one_line(labels_config, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        finetune(labels_config("run", **changes))
+    assert "\n" not in str(caught.value)
+    assert not Path(labels_config("run").output).exists()
+
+
+def test_pretraining_takes_no_labels_objective(labels_config):
+    with pytest.raises(UserError, match="fastfgssl finetune"):
+        pretrain(labels_config("run"))
