@@ -89,7 +89,11 @@ def _of_predictions(truth: np.ndarray, probabilities: np.ndarray, weightings: We
             pairs + 1 + metrics.calibration_bins(probabilities),
         ]
     )
-    values = [np.ones(count), metrics.squared_errors(truth, probabilities), metrics.calibration_gaps(truth, probabilities)]
+    values = [
+        np.ones(count),
+        metrics.squared_errors(truth, probabilities),
+        metrics.calibration_gaps(truth, probabilities),
+    ]
     table = _table(np.concatenate(values), cells, np.tile(weightings.unit, 3), pairs + 1 + metrics.CALIBRATION_BINS)
     parts = []
     for sums in _products(table, weightings):

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import DataConfig
 from fastfgssl.data.philox import Use, random_words, uniform
-from fastfgssl.evaluation.split import groups_of, labelled_split, named_splits
+from fastfgssl.evaluation.split import draw_fraction, groups_of, labelled_split, named_splits
 from fastfgssl.runtime.errors import UserError
 
 _VALIDATION_SHARE = 0.25
@@ -49,11 +49,9 @@ def training_samples(archive: Archive, config: DataConfig, *, seed: int) -> Trai
         samples = TrainingSamples(split.train[~validates], split.train[validates], labels)
     _require_classes(archive, samples, "")
     if config.label_fraction < 1:
-        from fastfgssl.evaluation.split import draw_fraction
-
         groups = groups_of(archive, samples.train)
         of_train = samples.labels[samples.train]
-        drawn = draw_fraction(samples.train, of_train, groups, config.label_fraction, seed)
+        drawn = draw_fraction(samples.train, of_train, groups, config.label_fraction, seed, classes=archive.classes)
         samples = samples._replace(train=drawn)
         _require_classes(archive, samples, f" with data.label_fraction={config.label_fraction}")
     return samples

@@ -33,6 +33,8 @@ class ClassifyingNetwork(Network):
     """Their names, in the order of the logits."""
     num_features: int
     """D, the length of `Whole.features`."""
+    auxiliaries: nn.ModuleList
+    """What helps while training (objectives/auxiliaries.py)."""
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """Logits [B, K] of images [B, 3, H, W] by classifier: `head 0` to `head 2` and `all`, or `backbone`."""

@@ -15,17 +15,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastfgssl.config.schema import STAGES, Config, Stage
 from fastfgssl.data.batch import Batch, Needs
+from fastfgssl.kernels.jigsaw import jigsaw
 from fastfgssl.loss.classification import class_weights, cross_entropy, log_priors
 from fastfgssl.models.average import WeightAverage
 from fastfgssl.models.backbone import build_backbone
-from fastfgssl.models.classifier import Classifier, ClassifyingNetwork, PlainClassifier
+from fastfgssl.models.classifier import Classifier, ClassifyingNetwork, PlainClassifier, Whole
 from fastfgssl.models.weights import load_start
+from fastfgssl.objectives.auxiliaries import build_auxiliaries, split_draws
 from fastfgssl.objectives.base import Objective, Output, Update, made, place_model
+from fastfgssl.objectives.mixing import DRAWS, Mixed, cutmix, mixup, on_device, random_permutations
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 
@@ -40,34 +44,99 @@ class ClassifyUpdate(Update):
     ) -> None:
         """in_turns: shows each head the puzzles of an equal part of the images, instead of all."""
         super().__init__()
-        self.trained = nn.ModuleList(network.modules_of(stages))
+        self.auxiliaries = network.auxiliaries if WHOLE in stages else nn.ModuleList()
+        self.trained = nn.ModuleList([*network.modules_of(stages), *self.auxiliaries])
         self.stages, self._network = stages, _Reference(network)
         puzzles = [stage for stage in stages if stage != WHOLE]
         self._rows = {
             stage: slice(turn, None, len(puzzles)) if in_turns else slice(None) for turn, stage in enumerate(puzzles)
         }
+        self._inputs = _Inputs(config)
         weights = dict(zip(STAGES, config.loss.weights, strict=True))
         self._weights = torch.tensor([weights[stage] for stage in stages], device=world.device)
         self._loss = _ClassLoss(config, world)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """For each stage the logits [b, K] of its rows' puzzles, or of whole images."""
-        return tuple(
-            self._network().whole(made(batch.puzzle_view)).logits
-            if stage == WHOLE
-            else self._network().stage_logits(made(batch.puzzles[stage])[self._rows[stage]], (stage,))[0]
-            for stage in self.stages
-        )
+        """For each stage the logits [b, K] of its rows' puzzles; of whole images what `Whole` holds, and beside it what
+        auxiliaries look at."""
+        network, images = self._network(), self._inputs.images(batch)
+        embeddings: list[Tensor] = []
+        for stage in self.stages:
+            if stage == WHOLE:
+                whole = network.whole(images)
+                embeddings += whole
+                for auxiliary, draws in zip(self.auxiliaries, self._draws(batch, images.device), strict=True):
+                    embeddings += auxiliary.embed(network, images, whole, draws)
+            else:
+                rows = self._rows[stage]
+                embeddings += network.stage_logits(self._inputs.puzzles(batch, images, stage, rows), (stage,))
+        return tuple(embeddings)
 
     def compare(self, embeddings: tuple[Tensor, ...], batch: Batch, *, log: bool) -> Output:
-        assert batch.labels is not None
+        left, targets = list(embeddings), self._inputs.targets(batch)
         losses, logs = [], {}
-        for stage, logits in zip(self.stages, embeddings, strict=True):
-            targets = batch.labels[self._rows.get(stage, slice(None))]
-            losses.append(self._loss(logits, targets))
+        for stage in self.stages:
+            if stage == WHOLE:
+                whole = Whole(*left[:3])
+                losses.append(self._of_whole(whole, tuple(left[3:]), batch, targets))
+                logits, rows = whole.logits, slice(None)
+            else:
+                logits, rows = left.pop(0), self._rows[stage]
+                losses.append(self._loss(logits, targets[rows]))
             logs[f"loss_{stage}"] = losses[-1].detach()
-            logs[f"accuracy_{stage}"] = (logits.detach().argmax(dim=1) == targets).float().mean()
+            labels = targets[rows] if targets.ndim == 1 else targets[rows].argmax(dim=1)
+            logs[f"accuracy_{stage}"] = (logits.detach().argmax(dim=1) == labels).float().mean()
         return Output((torch.stack(losses) * self._weights).sum(), logs)
+
+    def _of_whole(self, whole: Whole, others: tuple[Tensor, ...], batch: Batch, targets: Tensor) -> Tensor:
+        loss = self._loss(whole.logits, targets)
+        for auxiliary, draws in zip(self.auxiliaries, self._draws(batch, targets.device), strict=True):
+            own, others = others[: auxiliary.num_embeddings], others[auxiliary.num_embeddings :]
+            loss = auxiliary.add_to(loss, whole, own, targets, draws)
+        return loss
+
+    def _draws(self, batch: Batch, device: torch.device) -> list[Tensor]:
+        return split_draws(list(self.auxiliaries), batch, device)
+
+
+class _Inputs:
+    """What networks are shown of a batch, and what they are to say: as the graph made them, or mixed."""
+
+    def __init__(self, config: Config) -> None:
+        supervised = config.supervised
+        self._mix = {"none": None, "mixup": mixup, "cutmix": cutmix}[supervised.mix]
+        self._alpha, self._num_classes, self._grids = supervised.mix_alpha, len(supervised.classes), config.model.grids
+        sizes = [DRAWS, *(grid * grid for grid in self._grids)]
+        self.draws = sum(sizes) if self._mix else 0
+        self._ends = np.cumsum(sizes)
+
+    def images(self, batch: Batch) -> Tensor | None:
+        """Whole images [b, 3, S, S]; None where an update is shown puzzles alone and nothing is mixed."""
+        return batch.puzzle_view if self._mix is None else self._mixed(batch).images
+
+    def targets(self, batch: Batch) -> Tensor:
+        """int64 [b], or shares of classes [b, K]."""
+        assert batch.labels is not None
+        return batch.labels if self._mix is None else self._mixed(batch).targets
+
+    def puzzles(self, batch: Batch, images: Tensor | None, stage: Stage, rows: slice) -> Tensor:
+        """Some rows' puzzles of a stage: those that the graph has cut, or cut here of what was mixed."""
+        assert stage != WHOLE
+        if self._mix is None:
+            return made(batch.puzzles[stage])[rows]
+        assert images is not None
+        assert batch.draws is not None
+        draws = batch.draws[rows, self._ends[stage] : self._ends[stage + 1]]
+        grid = self._grids[stage]
+        return jigsaw(images[rows], random_permutations(on_device(draws.copy(), images.device), grid), grid)
+
+    def _mixed(self, batch: Batch) -> Mixed:
+        assert self._mix is not None
+        assert batch.labels is not None
+        assert batch.draws is not None
+        return self._mix(
+            made(batch.puzzle_view), batch.labels, batch.draws, alpha=self._alpha, num_classes=self._num_classes
+        )
 
 
 class Supervised(Objective):
@@ -76,8 +145,12 @@ class Supervised(Objective):
     def __init__(self, model: ClassifyingNetwork, config: Config, world: World) -> None:
         self.model = model
         heads: tuple[Stage, ...] = (WHOLE,) if isinstance(model, PlainClassifier) else config.train.heads
-        grids = tuple(grid if tap in heads else 0 for tap, grid in enumerate(config.model.grids))
-        self.needs = Needs(anchor=False, view=WHOLE in heads, grids=grids, labels=True)
+        inputs = _Inputs(config)
+        is_mixed = inputs.draws > 0
+        # puzzles of mixed images are cut after the graph
+        grids = tuple(0 if is_mixed or tap not in heads else grid for tap, grid in enumerate(config.model.grids))
+        draws = inputs.draws + sum(auxiliary.draws for auxiliary in model.auxiliaries)
+        self.needs = Needs(anchor=False, view=WHOLE in heads or is_mixed, grids=grids, labels=True, draws=draws)
         is_joint = config.schedule == "joint"
         groups = [heads] if is_joint else [(head,) for head in heads]
         self.updates = [ClassifyUpdate(model, stages, config, world, in_turns=is_joint) for stages in groups]
@@ -85,6 +158,8 @@ class Supervised(Objective):
         self.weights = {f"loss_{head}": of_stage[head] for head in heads}
         decay = config.optim.ema_decay
         self._average = WeightAverage(model, decay, shared=(world, world.group)) if decay else None
+        self._steps, self._batch_size = 0, config.train.batch_size
+        self._num_samples = sum(config.supervised.class_counts)
 
     @property
     def scored(self) -> nn.Module:
@@ -93,11 +168,16 @@ class Supervised(Objective):
     def after_step(self, progress: float) -> None:
         if self._average:
             self._average.update()
+        shown, self._steps = self._steps * self._batch_size, self._steps + 1
+        if shown // self._num_samples < self._steps * self._batch_size // self._num_samples:
+            for auxiliary in self.model.auxiliaries:
+                auxiliary.after_epoch()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._average.state_dict() if self._average else {}
+        return {"steps": self._steps} | (self._average.state_dict() if self._average else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
         if self._average:
             self._average.load_state_dict(state)
 
@@ -122,13 +202,16 @@ def build(config: Config, world: World, *, fresh: bool) -> Supervised:
         if is_plain
         else Classifier(backbone, config.model, classes, config.train.heads)
     )
+    network.auxiliaries = nn.ModuleList(build_auxiliaries(network, config, world))
+    if len(network.auxiliaries) and not (is_plain or WHOLE in config.train.heads):
+        raise UserError("train.heads: what supervised.* adds to the loss looks at whole images: add all, the last head")
     if starts_from_file:
         load_start(network, backbone, weights, config.model, new=NEW)
     return Supervised(place_model(network, config, world), config, world)
 
 
 NEW = ("classifier", "auxiliaries")
-"""What the names of parameters begin with that no pretraining knows."""
+"""What names of tensors begin with that no pretraining knows."""
 
 
 class _ClassLoss:

@@ -99,7 +99,11 @@ class Cohort:
 
 
 def of_confusions(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    by_class = {"recall": metrics.recall(confusion), "f1": metrics.f1(confusion), "precision": metrics.precision(confusion)}
+    by_class = {
+        "recall": metrics.recall(confusion),
+        "f1": metrics.f1(confusion),
+        "precision": metrics.precision(confusion),
+    }
     macro = {name: metrics.macro(by_class[part]) for name, part in MACRO.items() if part in by_class}
     kappa = metrics.quadratic_weighted_kappa(confusion)
     return by_class | macro | {"accuracy": metrics.accuracy(confusion), "quadratic_weighted_kappa": kappa}
@@ -122,7 +126,10 @@ def coverage(study: Study, *, studies: int, draws: int, seed: int = 0) -> dict[s
     def hits() -> dict[str, dict[str, np.ndarray]]:
         logits = cohort.logits(cohort.noise(rng, _AT_A_TIME))
         ours = intervals(cohort.resampling, [replicates(cohort, logits, drawn, deleted)])
-        percentiles = {name: np.quantile(found, [0.025, 0.975], axis=0) for name, found in of_confusions(cohort.confusions(logits, naive)).items()}
+        percentiles = {
+            name: np.quantile(found, [0.025, 0.975], axis=0)
+            for name, found in of_confusions(cohort.confusions(logits, naive)).items()
+        }
         return {
             "ours": {name: _holds(found.low, found.high, truth[name]) for name, found in ours.items()},
             "percentile": {name: _holds(*found, truth[name]) for name, found in percentiles.items()},
