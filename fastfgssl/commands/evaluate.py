@@ -49,7 +49,10 @@ def main() -> None:
         "--split", choices=("val", "test"), help="the archive's split that scores (default val, or test without val)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the distortions that matching compares, and of what recomputed and --label-fraction draw"
+        "--seed",
+        type=int,
+        default=0,
+        help="of the distortions that matching compares, and of what recomputed and --label-fraction draw",
     )
     parser.add_argument(
         "--label-fraction",
@@ -155,7 +158,11 @@ def _cell(row: dict, metric: str) -> str:
     scale, digits = (1, 3) if metric in _NO_SHARES else (100, 1)
     low, high = row.get("intervals", {}).get(metric, (None, None))
     shown = f"{scale * value:.{digits}f}"
-    return shown if low is None else f"{shown} ({scale * low:.{digits}f}{' to ' if low < 0 else '-'}{scale * high:.{digits}f})"
+    return (
+        shown
+        if low is None
+        else f"{shown} ({scale * low:.{digits}f}{' to ' if low < 0 else '-'}{scale * high:.{digits}f})"
+    )
 
 
 def _words(metric: str) -> str:

@@ -28,8 +28,10 @@ class Stream(Protocol):
 
     num_samples: int
     """Positions of an epoch."""
-    ids: np.ndarray | None
-    """int64, ascending: the samples that it has; None for all of the archive."""
+
+    @property
+    def ids(self) -> np.ndarray | None:
+        """int64, ascending: the samples that it has; None for all of the archive."""
 
     def slots(self, start: int, stop: int) -> Slots:
         """Sample ids and epochs at stream positions [start, stop)."""

@@ -14,6 +14,7 @@ from fastfgssl.config.schema import Config
 from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.models import Network
 from fastfgssl.models.backbone import Backbone
+from fastfgssl.models.weights import averaged_weights
 from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
@@ -80,7 +81,7 @@ def load_pretrained(checkpoint: str | Path) -> Pretrained:
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from None
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(averaged_weights(state) or state["model"])
     except (RuntimeError, TypeError, AttributeError):  # torch lists every tensor
         raise UserError(
             f"{checkpoint}: its weights are not those of the network that its configuration names"

@@ -116,7 +116,8 @@ def _classify(
     predict = _predict_knn if protocol == "knn" else _predict_linear
     groups, num_classes = groups_of(archive, train_ids), len(archive.classes)
     found = {
-        name: predict(train[name], labels[train_ids], groups, val[name], num_classes, extractor.device) for name in train
+        name: predict(train[name], labels[train_ids], groups, val[name], num_classes, extractor.device)
+        for name in train
     }
     return _Found(
         split._replace(train=train_ids, val=val_ids),

@@ -115,7 +115,9 @@ def _difference(interval: Interval, place: int | tuple[()] = ()) -> dict[str, fl
 
 
 def _networks(probabilities: np.ndarray | Sequence[np.ndarray], count: int, classes: int) -> list[np.ndarray]:
-    networks = [probabilities] if isinstance(probabilities, np.ndarray) and probabilities.ndim == 2 else [*probabilities]
+    networks = (
+        [probabilities] if isinstance(probabilities, np.ndarray) and probabilities.ndim == 2 else [*probabilities]
+    )
     for part in networks:
         if part.shape != (count, classes):
             raise UserError(f"probabilities have the shape {part.shape}, not {(count, classes)}: samples, classes")

@@ -27,9 +27,9 @@ from fastfgssl.runtime.errors import UserError
 class Auxiliary(nn.Module):
     """A task beside telling classes apart. B images, K classes."""
 
-    draws = 0
+    draws: int = 0
     """Random numbers that it takes of each image."""
-    num_embeddings = 0
+    num_embeddings: int = 0
     """How many tensors `embed` gives."""
 
     def embed(self, network: ClassifyingNetwork, images: Tensor, whole: Whole, draws: Tensor) -> tuple[Tensor, ...]:
@@ -127,6 +127,12 @@ def build_auxiliaries(network: ClassifyingNetwork, config: Config, world: World)
     if supervised.centre_weight or supervised.graph_weight:
         made.append(Centres(network, config, world))
     return made
+
+
+def auxiliaries_of(network: nn.Module) -> list[Auxiliary]:
+    """Those of a network that was built with some."""
+    found: Any = network.auxiliaries
+    return list(found)
 
 
 def split_draws(auxiliaries: list[Auxiliary], batch: Batch, device: torch.device) -> list[Tensor]:

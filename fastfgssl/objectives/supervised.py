@@ -27,7 +27,7 @@ from fastfgssl.models.average import WeightAverage
 from fastfgssl.models.backbone import build_backbone
 from fastfgssl.models.classifier import Classifier, ClassifyingNetwork, PlainClassifier, Whole
 from fastfgssl.models.weights import load_start
-from fastfgssl.objectives.auxiliaries import build_auxiliaries, split_draws
+from fastfgssl.objectives.auxiliaries import auxiliaries_of, build_auxiliaries, split_draws
 from fastfgssl.objectives.base import Objective, Output, Update, made, place_model
 from fastfgssl.objectives.mixing import DRAWS, Mixed, cutmix, mixup, on_device, random_permutations
 from fastfgssl.runtime.distributed import World
@@ -44,8 +44,8 @@ class ClassifyUpdate(Update):
     ) -> None:
         """in_turns: shows each head the puzzles of an equal part of the images, instead of all."""
         super().__init__()
-        self.auxiliaries = network.auxiliaries if WHOLE in stages else nn.ModuleList()
-        self.trained = nn.ModuleList([*network.modules_of(stages), *self.auxiliaries])
+        self._auxiliaries = auxiliaries_of(network) if WHOLE in stages else []
+        self.trained = nn.ModuleList([*network.modules_of(stages), *self._auxiliaries])
         self.stages, self._network = stages, _Reference(network)
         puzzles = [stage for stage in stages if stage != WHOLE]
         self._rows = {
@@ -63,9 +63,10 @@ class ClassifyUpdate(Update):
         embeddings: list[Tensor] = []
         for stage in self.stages:
             if stage == WHOLE:
+                assert images is not None
                 whole = network.whole(images)
                 embeddings += whole
-                for auxiliary, draws in zip(self.auxiliaries, self._draws(batch, images.device), strict=True):
+                for auxiliary, draws in zip(self._auxiliaries, self._draws(batch, images.device), strict=True):
                     embeddings += auxiliary.embed(network, images, whole, draws)
             else:
                 rows = self._rows[stage]
@@ -90,13 +91,13 @@ class ClassifyUpdate(Update):
 
     def _of_whole(self, whole: Whole, others: tuple[Tensor, ...], batch: Batch, targets: Tensor) -> Tensor:
         loss = self._loss(whole.logits, targets)
-        for auxiliary, draws in zip(self.auxiliaries, self._draws(batch, targets.device), strict=True):
+        for auxiliary, draws in zip(self._auxiliaries, self._draws(batch, targets.device), strict=True):
             own, others = others[: auxiliary.num_embeddings], others[auxiliary.num_embeddings :]
             loss = auxiliary.add_to(loss, whole, own, targets, draws)
         return loss
 
     def _draws(self, batch: Batch, device: torch.device) -> list[Tensor]:
-        return split_draws(list(self.auxiliaries), batch, device)
+        return split_draws(self._auxiliaries, batch, device)
 
 
 class _Inputs:
@@ -119,15 +120,14 @@ class _Inputs:
         assert batch.labels is not None
         return batch.labels if self._mix is None else self._mixed(batch).targets
 
-    def puzzles(self, batch: Batch, images: Tensor | None, stage: Stage, rows: slice) -> Tensor:
-        """Some rows' puzzles of a stage: those that the graph has cut, or cut here of what was mixed."""
-        assert stage != WHOLE
+    def puzzles(self, batch: Batch, images: Tensor | None, tap: Any, rows: slice) -> Tensor:
+        """Some rows' puzzles for the head of a tap: those that the graph has cut, or cut here of what was mixed."""
         if self._mix is None:
-            return made(batch.puzzles[stage])[rows]
+            return made(batch.puzzles[tap])[rows]
         assert images is not None
         assert batch.draws is not None
-        draws = batch.draws[rows, self._ends[stage] : self._ends[stage + 1]]
-        grid = self._grids[stage]
+        draws = batch.draws[rows, self._ends[tap] : self._ends[tap + 1]]
+        grid = self._grids[tap]
         return jigsaw(images[rows], random_permutations(on_device(draws.copy(), images.device), grid), grid)
 
     def _mixed(self, batch: Batch) -> Mixed:
@@ -149,7 +149,7 @@ class Supervised(Objective):
         is_mixed = inputs.draws > 0
         # puzzles of mixed images are cut after the graph
         grids = tuple(0 if is_mixed or tap not in heads else grid for tap, grid in enumerate(config.model.grids))
-        draws = inputs.draws + sum(auxiliary.draws for auxiliary in model.auxiliaries)
+        draws = inputs.draws + sum(auxiliary.draws for auxiliary in auxiliaries_of(model))
         self.needs = Needs(anchor=False, view=WHOLE in heads or is_mixed, grids=grids, labels=True, draws=draws)
         is_joint = config.schedule == "joint"
         groups = [heads] if is_joint else [(head,) for head in heads]
@@ -170,7 +170,7 @@ class Supervised(Objective):
             self._average.update()
         shown, self._steps = self._steps * self._batch_size, self._steps + 1
         if shown // self._num_samples < self._steps * self._batch_size // self._num_samples:
-            for auxiliary in self.model.auxiliaries:
+            for auxiliary in auxiliaries_of(self.model):
                 auxiliary.after_epoch()
 
     def state_dict(self) -> dict[str, Any]:

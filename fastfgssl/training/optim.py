@@ -120,14 +120,15 @@ class _Part(NamedTuple):
 def _parts(model: nn.Module, config: OptimConfig) -> list[_Part]:
     """What learning rates tell apart: the backbone, by stage where their rates differ, and everything else."""
     named = dict(model.named_parameters())
-    backbone = {name: parameter for name, parameter in named.items() if name.startswith("backbone.")}
-    heads = [parameter for name, parameter in named.items() if name not in backbone]
+    of_backbone = {name: parameter for name, parameter in named.items() if name.startswith("backbone.")}
+    heads = [parameter for name, parameter in named.items() if name not in of_backbone]
     lr = config.lr if config.backbone_lr is None else config.backbone_lr
-    parts = [_Part("backbone", list(backbone.values()), lr, 1.0)]
+    parts = [_Part("backbone", list(of_backbone.values()), lr, 1.0)]
     if config.layer_decay < 1:
+        backbone: Any = model.backbone
         stages: dict[int, list[nn.Parameter]] = {}
-        for name, parameter in backbone.items():
-            stages.setdefault(model.backbone.stage_of(name.removeprefix("backbone.")), []).append(parameter)
+        for name, parameter in of_backbone.items():
+            stages.setdefault(backbone.stage_of(name.removeprefix("backbone.")), []).append(parameter)
         last = max(stages)
         parts = [
             _Part(

@@ -23,7 +23,7 @@ _FREE_KEYS = {
     *(f"data.{name}" for name in ("path", "threads", "prefetch", "hw_decoder_load")),
     *(f"train.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "sinks", "timeout")),
     *(f"train.{name}" for name in ("device", "compile", "channels_last")),
-    *(f"evaluate.{name}" for name in ("every", "images")),
+    *(f"evaluate.{name}" for name in ("every", "images", "patience")),
 }
 
 
