@@ -94,13 +94,17 @@ def _make_case(suite: Suite, *, symmetries: bool) -> _Case:
     device, batch, side = suite.device, SIZES[suite.scale].batch, SIZES[suite.scale].side
     rng = np.random.default_rng(0)
     puzzle, anchor = rng.integers(0, 256, (2, batch, side, side, 3), dtype=np.uint8)
-    puzzle_flags = (FLIP * (rng.random(batch) < 0.5) + GRAYSCALE * (rng.random(batch) < 0.2)).astype(np.int32)
-    anchor_flags = (GRAYSCALE * (rng.random(batch) < 0.2) + SOLARISE * (rng.random(batch) < 0.2)).astype(np.int32)
+
+    def flags_of(probabilities: dict[int, float]) -> np.ndarray:
+        flags = np.zeros(batch, np.int32)
+        for bit, probability in probabilities.items():
+            flags += bit * (rng.random(batch) < probability)
+        return flags
+
     if symmetries:
-        puzzle_flags, anchor_flags = (
-            sum(bit * (rng.random(batch) < 0.5) for bit in (FLIP, VERTICAL_FLIP, TRANSPOSE)).astype(np.int32)
-            for _ in range(2)
-        )
+        puzzle_flags, anchor_flags = (flags_of({FLIP: 0.5, VERTICAL_FLIP: 0.5, TRANSPOSE: 0.5}) for _ in range(2))
+    else:
+        puzzle_flags, anchor_flags = flags_of({FLIP: 0.5, GRAYSCALE: 0.2}), flags_of({GRAYSCALE: 0.2, SOLARISE: 0.2})
     arguments: _Arguments = {
         "puzzle_flags": puzzle_flags,
         "anchor_flags": anchor_flags,

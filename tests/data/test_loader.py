@@ -16,10 +16,11 @@ from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.data.batch import Needs
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Order, Slots
-from fastfgssl.data.presets import PLAIN, PRESETS
+from fastfgssl.data.presets import PLAIN, PRESETS, Preset, ViewSpec
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.data.view_params import draw_view_params
+from fastfgssl.kernels import jigsaw
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.fan_out.reference import FLIP, GRAYSCALE, SOLARISE, fan_out_reference
 from fastfgssl.runtime.errors import UserError
@@ -112,6 +113,29 @@ def test_the_plain_preset_shows_the_whole_image(archive_path):
     batch = next(loader(archive_path, preset=PLAIN, grids=()))
     assert batch.puzzles == ()
     torch.testing.assert_close(batch.anchor, batch.puzzle_view, rtol=0, atol=0)
+
+
+def test_turned_views_are_the_image_turned_and_their_puzzles_cut_from_that(archive_path):
+    symmetries = ViewSpec(flip=0.5, vertical_flip=0.5, quarter_turns=1.0)
+    preset = Preset(puzzle=symmetries, anchor=symmetries)
+    batch, upright = (next(loader(archive_path, preset=which, grids=(4,))) for which in (preset, PLAIN))
+    order = Order(Archive.open(archive_path).shard_sizes, seed=SEED, window=2)
+    params = draw_view_params(
+        preset, order.slots(0, BATCH), seed=SEED, sizes=np.tile([48, 40], (BATCH, 1)), image_size=32, grids=(4,)
+    )
+    turned = 0
+    for view, draws in ((batch.anchor, params.anchor), (batch.puzzle_view, params.puzzle)):
+        for got, expected, *mirrored in zip(
+            view, upright.anchor, draws.transpose, draws.flip, draws.vertical_flip, strict=True
+        ):
+            transpose, flip, vertical_flip = mirrored
+            expected = expected.transpose(1, 2) if transpose else expected
+            dims = [2] * bool(flip) + [1] * bool(vertical_flip)
+            torch.testing.assert_close(got, expected.flip(dims), rtol=0, atol=0)
+            turned += bool(transpose)
+    assert 0 < turned < 2 * BATCH
+    puzzles = jigsaw(batch.puzzle_view, torch.from_numpy(params.permutations[0]).long(), 4)
+    torch.testing.assert_close(batch.puzzles[0], puzzles, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("preset", ["paper", "barlow", "grayscale"])
