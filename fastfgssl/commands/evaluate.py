@@ -105,9 +105,8 @@ def _print(report: Report) -> None:
         title=title,
         columns=["features", *(_words(metric) for metric in shown)],
     )
-    lines = [f"per cent, in brackets the 95 % interval over {report.val_groups} groups of the scoring images"]
+    lines = [f"per cent, with 95 % intervals over the {report.val_groups} groups of the scoring images"]
     if report.protocol != "matching":
-        lines[0] += ", drawn again within classes"
         lines += _print_classes(console, report)
     lines.append(f"batch statistics {report.batch_statistics}; seeds: {_listed(report.seeds)}")
     if report.left_out:
@@ -135,7 +134,8 @@ def _print_classes(console: Console, report: Report) -> list[str]:
         title=f"confusion of features {shown!r}: true class by row, predicted by column",
         columns=["", *report.classes],
     )
-    lines = [f"features {shown!r}: " + ", ".join(f"{_words(metric)} {_cell(result, metric)}" for metric in _BESIDE)]
+    beside = [f"{_words(metric)} {_cell(result, metric)}" for metric in _BESIDE]
+    lines = [f"features {shown!r}: {', '.join(beside[:2])},", f"    {', '.join(beside[2:])}"]
     if result["one_group"]:
         lines.append(f"one group alone, so that nothing is known of its spread: {', '.join(result['one_group'])}")
     overlap = report.overlap

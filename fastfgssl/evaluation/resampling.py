@@ -17,7 +17,7 @@ DRAWS = 2000
 BLOCK = 100
 """Draws that exist at a time."""
 _MOST_UNITS = 2000  # of a stratum
-_MOST_DELETED = 50  # parts of a stratum that the jackknife leaves out, one after the other
+_MOST_DELETED = 100  # parts of a stratum that the jackknife leaves out, one after the other
 _PARTING = 2**32  # what random numbers are for, beside the numbers of draws
 
 
@@ -78,7 +78,7 @@ class Resampling:
     def jackknife(self) -> Iterator[np.ndarray]:
         """Weights with one part of one stratum left out, the others of the stratum in its place: [num_units, J] in all.
 
-        Parts are single units, or of up to 50 parts of a larger stratum one. Source: P. S. Kott, "The delete-a-group
+        Parts are single units, or of a larger stratum a hundredth. Source: P. S. Kott, "The delete-a-group
         jackknife", Journal of Official Statistics 17, 2001.
         """
         for stratum, rows in self._strata():
