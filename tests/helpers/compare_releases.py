@@ -69,7 +69,7 @@ def main() -> int:
 
 def meant_then(checkout: Path) -> list[str]:
     """Settings under which a checkout does what those meant that do not know their keys."""
-    knows_sizes = "view_sizes" in (checkout / "fastfgssl" / "config" / "schema.py").read_text()
+    knows_sizes = any("view_sizes" in file.read_text() for file in (checkout / "fastfgssl").rglob("schema.py"))
     return ["data.view_sizes=pixels"] if knows_sizes else []
 
 
