@@ -13,10 +13,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastfgssl.config.files import load_config
+from fastfgssl.data.batch import Needs
+from fastfgssl.data.decode import GraphSpec
 from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.distributed import World
 
 RELEASED = Path(__file__).parent / "released"
 
@@ -34,7 +38,9 @@ def test_a_run_of_the_first_release_is_resumed(tmp_path):
         assert {name: record[name] for name in released} == pytest.approx(released, rel=1e-3)
     # what its configuration does not name it goes on with as it was, and once more with the same command
     assert load_config(output / "config.yaml").data.view_sizes == "pixels"
-    assert load_pretrained(RELEASED / "step_000000003.pt").config.data.view_sizes == "pixels"
+    scored = load_pretrained(RELEASED / "step_000000003.pt").config
+    graph = GraphSpec.of(scored, Needs(), World.alone(torch.device("cpu")), sixteen_bit=False)
+    assert graph.view_sizes == "pixels"
     again = load_config(
         RELEASED / "config.yaml", [f"data.path={RELEASED / 'archive'}", f"output={output}", "train.steps=7"]
     )
