@@ -50,7 +50,7 @@ class BYOL(TwoViews):
         super().__init__(network, update, config)
         self.target, self._momentum = target, config.baseline.momentum
         averages, online = dict(target.named_parameters()), dict(network.named_parameters())
-        self._averages, self._online = list(averages.values()), [online[name] for name in averages]
+        self._averages, self._online = tuple(averages.values()), tuple(online[name] for name in averages)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
