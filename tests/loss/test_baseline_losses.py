@@ -144,7 +144,7 @@ def losses_on_rank(world, x1, x2):
     return found
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 3])  # two train in tests/training/test_baseline_steps.py
 def test_gradients_of_ranks_are_those_of_one_process_on_the_whole_batch(world_size):
     generator = torch.Generator().manual_seed(1)
     x1, x2 = (torch.randn(12, 5, generator=generator, dtype=torch.float64) for _ in range(2))
