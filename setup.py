@@ -32,6 +32,7 @@ EXTRAS = {
     "baselines": ["lightly>=1.5.22"],  # its losses, which tests hold ours against
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
+    "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
     "timm": ["timm>=1.0.16"],
     "test": [
         "hypothesis>=6.100",
@@ -40,9 +41,13 @@ EXTRAS = {
         "mypy>=1.14",
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "onnx>=1.18",
+        "onnxruntime>=1.22",
+        "onnxscript>=0.5",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "ruff>=0.9",
+        "safetensors>=0.5",
         "setuptools>=70",
         "timm>=1.0.31",
         "types-PyYAML>=6.0",

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastfgssl.config.files import load_config as load_config
     from fastfgssl.evaluation.checkpoint import evaluate as evaluate
+    from fastfgssl.evaluation.prediction import predict as predict
     from fastfgssl.evaluation.pretrained import load as load
+    from fastfgssl.export.checkpoint import export_checkpoint as export_checkpoint
     from fastfgssl.finetuning import finetune as finetune
     from fastfgssl.pretraining import pretrain as pretrain
 
@@ -32,6 +34,8 @@ _PUBLIC = {
     "finetune": "fastfgssl.finetuning",
     "evaluate": "fastfgssl.evaluation.checkpoint",
     "load": "fastfgssl.evaluation.pretrained",
+    "predict": "fastfgssl.evaluation.prediction",
+    "export_checkpoint": "fastfgssl.export.checkpoint",
 }
 __all__ = ["__version__", *_PUBLIC]
 

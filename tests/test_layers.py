@@ -78,6 +78,7 @@ DOORS = {
     r"triton": ["triton_kernel.py", "columns_triton.py"],
     r"pydicom": ["fastfgssl/archive/"],
     r"timm": ["fastfgssl/models/"],
+    r"(onnx|onnxruntime|onnxscript)": ["fastfgssl/export/onnx.py"],
 }
 
 

@@ -100,15 +100,7 @@ def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | No
     quality 95 without chroma subsampling, all else as PNG; 16-bit gray stays 16-bit. Nothing but pixels survives that.
     Raises Unusable with the reason, for more than `max_pixels` pixels before any of them is decoded.
     """
-    format = _format(data)
-    image = _open(data, format, max_pixels)
-    # these, Pillow turns as it loads them
-    turned = isinstance(image, TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) in TURNED
-    try:
-        image.load()
-    except Exception as error:  # Pillow raises whatever the damage leads it to
-        raise Unusable(_damaged(format, error)) from error
-    turned = turned or _exif_orientation(image) in TURNED
+    format, image, turned = _load(data, max_pixels)
     bit_depth = _bit_depth(data, image)
     picture = plain_picture(ImageOps.exif_transpose(image) if turned else image)
 
@@ -130,6 +122,34 @@ def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | No
     several = format != "JPEG" and getattr(image, "is_animated", False)
     notes = ("only the first of several pages or frames is used",) if several else ()
     return PreparedImage(data, format.lower(), *picture.size, bit_depth, tuple(changes), notes)
+
+
+def read_picture(data: bytes, *, max_pixels: int) -> Image.Image:
+    """The encoded image `data` as `prepare_image` takes it: decoded completely, upright, in mode L, RGB or I;16.
+
+    Raises Unusable with the reason.
+    """
+    _, image, turned = _load(data, max_pixels)
+    return plain_picture(ImageOps.exif_transpose(image) if turned else image)
+
+
+class _Loaded(NamedTuple):
+    format: str
+    image: Image.Image
+    turned: bool  # EXIF says that the picture is not upright
+
+
+def _load(data: bytes, max_pixels: int) -> _Loaded:
+    """Decodes all of it; raises Unusable with the reason."""
+    format = _format(data)
+    image = _open(data, format, max_pixels)
+    # these, Pillow turns as it loads them
+    turned = isinstance(image, TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) in TURNED
+    try:
+        image.load()
+    except Exception as error:  # Pillow raises whatever the damage leads it to
+        raise Unusable(_damaged(format, error)) from error
+    return _Loaded(format, image, turned or _exif_orientation(image) in TURNED)
 
 
 def _format(data: bytes) -> str:
@@ -185,6 +205,11 @@ def _bit_depth(data: bytes, image: Image.Image) -> int:
     elif isinstance(image, TiffImageFile):
         depth = max(image.tag_v2.get(258, (1,)))  # BitsPerSample
     return 16 if depth > 8 else 8
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned and mirrored as its EXIF says."""
+    return ImageOps.exif_transpose(image) if _exif_orientation(image) in TURNED else image
 
 
 def plain_picture(image: Image.Image) -> Image.Image:

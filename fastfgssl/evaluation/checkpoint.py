@@ -43,7 +43,7 @@ def evaluate(
     require_one_of("batch_statistics", batch_statistics, get_args(BatchStatistics))
     if split is not None:
         require_one_of("split", split, get_args(ScoringSplit))
-    model, config, step = load_pretrained(checkpoint)
+    model, config, step, _ = load_pretrained(checkpoint)
     if untrained is not None:
         model, step = build_untrained(config, untrained), 0
     archive = Archive.open(Path(data))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Pretrained(NamedTuple):
     model: Network
     config: Config
     step: int  # training steps that the weights have seen
+    archive: str  # fingerprint of the archive that they have seen
 
 
 class PretrainedBackbone(nn.Module):
@@ -57,18 +58,66 @@ class PretrainedBackbone(nn.Module):
         return self.backbone(images)
 
 
-def load(checkpoint: str | Path) -> PretrainedBackbone:
-    """The backbone of a checkpoint, on the CPU in evaluation mode, with its `transform`.
+class PretrainedClassifier(nn.Module):
+    """A fine-tuned network, the classes that it tells apart, and the transform that its images need.
 
-    checkpoint: a file that training wrote, or a run's output folder, whose newest whole checkpoint is taken. No code
-    that the file may hold is run, and no weights are downloaded; an objective of your own is imported by its name.
-    Raises `UserError` if it is not a checkpoint.
+    `classifier(images)` takes float32 [B, 3, S, S] as the transform makes it and gives logits float32 [B, K] in the
+    order of `classes`: the sum of those of its heads. `backbone` is the backbone alone, as pretraining's is loaded.
+    """
+
+    classes: tuple[str, ...]
+    """Names of the K classes, in the order of the logits."""
+    transform: PlainTransform
+    """PIL image, or uint8 or uint16 tensor, to what the network takes; see `PlainTransform`."""
+    config: Config
+    """The configuration of its training."""
+    step: int
+    """Training steps that the weights have seen."""
+
+    def __init__(self, network: Any, config: Config, step: int) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = tuple(network.classes)
+        self.config, self.step = config, step
+        self.transform = self.backbone.transform
+
+    @property
+    def backbone(self) -> PretrainedBackbone:
+        return PretrainedBackbone(self.network.backbone, self.config, self.step).train(self.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.predict(images)
+
+    def probabilities(self, images: Tensor, *, flips: bool = False) -> Tensor:
+        """Of each class, float32 [B, K], a row summing to 1: the softmax of the logits.
+
+        flips: of their mean over an image and its three mirror images.
+        """
+        views = [images.flip(axes) for axes in ((), (2,), (3,), (2, 3))] if flips else [images]
+        return torch.stack([self(view) for view in views]).mean(dim=0).softmax(dim=1)
+
+
+def load(checkpoint: str | Path) -> PretrainedBackbone | PretrainedClassifier:
+    """The backbone of a pretraining's checkpoint, or the classifier of a fine-tuning's, with its `transform`.
+
+    It is on the CPU, in evaluation mode. checkpoint: a file that training wrote, or a run's output folder, whose newest
+    whole checkpoint is taken. No code that the file may hold is run, and no weights are downloaded; an objective of
+    your own is imported by its name. Raises `UserError` if it is not a checkpoint.
 
         backbone = fastfgssl.load("runs/first/checkpoints/step_000001000.pt")
         features = backbone(backbone.transform(Image.open("lesion.jpg"))[None])  # [1, C]
+        classifier = fastfgssl.load("runs/tuned/checkpoints/best.pt")
+        logits = classifier(classifier.transform(Image.open("lesion.jpg"))[None])  # [1, K], of classifier.classes
     """
-    model, config, step = load_pretrained(checkpoint)
-    return PretrainedBackbone(model.backbone, config, step).eval()
+    loaded = load_pretrained(checkpoint)
+    if is_classifier(loaded.model):
+        return PretrainedClassifier(loaded.model, loaded.config, loaded.step).eval()
+    return PretrainedBackbone(loaded.model.backbone, loaded.config, loaded.step).eval()
+
+
+def is_classifier(model: Network) -> TypeGuard[Any]:
+    """Whether it tells classes apart: it then has `classes` and `predict`."""
+    return bool(getattr(model, "classes", ())) and hasattr(model, "predict")
 
 
 def load_pretrained(checkpoint: str | Path) -> Pretrained:
@@ -86,7 +135,7 @@ def load_pretrained(checkpoint: str | Path) -> Pretrained:
         raise UserError(
             f"{checkpoint}: its weights are not those of the network that its configuration names"
         ) from None
-    return Pretrained(model, config, state["step"])
+    return Pretrained(model, config, state["step"], state["archive"])
 
 
 def _newest_of(folder: Path) -> dict:

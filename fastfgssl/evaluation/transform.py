@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fastfgssl.archive.image import Unusable, plain_picture
+from fastfgssl.archive.image import Unusable, plain_picture, upright
 from fastfgssl.runtime.errors import UserError
 
 _WHITE = {torch.uint8: 255, torch.uint16: 65535}
@@ -50,7 +50,7 @@ class PlainTransform:
 def _pixels(image: Image.Image) -> Tensor:
     """[3, H, W] or [1, H, W], uint8 or uint16."""
     try:
-        picture = plain_picture(ImageOps.exif_transpose(image))
+        picture = plain_picture(upright(image))
     except Unusable as error:
         raise UserError(f"transform: {error}") from None
     pixels = torch.from_numpy(np.array(picture))

@@ -40,9 +40,13 @@ class _Taps(NamedTuple):
 class TimmBackbone(Backbone):
     """A timm network without its classifier; `network` holds it, under timm's names."""
 
-    def __init__(self, network: Any, taps: _Taps, side: int) -> None:
+    options: dict[str, Any]
+    """Arguments of `timm.create_model` that the network was made with."""
+
+    def __init__(self, network: Any, taps: _Taps, side: int, options: dict[str, Any]) -> None:
         """side: of images to find out with what the network runs; whatever it refuses raises what it raises."""
         super().__init__()
+        self.options = options
         # lets go of the classifier, and of what stands behind the deepest tap
         self._indices = network.prune_intermediate_layers(taps.indices, prune_norm=not taps.normalised, prune_head=True)
         self._normalised = taps.normalised
@@ -51,14 +55,16 @@ class TimmBackbone(Backbone):
         self.tap_channels, self._trained = self._examine(side)
 
     def forward(self, images: Tensor, deepest_tap: int = NUM_TAPS - 1) -> list[Tensor]:
-        return self.network.forward_intermediates(
-            images,
-            indices=self._indices[: deepest_tap + 1],
-            norm=self._normalised,
-            stop_early=True,
-            output_fmt="NCHW",
-            intermediates_only=True,
-        )
+        return self.network.forward_intermediates(images, stop_early=True, **self.intermediates(deepest_tap))
+
+    def intermediates(self, deepest_tap: int = NUM_TAPS - 1) -> dict[str, Any]:
+        """Arguments of timm's `forward_intermediates` that make it give taps 0 to `deepest_tap`."""
+        indices = self._indices[: deepest_tap + 1]
+        return {"indices": indices, "norm": self._normalised, "output_fmt": "NCHW", "intermediates_only": True}
+
+    def names_of(self, tap: int) -> set[str]:
+        """Parameters that a tap depends on, under timm's names."""
+        return {name.removeprefix("network.") for name in self._trained[tap]}
 
     def modules_of(self, taps: Iterable[int]) -> list[nn.Module]:
         # not simply what runs: networks of several branches (HRNet, CoaT) have parameters that one tap alone looks at
@@ -92,8 +98,8 @@ class TimmBackbone(Backbone):
 
 def build_timm_backbone(config: ModelConfig, image_size: int | None = None) -> TimmBackbone:
     """The network that `config.backbone` (timm/NAME) names; see `build_backbone`."""
-    timm, name = _import_timm(config), config.backbone.removeprefix("timm/")
-    _require_known(timm, name, config)
+    timm, name = _import_timm(f"model.backbone = {config.backbone!r}"), config.backbone.removeprefix("timm/")
+    _require_known(timm, name, f"model.backbone = {config.backbone!r}")
     if config.width != 1.0 or config.stem != "imagenet":
         raise UserError(
             f"model.width and model.stem change torchvision's ResNets alone: leave them out for {config.backbone}"
@@ -103,7 +109,7 @@ def build_timm_backbone(config: ModelConfig, image_size: int | None = None) -> T
     try:
         network, options = _create(timm, name, image_size)
         _draw_nothing(network)
-        backbone = TimmBackbone(network, _find_taps(network, config), side)
+        backbone = TimmBackbone(network, _find_taps(network, config), side, options)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"model.backbone = {config.backbone}: takes no images of {side} px ({in_a_line(error)}); its own size is"
@@ -116,28 +122,38 @@ def build_timm_backbone(config: ModelConfig, image_size: int | None = None) -> T
     return backbone
 
 
-def _import_timm(config: ModelConfig) -> ModuleType:
+def create_timm(name: str, **options: Any) -> nn.Module:
+    """timm's network of that name, whole and without published weights: `timm.create_model`.
+
+    Raises `UserError` if there is no timm, or no such network in it.
+    """
+    what = f"--format timm of {name}"
+    timm = _import_timm(what)
+    _require_known(timm, name, what)
+    return timm.create_model(name, pretrained=False, **options)
+
+
+def _import_timm(what: str) -> ModuleType:
+    """what: the option that needs it."""
     try:
         import timm
     except ImportError:
-        raise UserError(
-            f"model.backbone = {config.backbone!r}: needs the package timm: pip install 'fastfgssl[timm]'"
-        ) from None
+        raise UserError(f"{what}: needs the package timm: pip install 'fastfgssl[timm]'") from None
     return timm
 
 
-def _require_known(timm: ModuleType, name: str, config: ModelConfig) -> None:
+def _require_known(timm: ModuleType, name: str, what: str) -> None:
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
         raise UserError(
-            f"model.backbone = {config.backbone!r}: timm {timm.__version__} has no network of that name"
+            f"{what}: timm {timm.__version__} has no network of that name"
             f"{nearest(architecture, known)}; timm.list_models() lists them"
         )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise UserError(
-            f"model.backbone = {config.backbone!r}: timm {timm.__version__} has no weights {tag!r} of {architecture};"
+            f"{what}: timm {timm.__version__} has no weights {tag!r} of {architecture};"
             f" it has {', '.join(tags) or 'none'}"
         )
 

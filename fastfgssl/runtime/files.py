@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +40,24 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
     with suppress(OSError):  # the name, too; not every file system can
         sync_folder(path.parent)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder, whose files move into `folder` when the body ends well, each in the place of one of its name.
+
+    After an error none of them does. Raises what the system or the body raises.
+    """
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as made:
+        yield Path(made)
+        files = sorted(Path(made).iterdir())
+        for file in files:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        for file in files:
+            file.replace(folder / file.name)
+    with suppress(OSError):
+        sync_folder(folder)
 
 
 def check_writable(path: Path) -> None:

@@ -17,10 +17,13 @@ _PACKAGES = {
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for name, package in _PACKAGES.items():
-        try:
-            found[name] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: version_of(package) for name, package in _PACKAGES.items()}
+    return {"python": platform.python_version()} | {name: text for name, text in found.items() if text}
+
+
+def version_of(package: str) -> str | None:
+    """Of a package by its name on PyPI; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -183,7 +183,7 @@ def checkpoints(archive_path, tmp_path_factory) -> list[Path]:
 
 
 def extractor(checkpoint: Path, archive: Archive, batch_size: int = 16) -> FeatureExtractor:
-    model, config, _ = load_pretrained(checkpoint)
+    model, config, *_ = load_pretrained(checkpoint)
     return FeatureExtractor(model, config, archive, CPU, batch_size)
 
 

@@ -8,30 +8,20 @@ import torch
 from PIL import Image
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.config.files import config_to_values
 from fastfgssl.evaluation.features import FeatureExtractor
-from fastfgssl.evaluation.pretrained import build_untrained, load, load_pretrained
+from fastfgssl.evaluation.pretrained import load, load_pretrained
 from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.checkpoint import save_checkpoint
+from helpers.checkpoints import save_untrained
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def save(config, folder, step=1, seed=0):
-    model = build_untrained(config, seed)
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
-            torch.nn.init.uniform_(norm.running_mean)  # something that evaluation mode shows
-    state = {"model": model.state_dict(), "objective": {}, "optimizer": {}, "scaler": {}, "archive": "digest"}
-    return save_checkpoint(folder, state | {"step": step, "config": config_to_values(config)}, keep=2)
-
-
 def test_features_are_those_that_are_evaluated(make_config, archive_path, phantom_folder, tmp_path):
-    path = save(make_config(), tmp_path)
+    path = save_untrained(make_config(), tmp_path)
     backbone = load(path)
     archive = Archive.open(archive_path)
-    model, config, _ = load_pretrained(path)
+    model, config, *_ = load_pretrained(path)
     ids = np.arange(6)
     names = archive.columns(ids, ("id",))["id"]
     _, expected = FeatureExtractor(model, config, archive, torch.device("cpu"), 6).plain(ids)
@@ -47,7 +37,7 @@ def test_features_are_those_that_are_evaluated(make_config, archive_path, phanto
 
 
 def test_the_backbone_is_ready_to_use_and_to_train_on(make_config, tmp_path):
-    backbone = load(str(save(make_config(), tmp_path)))
+    backbone = load(str(save_untrained(make_config(), tmp_path)))
     assert not any(part.training for part in backbone.modules())
     assert backbone.step == 1
     images = torch.randn(2, 3, 64, 64)
@@ -59,7 +49,7 @@ def test_the_backbone_is_ready_to_use_and_to_train_on(make_config, tmp_path):
 
 
 def test_loading_draws_no_numbers_of_the_caller(make_config, tmp_path):
-    path = save(make_config(), tmp_path)
+    path = save_untrained(make_config(), tmp_path)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -70,7 +60,7 @@ def test_loading_draws_no_numbers_of_the_caller(make_config, tmp_path):
 def test_a_runs_folder_gives_its_newest_checkpoint_that_is_whole(make_config, tmp_path):
     config = make_config()
     for step in (1, 2):
-        save(config, tmp_path / "run" / "checkpoints", step=step)
+        save_untrained(config, tmp_path / "run" / "checkpoints", step=step)
     assert load(tmp_path / "run").step == 2
     assert load(tmp_path / "run" / "checkpoints").step == 2
     (tmp_path / "run" / "checkpoints" / "step_000000003.pt").write_bytes(b"cut")
@@ -84,7 +74,7 @@ def test_a_network_that_is_built_for_one_size_comes_back_in_it(make_config, tmp_
     config = make_config(
         **{"model.backbone": "timm/test_maxvit", "model.width": 1.0, "data.image_size": 64, "model.grids": [8, 4, 2]}
     )
-    backbone = load(save(config, tmp_path))
+    backbone = load(save_untrained(config, tmp_path))
     assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, backbone.num_features)
 
 

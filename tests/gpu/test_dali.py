@@ -110,7 +110,7 @@ def test_a_checkpoint_of_the_gpu_is_evaluated_there(make_config, archive_path):
 
     config = make_config(train__device=GPU.type, train__steps=2)
     pretrain(config)
-    model, config, step = load_pretrained(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+    model, config, step, _ = load_pretrained(list_checkpoints(Path(config.output) / "checkpoints")[-1])
     ids, features = FeatureExtractor(model.to(GPU), config, Archive.open(archive_path), GPU, 16).plain(np.arange(20))
     assert step == 2
     assert len(ids) == len(features["all"]) == 20

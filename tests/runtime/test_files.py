@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.runtime.files import check_writable, write_json, write_whole
+from fastfgssl.runtime.files import check_writable, staged, write_json, write_whole
 
 
 def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
@@ -60,3 +60,17 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
     ):
         with pytest.raises(UserError, match=f"^cannot {reason}$"):
             check_writable(path)
+
+
+def test_files_are_moved_together_or_not_at_all(tmp_path):
+    (tmp_path / "one").write_text("earlier")
+    with pytest.raises(UserError, match="stop"), staged(tmp_path) as folder:
+        (folder / "one").write_text("later")
+        raise UserError("stop")
+    assert (tmp_path / "one").read_text() == "earlier"
+    with staged(tmp_path) as folder:
+        for name in ("one", "two"):
+            (folder / name).write_text("later")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "later", "two": "later"}
+    with pytest.raises(OSError, match="No such file"), staged(tmp_path / "nowhere"):
+        pass

@@ -1,0 +1,129 @@
+"""What stands beside an exported file: the model card, and the exact preprocessing."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.commands.evaluate import main as evaluate
+from fastfgssl.evaluation.features import FeatureExtractor
+from fastfgssl.evaluation.knn import knn_predict
+from fastfgssl.evaluation.pretrained import load_pretrained
+from fastfgssl.evaluation.scores import balanced_accuracy
+from fastfgssl.evaluation.split import labelled_split
+from fastfgssl.evaluation.transform import PlainTransform
+from fastfgssl.export.checkpoint import export_checkpoint
+from fastfgssl.export.preprocessing import torchvision_code
+from helpers.checkpoints import save_untrained
+from helpers.classifier import CLASSES
+from helpers.command import run_here
+from helpers.images import gradient, gradient_16_bit
+
+
+def torchvision_transform(config):
+    defined: dict = {}
+    exec(torchvision_code(config), defined)
+    return defined["transform"]
+
+
+def turned() -> Image.Image:
+    image = gradient()
+    image.getexif()[0x0112] = 6
+    return image
+
+
+IMAGES = {
+    "colour": gradient,
+    "gray": lambda: gradient().convert("L"),
+    "gray of 16 bits": gradient_16_bit,
+    "transparent": lambda: gradient().convert("RGBA"),
+    "gray and transparent": lambda: gradient().convert("LA"),
+    "palette": lambda: gradient().convert("P"),
+    "black and white": lambda: gradient().convert("1"),
+    "turned": turned,
+    "of that size already": lambda: gradient(32, 32),
+    "larger than that": lambda: gradient(200, 90),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_torchvision_makes_of_an_image_what_ours_does(make_config, kind):
+    config = make_config(data__mean=[0.6, 0.5, 0.4], data__std=[0.2, 0.3, 0.25])
+    ours = PlainTransform(32, config.data.mean, config.data.std)(IMAGES[kind]())
+    found = torchvision_transform(config)(IMAGES[kind]())
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found, ours, rtol=0, atol=1e-5)
+
+
+def test_torchvision_takes_tensors_too(make_config):
+    config = make_config()
+    pixels = torch.from_numpy(np.array(gradient())).permute(2, 0, 1)
+    expected = torchvision_transform(config)(gradient())
+    torch.testing.assert_close(torchvision_transform(config)(pixels), expected)
+    batch = torch.stack([pixels, pixels]).to(torch.uint16) * 257
+    torch.testing.assert_close(torchvision_transform(config)(batch)[1], expected)
+
+
+def test_scores_are_those_of_the_graph(make_config, archive_path, phantom_folder, tmp_path):
+    """Preprocessing as the card has it, and the DALI graph, within half a point of balanced accuracy."""
+    model, config, *_ = load_pretrained(save_untrained(make_config(), tmp_path))
+    archive = Archive.open(archive_path)
+    split, labels = labelled_split(archive)
+    transform, model = torchvision_transform(config), model.eval()
+    files = {path.name: path for path in phantom_folder.rglob("*.*")}
+
+    def features(ids):
+        names = archive.columns(ids, ("id",))["id"]
+        images = torch.stack([transform(Image.open(files[name.rsplit("/", 1)[-1]])) for name in names])
+        with torch.inference_mode():
+            return model.features(images)["backbone"]
+
+    def score(train, val):
+        found = knn_predict(train, torch.from_numpy(labels[split.train]), val, num_classes=len(archive.classes))
+        return balanced_accuracy(labels[split.val], found.numpy())
+
+    extractor = FeatureExtractor(model, config, archive, torch.device("cpu"), 12)
+    (_, train), (_, val) = (extractor.plain(ids) for ids in (split.train, split.val))
+    of_graph = score(train["backbone"][:], val["backbone"][:])
+    assert score(features(split.train), features(split.val)) == pytest.approx(of_graph, abs=0.005)
+    assert of_graph > 1.5 / len(archive.classes)  # of a score that says something
+
+
+def test_the_card_says_what_it_is_and_what_it_is_not(make_config, archive_path, tmp_path):
+    config = make_config(objective="helpers.classifier", model__width=1.0, optim__lr=0.0625)
+    checkpoint = save_untrained(config, tmp_path / "run", step=7)
+    scores = tmp_path / "scores.json"
+    words = ("--checkpoint", checkpoint, "--data", archive_path, "--protocol", "knn", "--json", scores)
+    assert run_here(evaluate, *words, "--quiet", "--device", "cpu") == 0
+    exported = export_checkpoint(checkpoint, "torchvision", tmp_path / "classifier.pth", scores=[scores])
+    card = exported.card.read_text()
+    assert "| archive, by its fingerprint | digest |" in card
+    assert "| steps | 7 of 12 images |" in card
+    assert "optim.lr: 0.0625\n" in card
+    for section in ("Use", "Training", "Scores", "Intended use", "Limits"):
+        assert f"\n## {section}\n" in card
+    assert "not a medical device" in card
+    assert all(name.replace("|", "\\|") in card for name in CLASSES)
+    # nothing of whoever's machine it was
+    assert str(tmp_path) not in card
+    assert str(archive_path) not in card
+    result = json.loads(scores.read_text())["results"]["backbone"]
+    row = next(line for line in card.splitlines() if line.startswith("| backbone |"))
+    assert f"| {result['accuracy']:.3g} |" in row
+    value, low, high = map(float, re.search(r"([\d.]+) \((-?[\d.]+) to ([\d.]+)\)", row).groups())
+    assert value == pytest.approx(result["balanced_accuracy"], abs=0.006)
+    assert low < value < high
+
+
+def test_intervals_of_a_report_are_shown(make_config, tmp_path):
+    checkpoint = save_untrained(make_config(model__width=1.0), tmp_path)
+    accuracy = {"value": 0.5123, "interval": [0.41, 0.6]}
+    (tmp_path / "s.json").write_text(json.dumps({"protocol": "linear", "results": {"all": {"accuracy": accuracy}}}))
+    exported = export_checkpoint(checkpoint, "torchvision", tmp_path / "a.pth", scores=[tmp_path / "s.json"])
+    assert "| all | 0.512 (0.41 to 0.6) |" in exported.card.read_text()
