@@ -32,8 +32,9 @@ def test_features_are_those_that_are_evaluated(make_config, archive_path, phanto
     with torch.no_grad():
         features = backbone(torch.stack(found))
     assert features.shape == (6, backbone.num_features)
-    # decoders and resizes differ by a grey level here and there
-    torch.testing.assert_close(features, expected["backbone"][:], rtol=0.02, atol=0.02)
+    # decoders and resizes differ by a grey level here and there: little beside what tells images apart
+    expected = expected["backbone"][:]
+    assert (features - expected).norm(dim=1).max() < 0.15 * torch.cdist(expected, expected).median()
 
 
 def test_the_backbone_is_ready_to_use_and_to_train_on(make_config, tmp_path):

@@ -86,10 +86,8 @@ def test_an_archive_gives_what_its_folder_gives(checkpoint, archive_path, phanto
     assert list(of_archive) == Archive.open(archive_path).columns(np.arange(84), ("id",))["id"].tolist()
     assert of_archive.keys() == of_folder.keys()
     ours, theirs = (np.array([probabilities(table[name]) for name in of_archive]) for table in (of_archive, of_folder))
-    # decoders and resizes differ by a grey level here and there
-    np.testing.assert_allclose(ours, theirs, atol=0.01)
-    assert np.ptp(ours, axis=0).max() > 0.02  # of images that are told apart
-    assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() > 0.98
+    # decoders and resizes differ by a grey level here and there: little beside what tells images apart
+    assert (np.abs(ours - theirs).max(axis=0) < 0.1 * np.ptp(ours, axis=0)).all()
 
 
 def test_a_sample_that_was_damaged_since_is_listed(checkpoint, archive_path, tmp_path):
