@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,9 @@ class Part(nn.Module):
         """network: on the CPU. Raises `UserError` if it has no such part."""
         super().__init__()
         self.name, self.config = name, config
-        self.network = network.eval().requires_grad_(False)
+        self._whole = (network.eval().requires_grad_(False),)
+        # what exporters find, so that no more is written than it takes
+        self.run: Any = network.backbone if name == "backbone" else network
         self.image_size = config.data.image_size
         self.classes: tuple[str, ...] = ()
         if name == "classifier":
@@ -52,12 +54,17 @@ class Part(nn.Module):
             )
         self.width = {output: values.shape[1] for output, values in outputs.items()}
 
+    @property
+    def network(self) -> Any:
+        """The `Network` that it is a part of."""
+        return self._whole[0]
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         if self.name == "classifier":
-            return {"logits": self.network.predict(images)}
+            return {"logits": self.run.predict(images)}
         if self.name == "backbone":
-            return {"features": self.network.backbone(images)[-1].mean(dim=(2, 3))}
-        features = self.network.features(images)
+            return {"features": self.run(images)[-1].mean(dim=(2, 3))}
+        features = self.run.features(images)
         heads = {name.replace(" ", "_"): values for name, values in features.items() if name.startswith("head")}
         joined = {"all": torch.cat(list(heads.values()), dim=1)} if heads else {}
         return heads | joined | {"backbone": features["backbone"]}

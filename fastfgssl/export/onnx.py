@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from fastfgssl.export.base import Format, Part, Run, Usage, in_a_line
+from fastfgssl.export.parity import largest_difference
 from fastfgssl.export.preprocessing import preprocessing_values
 from fastfgssl.export.torch_export import trace
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.versions import version_of
 
+log = logging.getLogger(__name__)
+
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Onnx(Format):
-    """By torch's exporter, without its rewriting of the graph.
+    """By torch's exporter, rewritten by its optimiser, unless that goes wrong.
 
-    That has given convolutions biases of others (pytorch#166797); runtimes fold batch norms themselves.
+    It has given convolutions the biases of others as it folded batch norms (pytorch#166797). The graph is then written
+    as it was traced, which is longer, and right.
     """
 
     name = "onnx"
@@ -41,26 +47,12 @@ class Onnx(Format):
 
     def write(self, part: Part, file: Path) -> None:
         traced = trace(part, self.name)
+        _write(traced, part, file, optimize=True)
         try:
-            program: Any = torch.onnx.export(
-                traced,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                input_names=["images"],
-                output_names=list(part.width),
-            )
-        except Exception as error:  # of translation and of its checks, each its own
-            raise UserError(
-                f"--format onnx: torch {torch.__version__} cannot export {part.config.model.backbone}"
-                f" ({in_a_line(error)}); take --format torch.export or safetensors"
-            ) from None
-        # what a runtime has to know and finds beside no file
-        facts = {"preprocessing": preprocessing_values(part.config)} | (
-            {"classes": part.classes} if part.classes else {}
-        )
-        program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-        program.save(file)
+            largest_difference(part, self.read(part, file), self)
+        except UserError:
+            log.warning("torch %s: its ONNX optimiser made another network; written without it", torch.__version__)
+            _write(traced, part, file, optimize=False)
 
     def read(self, part: Part, file: Path) -> Run:
         import onnxruntime
@@ -83,3 +75,25 @@ class Onnx(Format):
             ' {"images": images.numpy()})',
         ]
         return Usage("\n".join(lines).replace("'", '"'))
+
+
+def _write(traced: ExportedProgram, part: Part, file: Path, *, optimize: bool) -> None:
+    try:
+        program: Any = torch.onnx.export(
+            traced,
+            dynamo=True,
+            optimize=optimize,
+            verbose=False,
+            input_names=["images"],
+            output_names=list(part.width),
+            dynamic_shapes=({0: "batch"},),
+        )
+    except Exception as error:  # of translation and of its checks, each its own
+        raise UserError(
+            f"--format onnx: torch {torch.__version__} cannot export {part.config.model.backbone}"
+            f" ({in_a_line(error)}); take --format torch.export or safetensors"
+        ) from None
+    # what a runtime has to know and might find beside no file
+    facts = {"preprocessing": preprocessing_values(part.config)} | ({"classes": part.classes} if part.classes else {})
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+    program.save(file)

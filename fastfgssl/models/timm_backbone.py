@@ -81,6 +81,8 @@ class TimmBackbone(Backbone):
         except RuntimeError:  # some networks look at values as they run, which tensors without data have not
             return self._run_on(torch.device("cpu"), side)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()  # whoever loads a network to use it may have switched gradients off
     def _run_on(self, device: torch.device, side: int) -> tuple[tuple[int, ...], list[set[str]]]:
         everything = chain(self.named_parameters(), self.named_buffers())
         tensors = {name: value.detach().to(device) for name, value in everything}

@@ -68,7 +68,7 @@ def test_its_classifier_goes_along(make_config, tmp_path, images, format):
         require_equal(run_card(exported, images)["features"], load(checkpoint).backbone(images))
 
 
-@pytest.mark.parametrize("name", ["regnetx_002", "test_convnext", "test_vit", "test_maxvit", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_maxvit", "test_efficientnet"])
 def test_a_network_of_timm_goes_home(make_config, tmp_path, name):
     timm = pytest.importorskip("timm")
     network = {"model.backbone": f"timm/{name}", "model.width": 1.0, "data.image_size": 64}
@@ -80,7 +80,7 @@ def test_a_network_of_timm_goes_home(make_config, tmp_path, name):
     named = set(re.findall(r"`([\w.]+)`", " ".join(exported.remarks))) - {"features"}
     # named are layers that it has, and that training has not reached
     assert named <= set(timm.create_model(name, num_classes=0).state_dict())
-    assert bool(named) == (name in ("test_convnext", "test_vit", "test_efficientnet", "test_maxvit"))
+    assert bool(named) == (name != "test_vit")
 
 
 def test_a_classifier_goes_to_timm_where_nothing_stands_between(make_config, tmp_path):
@@ -93,15 +93,22 @@ def test_a_classifier_goes_to_timm_where_nothing_stands_between(make_config, tmp
         require_equal(run_card(exported, images)["logits"], load(checkpoint)(images))
 
 
-@pytest.mark.parametrize("part", ["backbone", "hierarchy", "classifier"])
-@pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("torch.export", ".pt2")])
-def test_a_graph_gives_each_part_for_any_batch(make_config, tmp_path, images, format, suffix, part):
+@pytest.mark.parametrize(
+    ("format", "part", "backbone"),
+    [
+        ("onnx", "hierarchy", "resnet50"),  # whose biases torch's exporter has confused (pytorch#166797)
+        ("onnx", "classifier", "resnet18"),
+        ("torch.export", "hierarchy", "resnet18"),
+        ("torch.export", "backbone", "resnet18"),
+    ],
+)
+def test_a_graph_runs_for_any_batch(make_config, tmp_path, images, format, part, backbone):
     if format == "onnx":
         for package in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(package)
-    # of a ResNet-50, whose biases torch's exporter has confused (pytorch#166797)
     objective = "helpers.classifier" if part == "classifier" else "fgssl"
-    checkpoint = save_untrained(make_config(model__backbone="resnet50", objective=objective), tmp_path)
+    checkpoint = save_untrained(make_config(model__backbone=backbone, objective=objective), tmp_path)
+    suffix = {"onnx": ".onnx", "torch.export": ".pt2"}[format]
     exported = export_checkpoint(checkpoint, format, tmp_path / f"part{suffix}", part=part)
     model = load_pretrained(checkpoint).model.eval()
     for batch in (images, images[:1]):
