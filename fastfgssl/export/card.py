@@ -13,7 +13,7 @@ from fastfgssl.evaluation.pretrained import Pretrained
 from fastfgssl.export.base import Format, Part, Usage
 from fastfgssl.export.parity import BATCHES
 from fastfgssl.export.preprocessing import torchvision_code
-from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.export.score_tables import cell, score_lines, table
 from fastfgssl.runtime.versions import versions
 
 _PLACES = ("data.path", "output")  # on the machine of whoever trained it: nobody else's business
@@ -59,19 +59,6 @@ class Card(NamedTuple):
     """Reports of `fastfgssl evaluate`."""
 
 
-def read_scores(file: Path) -> dict[str, Any]:
-    """A report that `fastfgssl evaluate --json` wrote. Raises `UserError` if it is none."""
-    with file_errors("read", file):
-        text = file.read_text(encoding="utf-8", errors="replace")
-    try:
-        report = json.loads(text)
-    except ValueError:
-        report = None
-    if not isinstance(report, dict) or not isinstance(report.get("results"), dict) or "protocol" not in report:
-        raise UserError(f"--scores {file}: is no report of scores; `fastfgssl evaluate --json FILE` writes one")
-    return report
-
-
 def write_card(file: Path, card: Card) -> None:
     """Writes the card as Markdown."""
     file.write_text("\n".join(_lines(card)) + "\n", encoding="utf-8")
@@ -86,12 +73,12 @@ def _lines(card: Card) -> Iterator[str]:
     yield f"\n```python\n{card.usage.code}\n```"
     yield "\n`images` are float32 [B, 3, S, S], which this makes of PIL images and of uint8 or uint16 tensors:"
     yield f"\n```python\n{torchvision_code(config)}\n```\n"
-    yield from _table(
+    yield from table(
         ("output", "length", "what it is"), ((n, str(d), _MEANING.get(n, n)) for n, d in part.width.items())
     )
     yield from (f"\n{remark}" for remark in card.usage.remarks)
     if part.classes:
-        yield "\nClasses: " + ", ".join(f"{number} {_cell(name)}" for number, name in enumerate(part.classes)) + "."
+        yield "\nClasses: " + ", ".join(f"{number} {cell(name)}" for number, name in enumerate(part.classes)) + "."
     batches = ", ".join(map(str, BATCHES[:-1]))
     yield (
         f"\nRead by {card.format.library} and run on batches of {batches} and {BATCHES[-1]}, it differs from the"
@@ -102,9 +89,9 @@ def _lines(card: Card) -> Iterator[str]:
         "objective": config.objective,
         "archive, by its fingerprint": card.pretrained.archive,
         "steps": f"{card.pretrained.step:,} of {config.train.batch_size:,} images",
-        "made with": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "exported with": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-    yield from _table(("", ""), facts.items())
+    yield from table(("", ""), facts.items())
     yield "\nAll settings of the recipe:\n\n```yaml"
     for key, value in config_to_values(config).items():
         if key == "model.weights" and value not in ("imagenet", "none"):
@@ -115,49 +102,7 @@ def _lines(card: Card) -> Iterator[str]:
     if not card.scores:
         yield "None are given. `fastfgssl evaluate --json FILE` makes some, `fastfgssl export --scores FILE` adds them."
     for report in card.scores:
-        yield from _scores(report)
+        yield from score_lines(report)
     yield f"\n## Intended use\n\n{_PURPOSE[part.name]}"
     output = "a class" if part.classes else "features"
     yield f"\n## Limits\n\n{_LIMITS.format(size=part.image_size, output=output)}"
-
-
-def _scores(report: dict[str, Any]) -> Iterator[str]:
-    facts = [f"protocol {report['protocol']}"]
-    for key, words in {
-        "split": "scored on {}",
-        "val_samples": "{} images",
-        "val_groups": "{} groups",
-        "step": "step {}",
-    }.items():
-        if key in report:
-            facts.append(words.format(report[key]))
-    yield ", ".join(facts) + ":\n"
-    results = {name: dict(_numbers(result)) for name, result in report["results"].items() if isinstance(result, dict)}
-    columns = list(dict.fromkeys(column for result in results.values() for column in result))
-    rows = ((name, *(result.get(column, "") for column in columns)) for name, result in results.items())
-    yield from _table(("of", *(column.replace("_", " ") for column in columns)), rows)
-    yield ""
-
-
-def _numbers(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Scores as they are shown: with their 95 % interval, or else with their standard error, where they have one."""
-    for name, value in result.items():
-        error = result.get(f"{name}_se")
-        if isinstance(value, dict) and "value" in value:
-            low, high = value.get("interval") or (value.get("low"), value.get("high"))
-            interval = f" ({low:.3g} to {high:.3g})" if low is not None else ""
-            yield name, f"{value['value']:.3g}{interval}"
-        elif isinstance(value, (int, float)) and not name.endswith("_se"):
-            interval = f" ({value - 1.96 * error:.3g} to {value + 1.96 * error:.3g})" if error is not None else ""
-            yield name, f"{value:.3g}{interval}"
-
-
-def _table(columns: tuple[str, ...], rows: Any) -> Iterator[str]:
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "---|" * len(columns)
-    for row in rows:
-        yield "| " + " | ".join(_cell(cell) for cell in row) + " |"
-
-
-def _cell(text: str) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")

@@ -9,11 +9,12 @@ from typing import NamedTuple, get_args
 
 from fastfgssl.evaluation.pretrained import is_classifier, load_pretrained
 from fastfgssl.export.base import Format, Part, PartName
-from fastfgssl.export.card import Card, read_scores, write_card
+from fastfgssl.export.card import Card, write_card
 from fastfgssl.export.onnx import Onnx
 from fastfgssl.export.parity import largest_difference
 from fastfgssl.export.preprocessing import preprocessing_values
 from fastfgssl.export.safetensors import Safetensors
+from fastfgssl.export.score_tables import read_scores
 from fastfgssl.export.timm import Timm
 from fastfgssl.export.torch_export import TorchExport
 from fastfgssl.export.torchvision import Torchvision
