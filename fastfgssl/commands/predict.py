@@ -8,6 +8,7 @@ not be decoded.
 
 from __future__ import annotations
 
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
@@ -22,7 +23,11 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder of images, or an archive")
     parser.add_argument("--out", required=True, type=Path, metavar="CSV")
-    parser.add_argument("--flips", action="store_true", help="means over an image and its three mirror images")
+    parser.add_argument(
+        "--flips",
+        action=BooleanOptionalAction,
+        help="means over an image and its three mirror images (default: as supervised.flips of the training says)",
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument(
@@ -32,7 +37,7 @@ def main() -> None:
 
     from fastfgssl.evaluation.prediction import predict
 
-    predictions = predict(
+    predicted = predict(
         args.checkpoint,
         args.data,
         args.out,
@@ -44,11 +49,11 @@ def main() -> None:
     console = make_console()
     print_table(
         console,
-        [(name, f"{count:,}") for name, count in predictions.images.items()],
+        [(name, f"{count:,}") for name, count in predicted.images.items()],
         title=f"images by their most probable class; each is in {args.out}",
         columns=["class", "images"],
     )
-    problems = list(predictions.problems.items())
+    problems = list(predicted.problems.items())
     for name, problem in problems[:_SHOWN]:
         print_line(console, f"could not be decoded: {name}: {problem}")
     if len(problems) > _SHOWN:

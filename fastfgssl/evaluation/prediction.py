@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -21,7 +22,6 @@ from fastfgssl.archive.sources import Entry, find_images
 from fastfgssl.config.section import require
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import PretrainedClassifier, load
-from fastfgssl.models import Network
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.environment import cores_per_rank
 from fastfgssl.runtime.errors import UserError, file_errors
@@ -29,8 +29,10 @@ from fastfgssl.runtime.files import check_writable, write_whole
 
 _UNDECODED = "does not decode, or is not what was stored; `fastfgssl prepare --verify` says more"
 
+_NAMES_AT_ONCE = 4096
 
-class Predictions(NamedTuple):
+
+class Predicted(NamedTuple):
     """What was written."""
 
     images: Counter[str]
@@ -50,37 +52,39 @@ def predict(
     data: str | Path,
     out: str | Path,
     *,
-    flips: bool = False,
+    flips: bool | None = None,
     device: str = "auto",
     batch_size: int = 64,
     max_pixels: int = PrepareOptions.max_pixels,
-) -> Predictions:
+) -> Predicted:
     """Writes a CSV with a row for each image: `image`, `predicted`, `p_CLASS` for each class, and `problem`.
 
     data: a folder of images (or one image), or a prepared archive. An image that cannot be decoded has a row without a
-    prediction, whose `problem` says why. flips: predictions are means over an image and its mirror images. device:
-    auto, cuda or cpu. max_pixels: larger images of a folder are not decoded. Raises `UserError` for a checkpoint that
-    tells no classes apart, for data without images, and if `out` cannot be written.
+    prediction, whose `problem` says why. flips: predictions are means over an image and its mirror images; None does as
+    `supervised.flips` says. device: auto, cuda or cpu. max_pixels: larger images of a folder are not decoded. Raises
+    `UserError` for a checkpoint that tells no classes apart, for data without images, and if `out` cannot be written.
     """
     require(batch_size > 0, "batch size", batch_size, "greater than 0")
     data, out = Path(data).expanduser(), Path(out).expanduser()
     classifier = load(checkpoint)
     if not isinstance(classifier, PretrainedClassifier):
         raise UserError(f"{checkpoint}: tells no classes apart: it was pretrained without labels; fine-tune it first")
+    if flips is not None:
+        classifier.config = replace(classifier.config, supervised=replace(classifier.config.supervised, flips=flips))
     check_writable(out)
-    found = Predictions(Counter(dict.fromkeys(classifier.classes, 0)), {})
+    found = Predicted(Counter(dict.fromkeys(classifier.classes, 0)), {})
     with start_world(device) as world:
-        predicting = _Predicting(classifier.to(world.device).to(memory_format=torch.channels_last), flips)
+        classifier = classifier.to(world.device).to(memory_format=torch.channels_last)
         if (data / MANIFEST).exists():
-            rows = _of_archive(predicting, Archive.open(data), world.device, batch_size)
+            rows = _of_archive(classifier, Archive.open(data), world.device, batch_size)
         else:
-            rows = _of_folder(predicting, find_images([data]).entries, world.device, batch_size, max_pixels)
+            rows = _of_folder(classifier, find_images([data]).entries, world.device, batch_size, max_pixels)
         with file_errors("write", out):
             write_whole(out, lambda file: _write(file, rows, classifier.classes, found))
     return found
 
 
-def _write(file: BinaryIO, rows: Iterator[_Row], classes: tuple[str, ...], found: Predictions) -> None:
+def _write(file: BinaryIO, rows: Iterator[_Row], classes: tuple[str, ...], found: Predicted) -> None:
     """Writes the table, and counts in `found` what is in it."""
     # of names that are no Unicode, what is not can be told all the same
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
@@ -98,36 +102,23 @@ def _write(file: BinaryIO, rows: Iterator[_Row], classes: tuple[str, ...], found
     text.detach()  # the file is closed by who opened it
 
 
-class _Predicting(Network):
-    """The probabilities as features, which the extractor brings through its graph."""
-
-    def __init__(self, classifier: PretrainedClassifier, flips: bool) -> None:
-        super().__init__()
-        self.classifier, self._flips = classifier, flips
-
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        return {"probabilities": self.classifier.probabilities(images, flips=self._flips)}
-
-
-def _of_archive(predicting: _Predicting, archive: Archive, device: torch.device, batch_size: int) -> Iterator[_Row]:
+def _of_archive(
+    classifier: PretrainedClassifier, archive: Archive, device: torch.device, batch_size: int
+) -> Iterator[_Row]:
     ids = np.arange(archive.num_samples)
-    extractor = FeatureExtractor(predicting, predicting.classifier.config, archive, device, batch_size)
-    decoded, features = extractor.plain(ids)
+    extractor = FeatureExtractor(classifier.network, classifier.config, archive, device, batch_size)
+    decoded, probabilities = extractor.probabilities(ids)
     row_of = np.full(len(ids), -1)
     row_of[decoded] = np.arange(len(decoded))
-    for start in range(0, len(ids), batch_size):
-        part = ids[start : start + batch_size]
+    for part in np.array_split(ids, -(-len(ids) // _NAMES_AT_ONCE)):
         for name, row in zip(archive.columns(part, ("id",))["id"], row_of[part].tolist(), strict=True):
-            if row < 0:
-                yield _Row(name, None, _UNDECODED)
-            else:
-                yield _Row(name, features["probabilities"][row : row + 1][0].numpy())
+            yield _Row(name, None, _UNDECODED) if row < 0 else _Row(name, probabilities[row])
 
 
 def _of_folder(
-    predicting: _Predicting, entries: list[Entry], device: torch.device, batch_size: int, max_pixels: int
+    classifier: PretrainedClassifier, entries: list[Entry], device: torch.device, batch_size: int, max_pixels: int
 ) -> Iterator[_Row]:
-    transform = predicting.classifier.transform
+    transform = classifier.transform
 
     def decode(entry: Entry) -> Tensor | str:
         """The image as the network takes it, or why there is none."""
@@ -148,18 +139,18 @@ def _of_folder(
         for number, part in enumerate(parts):
             decoded = [future.result() for future in ahead]
             ahead = begin(parts[number + 1]) if number + 1 < len(parts) else []  # while the network runs
-            yield from _rows(predicting, part, decoded, device)
+            yield from _rows(classifier, part, decoded, device)
 
 
 @torch.inference_mode()
 def _rows(
-    predicting: _Predicting, entries: list[Entry], decoded: list[Tensor | str], device: torch.device
+    classifier: PretrainedClassifier, entries: list[Entry], decoded: list[Tensor | str], device: torch.device
 ) -> list[_Row]:
     images = [image for image in decoded if isinstance(image, Tensor)]
     found: Iterator[np.ndarray] = iter(())
     if images:
         batch = torch.stack(images).to(device)
-        found = iter(predicting.features(batch)["probabilities"].float().cpu().numpy())
+        found = iter(classifier.probabilities(batch).cpu().numpy())
     return [
         _Row(entry.id, next(found)) if isinstance(image, Tensor) else _Row(entry.id, None, image)
         for entry, image in zip(entries, decoded, strict=True)

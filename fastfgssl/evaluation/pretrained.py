@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fastfgssl.config.schema import Config
 from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.models import Network
 from fastfgssl.models.backbone import Backbone
+from fastfgssl.models.classifier import ClassifyingNetwork, with_flips
 from fastfgssl.models.weights import averaged_weights
 from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
@@ -74,10 +75,9 @@ class PretrainedClassifier(nn.Module):
     step: int
     """Training steps that the weights have seen."""
 
-    def __init__(self, network: Any, config: Config, step: int) -> None:
+    def __init__(self, network: ClassifyingNetwork, config: Config, step: int) -> None:
         super().__init__()
-        self.network = network
-        self.classes = tuple(network.classes)
+        self.network, self.classes = network, network.classes
         self.config, self.step = config, step
         self.transform = self.backbone.transform
 
@@ -88,13 +88,13 @@ class PretrainedClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.network.predict(images)
 
-    def probabilities(self, images: Tensor, *, flips: bool = False) -> Tensor:
+    def probabilities(self, images: Tensor, *, flips: bool | None = None) -> Tensor:
         """Of each class, float32 [B, K], a row summing to 1: the softmax of the logits.
 
-        flips: of their mean over an image and its three mirror images.
+        flips: of their mean over an image and its three mirror images; None does as `supervised.flips` says.
         """
-        views = [images.flip(axes) for axes in ((), (2,), (3,), (2, 3))] if flips else [images]
-        return torch.stack([self(view) for view in views]).mean(dim=0).softmax(dim=1)
+        averaged = self.config.supervised.flips if flips is None else flips
+        return (with_flips(self.network, images) if averaged else self(images)).softmax(dim=1)
 
 
 def load(checkpoint: str | Path) -> PretrainedBackbone | PretrainedClassifier:
@@ -110,14 +110,9 @@ def load(checkpoint: str | Path) -> PretrainedBackbone | PretrainedClassifier:
         logits = classifier(classifier.transform(Image.open("lesion.jpg"))[None])  # [1, K], of classifier.classes
     """
     loaded = load_pretrained(checkpoint)
-    if is_classifier(loaded.model):
+    if isinstance(loaded.model, ClassifyingNetwork):
         return PretrainedClassifier(loaded.model, loaded.config, loaded.step).eval()
     return PretrainedBackbone(loaded.model.backbone, loaded.config, loaded.step).eval()
-
-
-def is_classifier(model: Network) -> TypeGuard[Any]:
-    """Whether it tells classes apart: it then has `classes` and `predict`."""
-    return bool(getattr(model, "classes", ())) and hasattr(model, "predict")
 
 
 def load_pretrained(checkpoint: str | Path) -> Pretrained:

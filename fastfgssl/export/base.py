@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastfgssl.config.schema import Config
-from fastfgssl.evaluation.pretrained import is_classifier
 from fastfgssl.models import Network
+from fastfgssl.models.classifier import ClassifyingNetwork
 from fastfgssl.runtime.errors import UserError
 
 PartName = Literal["backbone", "hierarchy", "classifier"]
@@ -42,11 +42,11 @@ class Part(nn.Module):
         self.image_size = config.data.image_size
         self.classes: tuple[str, ...] = ()
         if name == "classifier":
-            if not is_classifier(network):
+            if not isinstance(network, ClassifyingNetwork):
                 raise UserError(
                     "--part classifier: this network tells no classes apart; fine-tune it, or take --part backbone"
                 )
-            self.classes = tuple(network.classes)
+            self.classes = network.classes
         outputs = self(torch.zeros(1, 3, self.image_size, self.image_size))
         if name == "hierarchy" and "all" not in outputs:
             raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from fastfgssl.evaluation.pretrained import is_classifier, load_pretrained
+from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.export.base import Format, Part, PartName
 from fastfgssl.export.card import Card, write_card
 from fastfgssl.export.onnx import Onnx
@@ -18,6 +18,7 @@ from fastfgssl.export.score_tables import read_scores
 from fastfgssl.export.timm import Timm
 from fastfgssl.export.torch_export import TorchExport
 from fastfgssl.export.torchvision import Torchvision
+from fastfgssl.models.classifier import ClassifyingNetwork
 from fastfgssl.runtime.errors import UserError, file_errors, require_one_of
 from fastfgssl.runtime.files import check_writable, staged
 
@@ -67,7 +68,7 @@ def export_checkpoint(
     tables = [read_scores(Path(file)) for file in scores]
     check_writable(out)
     pretrained = load_pretrained(checkpoint)
-    name: PartName = part or ("classifier" if is_classifier(pretrained.model) else "backbone")
+    name: PartName = part or ("classifier" if isinstance(pretrained.model, ClassifyingNetwork) else "backbone")
     taken = Part(name, pretrained.model, pretrained.config)
     target.check(taken)
     with file_errors("write", out), staged(out.parent) as folder:

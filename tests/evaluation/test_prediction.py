@@ -15,8 +15,7 @@ from fastfgssl.commands.predict import main
 from fastfgssl.evaluation.prediction import predict
 from fastfgssl.evaluation.pretrained import load
 from fastfgssl.runtime.errors import UserError
-from helpers.checkpoints import save_untrained
-from helpers.classifier import CLASSES
+from helpers.checkpoints import CLASSES, CLASSIFIER, save_untrained
 from helpers.command import run_here
 from helpers.damage import damage_sample
 from helpers.images import RGB, encode, gradient_16_bit, with_orientation, write_files
@@ -24,7 +23,7 @@ from helpers.images import RGB, encode, gradient_16_bit, with_orientation, write
 
 @pytest.fixture
 def checkpoint(make_config, tmp_path):
-    return save_untrained(make_config(objective="helpers.classifier"), tmp_path / "run")
+    return save_untrained(make_config(**CLASSIFIER | {"objective": "supervised.progressive"}), tmp_path / "run")
 
 
 def read(file) -> list[dict[str, str]]:

@@ -19,8 +19,7 @@ from fastfgssl.evaluation.split import labelled_split
 from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.export.checkpoint import export_checkpoint
 from fastfgssl.export.preprocessing import torchvision_code
-from helpers.checkpoints import save_untrained
-from helpers.classifier import CLASSES
+from helpers.checkpoints import CLASSES, CLASSIFIER, save_untrained
 from helpers.command import run_here
 from helpers.images import gradient, gradient_16_bit
 
@@ -98,7 +97,7 @@ def test_scores_are_those_of_the_graph(make_config, archive_path, phantom_folder
 
 
 def test_the_card_says_what_it_is_and_what_it_is_not(make_config, archive_path, tmp_path):
-    config = make_config(objective="helpers.classifier", model__width=1.0, optim__lr=0.0625)
+    config = make_config(**CLASSIFIER, model__width=1.0, optim__lr=0.0625)
     checkpoint = save_untrained(config, tmp_path / "run", step=7)
     scores = tmp_path / "scores.json"
     words = ("--checkpoint", checkpoint, "--data", archive_path, "--protocol", "knn", "--json", scores)

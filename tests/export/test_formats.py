@@ -10,8 +10,7 @@ import torch
 
 from fastfgssl.evaluation.pretrained import load, load_pretrained
 from fastfgssl.export.checkpoint import export_checkpoint
-from helpers.checkpoints import save_untrained
-from helpers.classifier import CLASSES
+from helpers.checkpoints import CLASSES, CLASSIFIER, save_untrained
 
 WHOLE = {"model__width": 1.0, "model__block_dim": 8, "model__embedding_dim": 12}
 
@@ -57,7 +56,7 @@ def test_a_resnet_goes_to_libraries_that_have_it(make_config, tmp_path, images, 
 def test_its_classifier_goes_along(make_config, tmp_path, images, format):
     if format == "timm":
         pytest.importorskip("timm")
-    checkpoint = save_untrained(make_config(objective="helpers.classifier", **WHOLE), tmp_path)
+    checkpoint = save_untrained(make_config(**CLASSIFIER, **WHOLE), tmp_path)
     exported = export_checkpoint(checkpoint, format, tmp_path / "classifier.pth")
     assert exported.part == "classifier"
     with torch.no_grad():
@@ -85,7 +84,7 @@ def test_a_network_of_timm_goes_home(make_config, tmp_path, name):
 
 def test_a_classifier_goes_to_timm_where_nothing_stands_between(make_config, tmp_path):
     pytest.importorskip("timm")
-    network = {"objective": "helpers.classifier", "model.width": 1.0, "data.image_size": 64}
+    network = CLASSIFIER | {"model.width": 1.0, "data.image_size": 64}
     checkpoint = save_untrained(make_config(**network, **{"model.backbone": "timm/regnetx_002"}), tmp_path)
     exported = export_checkpoint(checkpoint, "timm", tmp_path / "classifier.pth")
     images = torch.randn(2, 3, 64, 64)
@@ -106,8 +105,8 @@ def test_a_graph_runs_for_any_batch(make_config, tmp_path, images, format, part,
     if format == "onnx":
         for package in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(package)
-    objective = "helpers.classifier" if part == "classifier" else "fgssl"
-    checkpoint = save_untrained(make_config(model__backbone=backbone, objective=objective), tmp_path)
+    changes = CLASSIFIER | {"objective": "supervised.progressive"} if part == "classifier" else {}
+    checkpoint = save_untrained(make_config(**changes, model__backbone=backbone), tmp_path)
     suffix = {"onnx": ".onnx", "torch.export": ".pt2"}[format]
     exported = export_checkpoint(checkpoint, format, tmp_path / f"part{suffix}", part=part)
     model = load_pretrained(checkpoint).model.eval()
@@ -135,8 +134,8 @@ def test_a_graph_runs_for_any_batch(make_config, tmp_path, images, format, part,
 @pytest.mark.parametrize("part", ["backbone", "hierarchy", "classifier"])
 def test_safetensors_hold_each_part(make_config, tmp_path, images, part):
     safetensors = pytest.importorskip("safetensors")
-    objective = "helpers.classifier" if part == "classifier" else "fgssl"
-    checkpoint = save_untrained(make_config(objective=objective, **WHOLE), tmp_path)
+    changes = CLASSIFIER | {"objective": "supervised.joint"} if part == "classifier" else {}
+    checkpoint = save_untrained(make_config(**changes, **WHOLE), tmp_path)
     exported = export_checkpoint(checkpoint, "safetensors", tmp_path / "part.safetensors", part=part)
     weights = run_card(exported, images)["weights"]
     if part == "backbone":  # under torchvision's names

@@ -14,7 +14,7 @@ from fastfgssl.export.checkpoint import export_checkpoint
 from fastfgssl.export.torch_export import TorchExport
 from fastfgssl.export.torchvision import Torchvision
 from fastfgssl.runtime.errors import UserError
-from helpers.checkpoints import save_untrained
+from helpers.checkpoints import CLASSIFIER, save_untrained
 from helpers.command import run_here
 
 WHOLE = {"model__width": 1.0}
@@ -100,9 +100,14 @@ def test_an_optimiser_that_confuses_biases_is_gone_around(make_config, tmp_path,
         ({"model.width": 1.0}, {"format": "timm", "part": "hierarchy"}, "no blocks on inner maps; take --part b"),
         ({}, {"format": "torchvision", "part": "classifier"}, "tells no classes apart; fine-tune it, or take --part"),
         (
-            {"objective": "helpers.classifier"},
+            CLASSIFIER,
             {"format": "safetensors", "part": "hierarchy", "out": "a.safetensors"},
-            "objective=helpers.classifier has no heads; take --part backbone",
+            "objective=supervised.plain has no heads; take --part backbone",
+        ),
+        (
+            CLASSIFIER | {"objective": "supervised.progressive", "model.width": 1.0},
+            {"format": "torchvision"},
+            "this one has classifiers on heads; take --format onnx, torch.export or safetensors, or --part backbone",
         ),
         ({}, {"format": "onx"}, "--format = 'onx': must be one of torchvision, .*; did you mean 'onnx'"),
         ({}, {"format": "torchvision", "part": "bckbone"}, "did you mean 'backbone'"),
@@ -130,7 +135,7 @@ def test_a_network_of_timm_is_not_torchvisions(make_config, tmp_path):
     checkpoint = save_untrained(make_config(**changes), tmp_path)
     with pytest.raises(UserError, match="timm/test_convnext is none of its networks; take --format timm"):
         export_checkpoint(checkpoint, "torchvision", tmp_path / "a.pth")
-    checkpoint = save_untrained(make_config(objective="helpers.classifier", **changes), tmp_path)
+    checkpoint = save_untrained(make_config(**CLASSIFIER, **changes), tmp_path)
     with pytest.raises(UserError, match=r"test_convnext has layers before the classifier .*\(head.norm"):
         export_checkpoint(checkpoint, "timm", tmp_path / "a.pth")
 

@@ -13,6 +13,10 @@ from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.pretrained import build_untrained
 from fastfgssl.training.checkpoint import save_checkpoint
 
+CLASSES = ("melanoma [in situ]", "naevus, common", "naïf|keratosis")
+CLASSIFIER = {"objective": "supervised.plain", "supervised.classes": list(CLASSES)}
+"""Of a configuration whose network has a classifier on its backbone."""
+
 
 def save_untrained(config: Config, folder: Path, step: int = 1, seed: int = 0) -> Path:
     """A checkpoint of the network of `config`, with batch statistics of noise, which let images be told apart."""
