@@ -1,11 +1,12 @@
-"""Scores what a pretrained network has learned, from frozen features.
+"""Scores what a network has learned: from frozen features, or the classifiers of a fine-tuned one.
 
 fastfgssl evaluate --checkpoint runs/first/checkpoints/step_000001000.pt --data ARCHIVE --protocol matching
 fastfgssl evaluate --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
 
 matching needs no labels: among all scoring images, how often is the anchor nearest to a puzzle view that of the same
-image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the training split. Every
-score has a 95 % interval; --json has all of them, of each class too.
+image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the training split.
+finetuned: the classifiers of a network of `fastfgssl finetune`, and their sum. Every score has a 95 % interval; --json
+has all of them, of each class too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="FILE")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="a prepared archive")
-    parser.add_argument("--protocol", required=True, choices=("matching", "knn", "linear"))
+    parser.add_argument("--protocol", required=True, choices=("matching", "knn", "linear", "finetuned"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the report as JSON too")
     parser.add_argument(
         "--untrained",
@@ -117,7 +118,7 @@ def _print(report: Report) -> None:
 
 def _print_classes(console: Console, report: Report) -> list[str]:
     """Prints what is told of each class, and returns lines to follow."""
-    shown = "all" if "all" in report.results else next(iter(report.results))
+    shown = next((name for name in ("sum", "all") if name in report.results), next(iter(report.results)))
     result = report.results[shown]
     print_table(
         console,

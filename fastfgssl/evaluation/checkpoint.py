@@ -14,8 +14,10 @@ from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import Protocol, run_protocol
 from fastfgssl.evaluation.report import BatchStatistics, Report
 from fastfgssl.evaluation.split import ScoringSplit
+from fastfgssl.models import Network
+from fastfgssl.models.classifier import ClassifyingNetwork
 from fastfgssl.runtime.distributed import start_world
-from fastfgssl.runtime.errors import require_one_of
+from fastfgssl.runtime.errors import UserError, require_one_of
 
 
 def evaluate(
@@ -34,10 +36,11 @@ def evaluate(
     """Scores frozen features of a checkpoint's network on a prepared archive.
 
     protocol: `matching` needs no labels: how often, among all scoring images, the anchor nearest to a puzzle view is
-    that of the same image; `knn` and `linear` need an archive with labels. split, batch_statistics, seed,
+    that of the same image; `knn` and `linear` need an archive with labels; `finetuned` scores the classifiers that
+    fine-tuning has trained, on an archive with the same classes. split, batch_statistics, seed,
     label_fraction: see `run_protocol`. untrained: scores a network like the checkpoint's with random weights of this
-    seed instead. device: auto, cuda or cpu. Raises `UserError` for a word that is none of these, a file that is no checkpoint, or an archive
-    that lacks what is needed.
+    seed instead. device: auto, cuda or cpu. Raises `UserError` for a word that is none of these, a file that is no
+    checkpoint, or an archive that lacks what is needed.
     """
     require_one_of("protocol", protocol, get_args(Protocol))
     require_one_of("batch_statistics", batch_statistics, get_args(BatchStatistics))
@@ -47,6 +50,8 @@ def evaluate(
     if untrained is not None:
         model, step = build_untrained(config, untrained), 0
     archive = Archive.open(Path(data))
+    if protocol == "finetuned":
+        require_classes(model, archive, checkpoint)
     with start_world(device) as world:
         model = model.to(world.device).to(memory_format=torch.channels_last)
         extractor = FeatureExtractor(model, config, archive, world.device, batch_size)
@@ -61,3 +66,14 @@ def evaluate(
         )
     of_weights = {"training": config.seed} if untrained is None else {"untrained": untrained}
     return replace(report, step=step, seeds=report.seeds | of_weights)
+
+
+def require_classes(model: Network, archive: Archive, checkpoint: str | Path) -> None:
+    """Raises `UserError` unless a network tells the classes of an archive apart."""
+    if not isinstance(model, ClassifyingNetwork):
+        raise UserError(f"{checkpoint}: has no classifier: fine-tune it first, or use --protocol knn")
+    if model.classes != archive.classes:
+        raise UserError(
+            f"{checkpoint}: its classes are {', '.join(model.classes)}; {archive.path} has"
+            f" {', '.join(archive.classes) or 'none'}"
+        )

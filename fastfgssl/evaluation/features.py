@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from fastfgssl.evaluation.batch_statistics import recompute_batch_statistics
 from fastfgssl.evaluation.feature_rows import FeatureRows, Rows, SideBySide
 from fastfgssl.evaluation.near_duplicates import Thumbnails
 from fastfgssl.models import Network
-from fastfgssl.models.classifier import with_flips
+from fastfgssl.models.classifier import SUM, logits_of
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 
@@ -80,14 +79,25 @@ class FeatureExtractor:
 
         Of a network that classifies: the softmax of its predictions of the whole image.
         """
-        kept, found = [], []
+        kept, by_name = self.classifier_probabilities(ids)
+        return kept, by_name[SUM]
+
+    def classifier_probabilities(
+        self, ids: np.ndarray, thumbnails: Thumbnails | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The same of each classifier of the network, by its name, and as `sum` of all together; see `plain`."""
+        kept: list[np.ndarray] = []
+        found: dict[str, list[np.ndarray]] = defaultdict(list)
         network: Any = self._model
-        predict = partial(with_flips, network) if self._config.supervised.flips else network.predict
         for shown, (images,) in self._batches(self._parts(ids), PLAIN, seed=0):
             kept.append(shown)
+            if thumbnails is not None:
+                thumbnails.add(shown, images)
             with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-                found.append(predict(images.to(self._device).float()).double().softmax(dim=1).cpu().numpy())
-        return np.concatenate(kept), np.concatenate(found)
+                logits = logits_of(network, images.to(self._device).float(), flips=self._config.supervised.flips)
+            for name, values in logits.items():
+                found[name].append(values.double().softmax(dim=1).cpu().numpy())
+        return np.concatenate(kept), {name: np.concatenate(parts) for name, parts in found.items()}
 
     def views(self, ids: np.ndarray, *, seed: int) -> ViewFeatures:
         """Features of an anchor and of a puzzle view of each sample, distorted as in training under `seed`."""

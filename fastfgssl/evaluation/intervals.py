@@ -54,7 +54,9 @@ class Replicates(NamedTuple):
     deleted: Values  # [J, ...], without the part that Resampling.deleted_from names
 
 
-def replicate(truth: np.ndarray, probabilities: np.ndarray, resampling: Resampling, *, draws: int = DRAWS) -> Replicates:
+def replicate(
+    truth: np.ndarray, probabilities: np.ndarray, resampling: Resampling, *, draws: int = DRAWS
+) -> Replicates:
     """Every metric of labels int64 [M] and probabilities float64 [M, K]; see `tallies.measure`."""
     weightings = Weightings(resampling.unit, lambda: chain(resampling.draws(draws), resampling.jackknife()))
     found = measure_weighted(truth, probabilities, weightings)
@@ -78,7 +80,9 @@ def intervals(resampling: Resampling, models: Sequence[Replicates]) -> dict[str,
         spread = _spread([side], resampling, groups if name in BY_CLASS else groups.sum())
         if name in MACRO:
             part = sides[MACRO[name]]
-            reach = _reach(MACRO[name], part.value, _spread([part], resampling, groups), spread.quantile[..., None], groups)
+            reach = _reach(
+                MACRO[name], part.value, _spread([part], resampling, groups), spread.quantile[..., None], groups
+            )
             reach = _mean_reach(reach, part)
         else:
             reach = _reach(name, side.value, spread, spread.quantile, groups if name in BY_CLASS else groups.sum())

@@ -14,7 +14,7 @@ from fastfgssl.config.schema import Config
 from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.models import Network
 from fastfgssl.models.backbone import Backbone
-from fastfgssl.models.classifier import ClassifyingNetwork, with_flips
+from fastfgssl.models.classifier import SUM, ClassifyingNetwork, logits_of
 from fastfgssl.models.weights import averaged_weights
 from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
@@ -94,7 +94,7 @@ class PretrainedClassifier(nn.Module):
         flips: of their mean over an image and its three mirror images; None does as `supervised.flips` says.
         """
         averaged = self.config.supervised.flips if flips is None else flips
-        return (with_flips(self.network, images) if averaged else self(images)).softmax(dim=1)
+        return logits_of(self.network, images, flips=averaged)[SUM].softmax(dim=1)
 
 
 def load(checkpoint: str | Path) -> PretrainedBackbone | PretrainedClassifier:

@@ -20,7 +20,7 @@ from fastfgssl.evaluation.scores import share_interval
 from fastfgssl.evaluation.split import ScoringSplit, Split, draw_fraction, groups_of, labelled_split, split_samples
 from fastfgssl.runtime.errors import UserError
 
-Protocol = Literal["matching", "knn", "linear"]
+Protocol = Literal["matching", "knn", "linear", "finetuned"]
 
 
 def run_protocol(
@@ -41,6 +41,10 @@ def run_protocol(
     "recomputed", and of the part of the labelled training groups, `label_fraction`, that kNN and the probe learn from.
     Raises `UserError` if the archive lacks what the protocol needs.
     """
+    if protocol == "finetuned":
+        require(label_fraction == 1, "label_fraction", label_fraction, "1 for finetuned: nothing is learned")
+        require(batch_statistics == "stored", "batch_statistics", batch_statistics, "stored for finetuned")
+        return _run_finetuned(extractor, archive, scoring)
     if protocol == "matching":
         require(label_fraction == 1, "label_fraction", label_fraction, "1 for matching, which uses no labels")
         split = split_samples(archive, scoring)
@@ -77,6 +81,22 @@ def run_protocol(
         chosen=found.chosen,
         label_fraction=label_fraction,
         seeds=seeds,
+    )
+
+
+def _run_finetuned(extractor: FeatureExtractor, archive: Archive, scoring: ScoringSplit | None) -> Report:
+    """Scores the network's own classifiers: each by itself, and as `sum` their prediction together."""
+    split, labels = labelled_split(archive, scoring)
+    thumbnails = Thumbnails(), Thumbnails()
+    val_ids, probabilities = extractor.classifier_probabilities(split.val, thumbnails[1])
+    train_ids, _ = extractor.plain(split.train, thumbnails[0])
+    return classification_report(
+        archive,
+        "finetuned",
+        split._replace(train=train_ids, val=val_ids),
+        labels,
+        probabilities,
+        overlap=find_overlap(archive, *thumbnails, device=extractor.device),
     )
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.config.evaluate import Metric
 from fastfgssl.config.files import config_to_values
 from fastfgssl.evaluation.features import FeatureExtractor
-from fastfgssl.evaluation.scores import balanced_accuracy
+from fastfgssl.evaluation.tallies import measure
 from fastfgssl.evaluation.training_samples import TrainingSamples
 from fastfgssl.runtime.agreement import mean_over_ranks
 from fastfgssl.training.checkpoint import load_checkpoint, write_checkpoint
@@ -78,9 +77,12 @@ class Validation(Hook):
         finally:
             for module, training in was_training:
                 module.training = training
-        wanted = run.config.evaluate.metric_classes
-        of_auroc = [self._archive.classes.index(name) for name in wanted] or range(len(self._archive.classes))
-        return _scores(self._samples.labels[ids], probabilities, of_auroc)
+        wanted, classes = run.config.evaluate.metric_classes, self._archive.classes
+        measured = measure(self._samples.labels[ids], probabilities)
+        scores = {name: float(measured[name]) for name in get_args(Metric)}
+        if wanted:
+            scores["macro_auroc"] = float(np.mean([measured["auroc"][classes.index(name)] for name in wanted]))
+        return scores
 
     def _keep(self, step: int, score: float) -> None:
         run = self._run
@@ -113,15 +115,3 @@ class Validation(Hook):
                 self._best_step,
                 step,
             )
-
-
-def _scores(truth: np.ndarray, probabilities: np.ndarray, of_auroc: Sequence[int]) -> dict[str, float]:
-    predicted = probabilities.argmax(axis=1)
-    told_apart = [label for label in of_auroc if 0 < (truth == label).sum() < len(truth)]
-    return {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "balanced_accuracy": balanced_accuracy(truth, predicted),
-        "macro_f1": float(f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)),
-        "kappa": float(cohen_kappa_score(truth, predicted, weights="quadratic")),
-        "auroc": float(np.mean([roc_auc_score(truth == label, probabilities[:, label]) for label in told_apart])),
-    }

@@ -119,9 +119,16 @@ class PlainClassifier(ClassifyingNetwork):
         return Whole(features, self.classifier(features), last_map)
 
 
-def with_flips(network: ClassifyingNetwork, images: Tensor) -> Tensor:
-    """Logits [B, K], the mean of those of the images and their three mirror images."""
-    return torch.stack([network.predict(images.flip(axes)) for axes in ((), (2,), (3,), (2, 3))]).mean(dim=0)
+SUM = "sum"
+"""What the sum of all classifiers' logits is called: the network's prediction."""
+
+
+def logits_of(network: ClassifyingNetwork, images: Tensor, *, flips: bool) -> dict[str, Tensor]:
+    """Logits [B, K] by classifier, and their `SUM`; flips: each the mean over the images and their mirror images."""
+    mirrors = ((), (2,), (3,), (2, 3)) if flips else ((),)
+    shown = [network.logits(images.flip(axes)) for axes in mirrors]
+    logits = {name: torch.stack([one[name] for one in shown]).mean(dim=0) for name in shown[0]}
+    return logits | {SUM: torch.stack(list(logits.values())).sum(dim=0)}
 
 
 def _name(stage: Stage) -> str:

@@ -147,7 +147,9 @@ def test_seeds_widen_by_what_their_networks_differ(scored):
     assert "confusion" not in alike
     for name, interval in single["intervals"].items():
         np.testing.assert_allclose(alike["intervals"][name], interval, atol=1e-9, err_msg=name)
-    values = [score_probabilities(truth, part, np.arange(300), classes=CLASSES, draws=100)["accuracy"] for part in worse]
+    values = [
+        score_probabilities(truth, part, np.arange(300), classes=CLASSES, draws=100)["accuracy"] for part in worse
+    ]
     assert unlike["accuracy"] == pytest.approx(np.mean(values[:3]))
     assert width(unlike["intervals"]["accuracy"]) > 2 * np.std(values[:3], ddof=1) / 3**0.5 * 2
     apart = paired_differences(truth, list(worse[:3]), networks[3], np.arange(300), classes=CLASSES, draws=300)

@@ -34,7 +34,9 @@ def test_groups_are_whole_and_classes_keep_their_share(fraction, seed):
 
 def test_less_is_part_of_more_and_seeds_differ():
     ids, labels, groups = samples((30, 12, 4))
-    fewer, more, other = (draw_fraction(ids, labels, groups, part, seed) for part, seed in ((0.2, 7), (0.5, 7), (0.2, 8)))
+    fewer, more, other = (
+        draw_fraction(ids, labels, groups, part, seed) for part, seed in ((0.2, 7), (0.5, 7), (0.2, 8))
+    )
     assert set(fewer) < set(more)
     assert set(fewer) != set(other)
     assert (np.diff(more) > 0).all()
@@ -51,7 +53,9 @@ def test_what_is_drawn_depends_on_no_other_sample():
 
 def test_a_class_that_would_be_empty_is_one_line_that_says_how_much_would_do():
     ids, labels, groups = samples((200, 4))
-    message = r"^a label fraction of 0.1 leaves class rare without images: it has 4 groups to take from; take 0.125 or more"
+    message = (
+        r"^a label fraction of 0.1 leaves class rare without images: it has 4 groups to take from; take 0.125 or more"
+    )
     with pytest.raises(UserError, match=message):
         draw_fraction(ids, labels, groups, 0.1, 0, classes=("common", "rare"))
     assert set(labels[np.isin(ids, draw_fraction(ids, labels, groups, 0.125, 0))]) == {0, 1}

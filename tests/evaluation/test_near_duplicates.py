@@ -42,7 +42,9 @@ def archive(phantom_folder, tmp_path_factory) -> Archive:
             copies.get(number, lambda picture=picture: picture)().save(folder / "images" / name, quality=quality)
         rows.append(f"{name},{'ab'[number % 2]},{'fit' if number < 20 else 'val'},{number}")
     (folder / "labels.csv").write_text("\n".join(rows))
-    prepare(PrepareOptions(sources=[folder / "images"], out=folder / "archive", labels=folder / "labels.csv", workers=1))
+    prepare(
+        PrepareOptions(sources=[folder / "images"], out=folder / "archive", labels=folder / "labels.csv", workers=1)
+    )
     return Archive.open(folder / "archive")
 
 

@@ -64,7 +64,7 @@ def last_state(config) -> dict:
 
 
 def validated(config) -> list[float]:
-    return [record["val_auroc"] for record in read_metrics(Path(config.output)) if "val_auroc" in record]
+    return [record["val_macro_auroc"] for record in read_metrics(Path(config.output)) if "val_macro_auroc" in record]
 
 
 def require_equal(first: dict, second: dict) -> None:
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(labels_config, objective):
     assert best[0]["step"] == best[1]["step"]
     require_equal(best[0]["model"], best[1]["model"])
     scores = [
-        [record["val_auroc"] for record in read_metrics(Path(c.output)) if "val_auroc" in record]
+        [record["val_macro_auroc"] for record in read_metrics(Path(c.output)) if "val_macro_auroc" in record]
         for c in (whole, stopped)
     ]
     assert scores[0] == scores[1]
@@ -202,7 +202,7 @@ def test_folds_share_no_group_and_cover_everything(labels_config):
         ({"data__folds": 50}, "too few for data.folds"),
         ({"data__label_fraction": 0.001}, "a label fraction of 0.001 leaves class"),
         ({"supervised__classes": ["a", "b"]}, "supervised.classes = a, b"),
-        ({"evaluate__metric": "auroc", "evaluate__metric_classes": ["zebra"]}, "no class 'zebra'"),
+        ({"evaluate__metric": "macro_auroc", "evaluate__metric_classes": ["zebra"]}, "no class 'zebra'"),
         ({"loss__cache": True, "train__accumulate": 2}, "loss.cache: of no use"),
         ({"model__weights": "missing.pt"}, "missing.pt: no such file"),
     ],

@@ -122,7 +122,11 @@ CURVES = {
 
 
 def of_confusions(confusion: np.ndarray) -> Values:
-    by_class = {"recall": metrics.recall(confusion), "f1": metrics.f1(confusion), "precision": metrics.precision(confusion)}
+    by_class = {
+        "recall": metrics.recall(confusion),
+        "f1": metrics.f1(confusion),
+        "precision": metrics.precision(confusion),
+    }
     macro = {name: metrics.macro(by_class[part]) for name, part in MACRO.items() if part in by_class}
     kappa = metrics.quadratic_weighted_kappa(confusion)
     return by_class | macro | {"accuracy": metrics.accuracy(confusion), "quadratic_weighted_kappa": kappa}
@@ -201,9 +205,7 @@ def false_findings(study: Study, methods: Methods, *, studies: int, draws: int, 
 
 
 def _percentiles(draws: Values) -> dict[str, Interval]:
-    return {
-        name: Interval(values[0], *np.quantile(values, [0.025, 0.975], axis=0)) for name, values in draws.items()
-    }
+    return {name: Interval(values[0], *np.quantile(values, [0.025, 0.975], axis=0)) for name, values in draws.items()}
 
 
 def _hits(found: Mapping[str, Interval], truth: Values) -> Values:
