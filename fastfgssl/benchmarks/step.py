@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastfgssl.benchmarks.anatomy import anatomy
+from fastfgssl.benchmarks.finetuning import finetuning
 from fastfgssl.benchmarks.measure import Case, Record, Settings, Suite, require_close
 from fastfgssl.config.schema import (
     STAGES,
@@ -48,7 +49,7 @@ WEIGHTS = dict(zip(STAGES, (1.0, 1.0, 1.0, 2.0), strict=True))
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """Each schedule on resnet50 with four heads, with full and light blocks; and the optimisers' updates alone."""
+    """Each schedule on resnet50 with four heads, full and light blocks; fine-tuning; the optimisers' updates alone."""
     suite, device = Suite("step", settings), settings.device
     on_gpu = device.type == "cuda"
     side, batch_size, precision, runs, network, name = SIZES[settings.scale]
@@ -62,10 +63,11 @@ def run(settings: Settings) -> Iterator[Record]:
         for block in ("full", "light")
     )
     plain = PlainStep(full["joint"], device)
+    title = f"{name}, {side} px, batch {batch_size}, {precision}"
 
     def timed(case: str, step: TrainingStep, baseline: tuple[str, Case], details: dict | None = None) -> Record:
         return suite.compare(
-            f"{case}, {name}, {side} px, batch {batch_size}, {precision}",
+            f"{case}, {title}",
             ours=lambda: step(batch),
             baseline=baseline,
             limit=("one full forward and backward", lambda: plain.one_pass(batch)),
@@ -83,6 +85,7 @@ def run(settings: Settings) -> Iterator[Record]:
         step = make_step(config, world)
         with_full = ("with full blocks", lambda step=step: step(batch))
         yield timed(f"{schedule} with light blocks", make_step(light[schedule], world), with_full)
+    yield from finetuning(suite, full["joint"], batch, title, runs)
     for optimizer in ("sgd", "adamw"):
         yield _optimizer(optimizer, suite)
 
