@@ -40,13 +40,19 @@ def test_commands_name_what_exists(command):
     assert words[0] in ("python", "torchrun", "fastfgssl"), command
     start = words.index("fastfgssl") + 1 if "fastfgssl" in words else words.index(find_tool(words))
     name = words[start].removeprefix("tools/").removesuffix(".py")
-    source = (ROOT / "fastfgssl" / "commands" / f"{name}.py").read_text()
+    source = source_of(name)
     for option in (word for word in words[start:] if word.startswith("--")):
         assert f'"{option}"' in source, f"{name} has no {option}"
     if "--config" in words:
         config = words[words.index("--config") + 1]
         overrides = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)]
         load_config(ROOT / config if "/" in config else config, overrides)
+
+
+def source_of(name: str) -> str:
+    """A command's file, and those of other commands that it takes from."""
+    source = (ROOT / "fastfgssl" / "commands" / f"{name}.py").read_text()
+    return source + "".join(map(source_of, re.findall(r"from fastfgssl\.commands\.(\w+) import", source)))
 
 
 def find_tool(words: list[str]) -> str:
