@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,16 +27,16 @@ def finetuning(suite: Suite, config: Config, batch: Batch, title: str, runs: int
     steps = {schedule: _Step(config, schedule, suite) for schedule in ("progressive", "joint", "plain")}
     progressive = steps["progressive"]
     baselines = {
-        "progressive": ("its forward and backward passes alone", lambda: progressive.passes(batch)),
-        "joint": ("supervised.progressive", lambda: progressive(batch)),
-        "plain": ("supervised.progressive", lambda: progressive(batch)),
+        "progressive": ("its forward and backward passes alone", partial(progressive.passes, batch)),
+        "joint": ("supervised.progressive", partial(progressive, batch)),
+        "plain": ("supervised.progressive", partial(progressive, batch)),
     }
     for schedule, step in steps.items():
         yield suite.compare(
             f"supervised.{schedule}, {title}",
-            ours=lambda step=step: step(batch),
+            ours=partial(step, batch),
             baseline=baselines[schedule],
-            limit=("its forward and backward passes alone", lambda step=step: step.passes(batch)),
+            limit=("its forward and backward passes alone", partial(step.passes, batch)),
             items=len(batch.ids),
             unit="images/s",
             runs=runs,
