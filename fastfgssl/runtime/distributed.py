@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fastfgssl.runtime.environment import rank_environment, rendezvous_variables
@@ -69,6 +70,7 @@ def start_world(device: str) -> Iterator[World]:
         os.environ.update(rendezvous_variables())  # torch reads them there; srun does not set them
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",
+            store=_new_store(rank, size),
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=FIRST_TIMEOUT),
@@ -87,6 +89,19 @@ def start_world(device: str) -> Iterator[World]:
         )
     if size > 1:  # not in a `finally`: NCCL's flushes, and would wait for what the others will never send
         dist.destroy_process_group()
+
+
+_meeting_place: Any = None  # the store where ranks meet, kept: of a second one the port may not be free yet
+_worlds = 0  # begun by this process, by all ranks in the same order
+
+
+def _new_store(rank: int, size: int) -> Any:
+    """A store without what an earlier world of this process has left: addresses, where nobody listens any more."""
+    global _meeting_place, _worlds
+    if _meeting_place is None:
+        _meeting_place, *_ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=FIRST_TIMEOUT)))
+    _worlds += 1
+    return dist.PrefixStore(f"world_{_worlds}", _meeting_place)
 
 
 @contextmanager

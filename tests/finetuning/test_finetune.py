@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,9 +101,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(labels_config, objective):
 
 
 def train_on_rank(world, configs) -> list[dict]:
+    """Several trainings of one process after another."""
     for config in configs:
         finetune(config)
-        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)  # the last one may not be free at once
     return [last_state(config)["model"] for config in configs]
 
 
