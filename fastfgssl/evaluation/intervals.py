@@ -1,23 +1,24 @@
-"""95 % intervals of metrics, and of differences of two models on the same samples, for patients or lesions not yet seen.
+"""95 % intervals of metrics, and of differences of two models on the same samples: for patients not yet seen.
 
-Standard errors are those of 2,000 bootstrap draws of whole groups within classes (resampling.py). Percentiles of the draws
-are too narrow where a class has few groups, so an interval is made as follows, and a simulation holds it to what it says
-(tests/evaluation/test_coverage.py):
+Standard errors are those of 2,000 bootstrap draws of whole groups within classes (resampling.py). Percentiles of the
+draws are too narrow where a class has few groups, so an interval is made as follows, and a simulation holds it to what
+it says (tests/evaluation/test_coverage.py):
 
-- The jackknife's variance where it is larger, which of pairs of images (AUROC) is the safer: B. Efron and C. Stein, "The
-  jackknife estimate of variance", Annals of Statistics 9, 1981.
-- t quantiles in place of normal ones, with the degrees of freedom that the classes have together: F. E. Satterthwaite, "An
-  approximate distribution of estimates of variance components", Biometrics Bulletin 2, 1946.
+- of AUROC and average precision, which compare pairs of images, the jackknife's variance where it is larger: it errs on
+  the safe side. B. Efron and C. Stein, "The jackknife estimate of variance", Annals of Statistics 9, 1981.
+- t quantiles in place of normal ones, with the degrees of freedom that the classes have together: F. E. Satterthwaite,
+  "An approximate distribution of estimates of variance components", Biometrics Bulletin 2, 1946.
 - of a metric Wilson's score interval, for as many independent samples as would have its standard error: it is skewed
   where the metric is near a bound, stays within it, and is no point where no error was seen. C. Franco et al.,
-  "Comparative study of confidence intervals for proportions in complex sample surveys", Journal of Survey Statistics and
-  Methodology 7, 2019.
+  "Comparative study of confidence intervals for proportions in complex sample surveys", Journal of Survey Statistics
+  and Methodology 7, 2019.
 - of a mean over classes what the intervals of the classes give: G. Y. Zou and A. Donner, "Construction of confidence
   limits about effect measures: a general approach", Statistics in Medicine 27, 2008.
 - of a difference the standard error of the draws' difference, in which all that both models find hard alike is gone.
-- over seeds of pretraining the variance between their networks, divided by their number, is added to that over groups. What
-  networks differ by on these samples alone is in both, which errs on the side of a wider interval: A. B. Owen, "The
-  pigeonhole bootstrap", Annals of Applied Statistics 1, 2007. To leave it out finds differences that are not there.
+- over seeds of pretraining the variance between their networks, divided by their number, is added to that over groups.
+  What networks differ by on these samples alone is in both, which errs on the side of a wider interval: A. B. Owen,
+  "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007. To leave it out finds differences that are not
+  there.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from fastfgssl.evaluation.tallies import BY_CLASS, MACRO, Values, Weightings, me
 CONFIDENCE = 0.95
 _SCALES = {"quadratic_weighted_kappa": (-1.0, 2.0)}
 _LOGIT = ("auroc", "average_precision", "quadratic_weighted_kappa")
+_OF_PAIRS = ("auroc", "average_precision", "macro_auroc", "macro_average_precision")
 _NONE = 1e-18  # a variance of rounding
 
 
@@ -77,13 +79,12 @@ def intervals(resampling: Resampling, models: Sequence[Replicates]) -> dict[str,
     groups = np.array([resampling.groups_of_class.get(label, 0) for label in range(num_classes)])
     found = {}
     for name, side in sides.items():
-        spread = _spread([side], resampling, groups if name in BY_CLASS else groups.sum())
+        spread = _spread(name, [side], resampling, groups if name in BY_CLASS else groups.sum())
         if name in MACRO:
-            part = sides[MACRO[name]]
-            reach = _reach(
-                MACRO[name], part.value, _spread([part], resampling, groups), spread.quantile[..., None], groups
-            )
-            reach = _mean_reach(reach, part)
+            part, of_classes = MACRO[name], sides[MACRO[name]]
+            spread_of_classes = _spread(part, [of_classes], resampling, groups)
+            reach = _reach(part, of_classes.value, spread_of_classes, spread.quantile[..., None], groups)
+            reach = _mean_reach(reach, of_classes)
         else:
             reach = _reach(name, side.value, spread, spread.quantile, groups if name in BY_CLASS else groups.sum())
         found[name] = _interval(side.value, reach, spread)
@@ -100,7 +101,7 @@ def differences(
     found = {}
     for name in models[0].values:
         sides = [_over_seeds(models, name), _over_seeds(baselines, name)]
-        spread = _spread(sides, resampling, np.array(resampling.num_units))
+        spread = _spread(name, sides, resampling, np.array(resampling.num_units))
         reach = spread.quantile * np.sqrt(spread.groups)
         found[name] = _interval(sides[0].value - sides[1].value, _Reach(reach, reach), spread)
     return found
@@ -134,8 +135,9 @@ def _over_seeds(runs: Sequence[Replicates], name: str) -> _Side:
     return _Side(values.mean(axis=0), draws, deleted, variance, len(runs))
 
 
-def _spread(sides: Sequence[_Side], resampling: Resampling, groups: np.ndarray) -> _Spread:
-    """Of a method, or of the difference of two; groups: that the metric is of, where no variance tells how many count."""
+def _spread(name: str, sides: Sequence[_Side], resampling: Resampling, groups: np.ndarray) -> _Spread:
+    """Of a method, or of the difference of two; groups: of the metric, for where no variance tells how many count."""
+    of_pairs = name in _OF_PAIRS
     draws = sides[0].draws - (sides[1].draws if len(sides) > 1 else 0)
     deleted = sides[0].deleted - (sides[1].deleted if len(sides) > 1 else 0)
     variance = _variance(draws)
@@ -143,7 +145,11 @@ def _spread(sides: Sequence[_Side], resampling: Resampling, groups: np.ndarray) 
     shares = [_variance(deleted[resampling.deleted_from == stratum]) for stratum in strata]
     shares = [share * (count - 1) ** 2 / count for share, count in zip(shares, parts, strict=True)]
     freedom = _satterthwaite(shares, [*(parts - 1)], groups - 1)
-    variance = np.maximum(variance, sum(shares, 0 * variance))
+    if of_pairs:
+        # of parts of several groups the variance is known but roughly: what it says by chance is no reason for more
+        rough = zip(shares, parts, resampling.is_parted[strata], strict=True)
+        chance = np.sqrt(sum((2 * share**2 / (count - 1) for share, count, parted in rough if parted), 0 * variance))
+        variance = np.maximum(variance, sum(shares, 0 * variance) - 2 * chance)
     seeds = [side.variance for side in sides if side.seeds > 1]
     of_seeds = [np.full(variance.shape, side.seeds - 1) for side in sides if side.seeds > 1]
     freedom = _satterthwaite([variance, *seeds], [freedom, *of_seeds], freedom)

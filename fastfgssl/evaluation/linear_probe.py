@@ -40,8 +40,9 @@ def linear_probe(
     """Predicts the labels of queries [M, D] from training samples [N, D] with int64 labels [N] and groups [N].
 
     num_classes: K, None for as many as `labels` has; device: where products are computed. Classes are weighted as if
-    all were equally frequent, which is what the probabilities mean (logistic_regression.py). C is the one with the best balanced accuracy in three-fold cross-validation of the training samples, no group of
-    which is in two folds. Raises `UserError` if there are too few groups for that.
+    all were equally frequent, which is what the probabilities mean (logistic_regression.py). C is the one with the best
+    balanced accuracy in three-fold cross-validation of the training samples, no group of which is in two folds. Raises
+    `UserError` if there are too few groups for that.
     """
     folds = _folds(labels, groups)
 

@@ -1,4 +1,4 @@
-"""Metrics of classification, as scikit-learn defines them, from weighted counts: for thousands of bootstrap draws at once.
+"""Metrics of classification, as scikit-learn defines them, from weighted counts: of thousands of draws at once.
 
 Every function takes arrays with any leading dimensions, such as one of draws, and gives one value for each. Weights may
 be any numbers that are not negative. Classes that the truth lacks have no value (NaN) and count in no mean.
@@ -103,8 +103,8 @@ def calibration_gaps(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray
 def expected_calibration_error(gaps: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Mean distance of what is correct in a bin from what is claimed there: [...].
 
-    gaps: [..., bins], the sum of `calibration_gaps` in each bin; total: [...], of all weights. Source: C. Guo et al., "On
-    calibration of modern neural networks", ICML 2017, with 15 bins.
+    gaps: [..., bins], the sum of `calibration_gaps` in each bin; total: [...], of all weights. Source: C. Guo et al.,
+    "On calibration of modern neural networks", ICML 2017, with 15 bins.
     """
     return _divide(np.abs(gaps).sum(axis=-1), total)
 

@@ -1,9 +1,9 @@
 """Images that are on both sides of a split: the same file, or nearly the same picture.
 
 Two pictures are compared by small thumbnails of their brightness without its slow changes, of which only structure is
-left, by cosine, in all eight orientations. That finds what was encoded, resized or brightened again, flipped or turned by
-quarters, and misses some that lost most of their detail. It does not find other angles, crops by more than a few per cent,
-or another photograph of the same lesion, for which there are groups.
+left, by cosine, in all eight orientations. That finds what was encoded, resized or brightened again, flipped or turned
+by quarters, and misses some that lost most of their detail. It does not find other angles, crops by more than a few per
+cent, or another photograph of the same lesion, for which there are groups.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from fastfgssl.evaluation.feature_rows import CPU, GPU_QUERIES, QUERIES, Feature
 from fastfgssl.evaluation.knn import nearest
 from fastfgssl.evaluation.split import groups_of
 
-SIDE = 32
+_SIDE = 32
 THRESHOLD = 0.9
 """Cosine from which two pictures count as nearly the same.
 
-Of all pairs among 2,401 dermoscopy images of as many lesions none reaches 0.81, in any orientation. Copies of 201 of them
-keep 0.96 or more as JPEG of quality 50, all but 1.5 % keep 0.9 at quality 20, and all but 4 % at a quarter of the size.
+Of all pairs among 2,401 dermoscopy images of as many lesions none reaches 0.81, in any orientation. Copies of 201 of
+them keep 0.96 or more as JPEG of quality 50, all but 1.5 % keep 0.9 at quality 20, and all but 4 % at a quarter of the
+size.
 """
 _EXAMPLES = 5
 _FLAT = 1e-3  # length of a thumbnail before it is made 1, below which it is rounding
@@ -48,7 +49,7 @@ class Overlap:
 
 
 class Thumbnails:
-    """Of N samples in the order in which they were added, float32 [N, SIDE * SIDE], of length 1."""
+    """Of N samples in the order in which they were added, float32 [N, T * T], of length 1."""
 
     def __init__(self) -> None:
         self.ids = np.empty(0, np.int64)
@@ -61,8 +62,9 @@ class Thumbnails:
 
 
 def thumbnails(images: torch.Tensor) -> torch.Tensor:
-    """[B, SIDE * SIDE] of images [B, 3, S, S]; 0 where a picture is the same all over."""
-    small = functional.adaptive_avg_pool2d(images.float().mean(dim=1, keepdim=True), SIDE)
+    """[B, T * T] of images [B, 3, S, S], T = 32 or half of S; 0 where a picture is the same all over."""
+    side = max(1, min(_SIDE, images.shape[-1] // 2))
+    small = functional.adaptive_avg_pool2d(images.float().mean(dim=1, keepdim=True), side)
     structure = small - functional.avg_pool2d(small, 5, stride=1, padding=2, count_include_pad=False)
     structure = structure.flatten(1)
     length = structure.norm(dim=1, keepdim=True)
@@ -89,7 +91,8 @@ def _most_alike(train: Rows, val: Rows, device: torch.device) -> tuple[np.ndarra
     """Of each row of `val` the cosine to the row of `train` that is most alike in any orientation, and its number."""
     cosines, partners = [], []
     for part in blocks(val, (QUERIES if device.type == "cpu" else GPU_QUERIES) // 8):
-        turned = _orientations(part.values.to(device).reshape(-1, SIDE, SIDE)).flatten(2)
+        side = round(part.values.shape[1] ** 0.5)
+        turned = _orientations(part.values.to(device).reshape(-1, side, side)).flatten(2)
         found = nearest(train, turned.flatten(0, 1), 1)
         cosine, orientation = found.similarity.reshape(8, -1).max(dim=0)
         partners.append(found.rows.reshape(8, -1).gather(0, orientation[None])[0].cpu().numpy())

@@ -1,4 +1,4 @@
-"""The protocols on frozen features: view matching, kNN and linear probe, each for every kind of feature of a network."""
+"""The protocols on frozen features: view matching, kNN and linear probe, for every kind of feature of a network."""
 
 from __future__ import annotations
 

@@ -37,6 +37,8 @@ class Resampling:
     """Groups with a sample of each class."""
     deleted_from: np.ndarray
     """The stratum that each replicate of `jackknife` leaves a part of out: int64 [J]."""
+    is_parted: np.ndarray
+    """Whether a stratum's parts are of several units: bool [strata]."""
 
     def __init__(self, truth: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> None:
         """truth, groups: int64 [M]."""
@@ -46,15 +48,15 @@ class Resampling:
         unit = np.empty(len(groups_of.groups), np.int64)
         strata: list[np.ndarray] = []
         for stratum, label in enumerate(np.unique(groups_of.label)):
-            members = np.flatnonzero(groups_of.label == label)
+            # in a random order: parts are to be alike, whatever the order of the groups means
+            members = self._generator(stratum, _PARTING).permutation(np.flatnonzero(groups_of.label == label))
             size = min(len(members), _MOST_UNITS)
-            if size < len(members):
-                members = self._generator(stratum, _PARTING).permutation(members)
             unit[members] = sum(map(len, strata)) + np.arange(len(members)) % size
             strata.append(np.full(size, stratum))
         self.unit, self.stratum = unit[groups_of.group], np.concatenate(strata)
         self._starts = np.searchsorted(self.stratum, np.arange(len(strata) + 1))
         parts = np.minimum(np.diff(self._starts), _MOST_DELETED)
+        self.is_parted = np.diff(self._starts) > parts
         self.deleted_from = np.repeat(np.arange(len(strata)), np.where(parts > 1, parts, 0))
 
     @property
@@ -62,7 +64,7 @@ class Resampling:
         return len(self.stratum)
 
     def draws(self, count: int = DRAWS) -> Iterator[np.ndarray]:
-        """Weights of the units in each draw, float64 [num_units, BLOCK] at a time; the same whatever is done with them."""
+        """Weights of the units in each draw, float64 [num_units, BLOCK] at a time; always the same."""
         for first in range(0, count, BLOCK):
             weights = np.ones((self.num_units, min(BLOCK, count - first)))
             for stratum, rows in self._strata():
@@ -81,7 +83,7 @@ class Resampling:
         Parts are single units, or of a larger stratum a hundredth. Source: P. S. Kott, "The delete-a-group
         jackknife", Journal of Official Statistics 17, 2001.
         """
-        for stratum, rows in self._strata():
+        for _, rows in self._strata():
             size = rows.stop - rows.start
             parts = min(size, _MOST_DELETED)
             if size == 1:

@@ -1,4 +1,4 @@
-"""Scores of a classifier's probabilities, each with its 95 % interval, and differences of two: plain numbers for reports."""
+"""Scores of a classifier's probabilities with 95 % intervals, and differences of two: plain numbers for reports."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def score_probabilities(
     intervals are over seeds too. groups: int64 [M], which samples belong together (a patient's, a lesion's). classes:
     the K names. seed: of the draws.
 
-    Returns `OVERALL` metrics by name (float), `intervals` (name: [low, high]), `by_class` (name of the class: `BY_CLASS`
-    metrics, `intervals`, and how many `images` and `groups` it has), `confusion` (of one network: counts, true class by
-    row), and `one_group`, the classes of whose spread a single group tells nothing. What is not defined is None. Raises
-    `UserError` for probabilities that are not finite numbers, [M, K].
+    Returns `OVERALL` metrics by name (float), `intervals` (name: [low, high]), `by_class` (name of the class:
+    `BY_CLASS` metrics, `intervals`, and how many `images` and `groups` it has), `confusion` (of one network: counts,
+    true class by row), and `one_group`, the classes of whose spread a single group tells nothing. What is not defined
+    is None. Raises `UserError` for probabilities that are not finite numbers, [M, K].
     """
     networks = _networks(probabilities, len(truth), len(classes))
     resampling = Resampling(truth, groups, seed=seed)
@@ -64,7 +64,7 @@ def paired_differences(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, dict[str, float | None]]:
-    """How much better or worse a method is than another on the same samples: `OVERALL` metrics, and those of each class.
+    """How a method differs from another on the same samples: `OVERALL` metrics, and those of each class.
 
     Arguments as of `score_probabilities`; each side may be several networks of different seeds, not as many on both.
     Returns by metric, or `metric/class`, `difference` (method less baseline), `low` and `high` of its 95 % interval.

@@ -143,9 +143,9 @@ def draw_fraction(
         taken[members[: int(fraction * len(members) + 0.5)]] = True
     kept = taken[strata.group]
     for label in np.setdiff1d(labels, labels[kept]):
-        size = strata.sizes[label]
+        size, name = strata.sizes[label], classes[label] if classes else label
         raise UserError(
-            f"a label fraction of {fraction:g} leaves class {classes[label] if classes else label} without images: it has"
-            f" {size} {'groups' if size > 1 else 'group'} to take from; take {min(1, np.ceil(500 / size) / 1000):g} or more"
+            f"a label fraction of {fraction:g} leaves class {name} without images: it has {size} group{'s'[: size - 1]}"
+            f" to take from; take {min(1, np.ceil(500 / size) / 1000):g} or more"
         )
     return ids[kept]

@@ -63,7 +63,7 @@ def test_a_class_that_would_be_empty_is_one_line_that_says_how_much_would_do():
 
 @pytest.mark.parametrize("fraction", [0, -1, 1.5, float("nan")])
 def test_a_fraction_that_is_none_is_refused(fraction):
-    with pytest.raises(UserError, match="label fraction = .*: must be above 0 and at most 1"):
+    with pytest.raises(UserError, match=r"label fraction = .*: must be above 0 and at most 1"):
         draw_fraction(*samples((3, 3)), fraction, 0)
 
 
@@ -75,5 +75,5 @@ def test_protocols_learn_from_that_part(archive_path, make_config):
     assert whole.fit_samples == len(split.train)
     assert part.fit_samples == pytest.approx(0.3 * whole.fit_samples, abs=3)
     assert (part.val_samples, part.label_fraction) == (whole.val_samples, 0.3)
-    with pytest.raises(UserError, match="label_fraction = 0.5: must be 1 for matching"):
+    with pytest.raises(UserError, match=r"label_fraction = 0\.5: must be 1 for matching"):
         run_protocol(extractor, archive, "matching", label_fraction=0.5)

@@ -97,6 +97,7 @@ STAGES = {
             70,
             tests(
                 "tests/gpu/test_dali.py",
+                "tests/gpu/test_evaluation.py",
                 "tests/data/test_loader.py",
                 "tests/data/test_decode_failures.py",
                 "tests/kernels/test_fan_out.py",

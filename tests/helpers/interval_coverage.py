@@ -2,10 +2,10 @@
 
     python tests/helpers/interval_coverage.py --studies 4000 --draws 2000
 
-A patient has one class and one to four images that are alike; a study draws as many patients of each class anew. What the
-intervals are about is the metric over a great many patients. Prints for each metric how often its interval holds that, and
-how often the interval of a difference leaves out 0 where two methods are equally good. For comparison: percentiles of
-as many draws of all groups.
+A patient has one class and one to four images that are alike; a study draws as many patients of each class anew. What
+the intervals are about is the metric over a great many patients. Prints for each metric how often its interval holds
+that, and how often the interval of a difference leaves out 0 where two methods are equally good. For comparison:
+percentiles of as many draws of all groups.
 """
 
 from __future__ import annotations
