@@ -64,7 +64,9 @@ class Report:
 
     def record(self) -> dict:
         """All but the predictions, as JSON has it."""
-        return dataclasses.asdict(dataclasses.replace(self, predictions=None)) | {"predictions": None}
+        record = dataclasses.asdict(dataclasses.replace(self, predictions=None))
+        del record["predictions"]
+        return record
 
 
 def classification_report(
