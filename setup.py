@@ -29,7 +29,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "baselines": ["lightly>=1.5.22"],  # its losses, which tests hold ours against
+    "baselines": ["lightly>=1.6"],  # its losses, which tests hold ours against
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
