@@ -33,6 +33,7 @@ EXTRAS = {
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+    "plot": ["matplotlib>=3.8"],
     "timm": ["timm>=1.0.16"],
     "test": [
         "hypothesis>=6.100",

@@ -21,7 +21,7 @@ LAYERS = [
     {"evaluation"},
     {"export"},
     {"pretraining", "finetuning"},
-    {"doctor", "benchmarks", "report"},
+    {"doctor", "benchmarks", "comparison", "report"},
     {"commands"},
     {"tools"},
 ]

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
+from fastfgssl.runtime.files import sha256_of
 
 FORMAT = "fastfgssl-archive"
 VERSION = 1
@@ -107,7 +108,7 @@ class Archive:
         # archives of the benchmark, which hold nothing, have no checksums
         if check_table and facts["sha256"] and facts["bytes"] <= _CHECKED_BYTES:
             with file_errors("read", path / facts["name"]):
-                if _sha256(path / facts["name"]) != facts["sha256"]:
+                if sha256_of(path / facts["name"]) != facts["sha256"]:
                     raise UserError(f"archive {path} is damaged: {facts['name']}: {_CHECKSUM_DIFFERS}")
         with _table_errors(path):
             table = pa.ipc.open_file(pa.memory_map(str(path / facts["name"])))
@@ -148,7 +149,7 @@ class Archive:
     def verify(self) -> list[str]:
         """Reads every byte and returns what is wrong with the archive, a line a problem; nothing if all is well."""
         problems = []
-        table_is_intact = _sha256(self.path / TABLE) == self._manifest["table"]["sha256"]
+        table_is_intact = sha256_of(self.path / TABLE) == self._manifest["table"]["sha256"]
         if not table_is_intact:
             problems.append(f"{TABLE}: {_CHECKSUM_DIFFERS}")
         for shard in range(len(self.shard_sizes)):
@@ -241,11 +242,3 @@ def read_manifest(path: Path) -> dict:
     if manifest["version"] > VERSION:
         raise UserError(f"{path} has archive version {manifest['version']}, this program reads {VERSION}: update it")
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "pretrains a network on an archive",
     "finetune": "trains a classifier on labelled images",
     "evaluate": "scores what a network has learned",
+    "compare": "holds objectives against each other, over seeds",
     "predict": "writes a classifier's probabilities for images",
     "export": "writes a network for torchvision, timm, ONNX and others",
     "doctor": "says what holds training back, or plans a large run",

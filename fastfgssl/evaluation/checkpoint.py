@@ -10,7 +10,7 @@ import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.evaluation.features import FeatureExtractor
-from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
+from fastfgssl.evaluation.pretrained import Pretrained, build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import Protocol, run_protocol
 from fastfgssl.evaluation.report import BatchStatistics, Report
 from fastfgssl.evaluation.split import ScoringSplit
@@ -46,15 +46,44 @@ def evaluate(
     require_one_of("batch_statistics", batch_statistics, get_args(BatchStatistics))
     if split is not None:
         require_one_of("split", split, get_args(ScoringSplit))
-    model, config, step, _ = load_pretrained(checkpoint)
+    network = load_pretrained(checkpoint)
+    of_weights = {"training": network.config.seed}
     if untrained is not None:
-        model, step = build_untrained(config, untrained), 0
+        network = network._replace(model=build_untrained(network.config, untrained), step=0)
+        of_weights = {"untrained": untrained}
     archive = Archive.open(Path(data))
     if protocol == "finetuned":
-        require_classes(model, archive, checkpoint)
+        require_classes(network.model, archive, checkpoint)
+    report = score_network(
+        network,
+        archive,
+        protocol,
+        split=split,
+        batch_statistics=batch_statistics,
+        seed=seed,
+        label_fraction=label_fraction,
+        device=device,
+        batch_size=batch_size,
+    )
+    return replace(report, seeds=report.seeds | of_weights)
+
+
+def score_network(
+    network: Pretrained,
+    archive: Archive,
+    protocol: Protocol,
+    *,
+    split: ScoringSplit | None = None,
+    batch_statistics: BatchStatistics = "stored",
+    seed: int = 0,
+    label_fraction: float = 1.0,
+    device: str = "auto",
+    batch_size: int = 128,
+) -> Report:
+    """Scores frozen features of a network, from a checkpoint or not; arguments as for `evaluate`."""
     with start_world(device) as world:
-        model = model.to(world.device).to(memory_format=torch.channels_last)
-        extractor = FeatureExtractor(model, config, archive, world.device, batch_size)
+        model = network.model.to(world.device).to(memory_format=torch.channels_last)
+        extractor = FeatureExtractor(model, network.config, archive, world.device, batch_size)
         report = run_protocol(
             extractor,
             archive,
@@ -64,8 +93,7 @@ def evaluate(
             seed=seed,
             label_fraction=label_fraction,
         )
-    of_weights = {"training": config.seed} if untrained is None else {"untrained": untrained}
-    return replace(report, step=step, seeds=report.seeds | of_weights)
+    return replace(report, step=network.step)
 
 
 def require_classes(model: Network, archive: Archive, checkpoint: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
@@ -38,19 +38,10 @@ def score_probabilities(
     networks = _networks(probabilities, len(truth), len(classes))
     resampling = Resampling(truth, groups, seed=seed)
     found = intervals(resampling, [replicate(truth, part, resampling, draws=draws) for part in networks])
-    scores: Scores = {name: number(found[name].value) for name in OVERALL}
-    scores["intervals"] = {name: _bounds(found[name]) for name in OVERALL}
-    images = np.bincount(truth, minlength=len(classes))
-    scores["by_class"] = {
-        name: {metric: number(found[metric].value[label]) for metric in BY_CLASS}
-        | {"intervals": {metric: _bounds(found[metric], label) for metric in BY_CLASS}}
-        | {"images": int(images[label]), "groups": resampling.groups_of_class.get(label, 0)}
-        for label, name in enumerate(classes)
-    }
+    scores = _scores(found, truth, resampling, classes)
     if len(networks) == 1:
         predictions = networks[0].argmax(axis=1)
         scores["confusion"] = confusion_matrix(truth, predictions, labels=np.arange(len(classes))).tolist()
-    scores["one_group"] = [name for label, name in enumerate(classes) if resampling.groups_of_class.get(label) == 1]
     return scores
 
 
@@ -74,11 +65,33 @@ def paired_differences(
         [replicate(truth, part, resampling, draws=draws) for part in _networks(side, len(truth), len(classes))]
         for side in (probabilities, baseline)
     ]
-    found = differences(resampling, *sides)
-    listed = {name: _difference(found[name]) for name in OVERALL}
-    for metric in BY_CLASS:
-        listed |= {f"{metric}/{name}": _difference(found[metric], label) for label, name in enumerate(classes)}
-    return listed
+    return _differences(differences(resampling, *sides), classes)
+
+
+def score_methods(
+    truth: np.ndarray,
+    methods: Mapping[str, Sequence[np.ndarray]],
+    groups: np.ndarray,
+    *,
+    classes: Sequence[str],
+    baseline: str,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Scores]:
+    """Scores of several methods on the same samples, as `score_probabilities` gives them.
+
+    methods: by name, the probabilities of the networks of its seeds. All but `baseline`, which is one of them, have
+    `differences` to it too, as `paired_differences` gives them. Other arguments as of `score_probabilities`.
+    """
+    resampling = Resampling(truth, groups, seed=seed)
+    runs = {
+        name: [replicate(truth, part, resampling, draws=draws) for part in _networks(parts, len(truth), len(classes))]
+        for name, parts in methods.items()
+    }
+    found = {name: _scores(intervals(resampling, parts), truth, resampling, classes) for name, parts in runs.items()}
+    for name in runs.keys() - {baseline}:
+        found[name]["differences"] = _differences(differences(resampling, runs[name], runs[baseline]), classes)
+    return found
 
 
 def floor_scores(truth: np.ndarray, train_labels: np.ndarray, *, classes: Sequence[str]) -> dict[str, float | None]:
@@ -103,6 +116,27 @@ def balanced_accuracy(truth: np.ndarray, predictions: np.ndarray) -> float:
 def number(value: np.ndarray | float) -> float | None:
     """A float for a report; None for NaN, which JSON has not."""
     return None if np.isnan(value) else float(value)
+
+
+def _scores(found: dict[str, Interval], truth: np.ndarray, resampling: Resampling, classes: Sequence[str]) -> Scores:
+    scores: Scores = {name: number(found[name].value) for name in OVERALL}
+    scores["intervals"] = {name: _bounds(found[name]) for name in OVERALL}
+    images = np.bincount(truth, minlength=len(classes))
+    scores["by_class"] = {
+        name: {metric: number(found[metric].value[label]) for metric in BY_CLASS}
+        | {"intervals": {metric: _bounds(found[metric], label) for metric in BY_CLASS}}
+        | {"images": int(images[label]), "groups": resampling.groups_of_class.get(label, 0)}
+        for label, name in enumerate(classes)
+    }
+    scores["one_group"] = [name for label, name in enumerate(classes) if resampling.groups_of_class.get(label) == 1]
+    return scores
+
+
+def _differences(found: dict[str, Interval], classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    listed = {name: _difference(found[name]) for name in OVERALL}
+    for metric in BY_CLASS:
+        listed |= {f"{metric}/{name}": _difference(found[metric], label) for label, name in enumerate(classes)}
+    return listed
 
 
 def _bounds(interval: Interval, place: int | tuple[()] = ()) -> list[float | None]:

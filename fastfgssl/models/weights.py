@@ -7,7 +7,6 @@ timm or torchvision's scripts), or a .safetensors file.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from fastfgssl.config.schema import ModelConfig
 from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.files import sha256_of
 
 KEY = "model.weights"
 # what stands before the names of a backbone in larger networks, wrapped ones, and our own checkpoints
@@ -48,11 +48,8 @@ def require_checksum(file: Path) -> None:
     expected = _checksum_in_name(file)
     if expected is None:
         return
-    digest = hashlib.sha256()
-    with file_errors("read the weights", file), file.open("rb") as opened:
-        while part := opened.read(1 << 20):
-            digest.update(part)
-    actual = digest.hexdigest()
+    with file_errors("read the weights", file):
+        actual = sha256_of(file)
     if not actual.startswith(expected):
         raise UserError(
             f"{KEY} = imagenet: {file} is damaged or another file: its SHA-256 begins with {actual[: len(expected)]},"

@@ -32,19 +32,28 @@ def register(name: str, builder: Builder) -> None:
     _BUILDERS[name] = builder
 
 
+def known_objectives() -> tuple[str, ...]:
+    """Names that `objective` may have, beside those of modules."""
+    return tuple(_BUILDERS)
+
+
 def build_objective(config: Config, world: World, *, fresh: bool = True) -> Objective:
     """The objective that `config.objective` names, its network on the device. `UserError` if there is none.
 
     A name with a dot is that of a module of yours which has a `build`, as those of this package have.
     """
-    name = config.objective
+    return find_builder(config.objective)(config, world, fresh=fresh)
+
+
+def find_builder(name: str) -> Builder:
+    """What makes the objective of that name; `UserError` as of `build_objective`."""
     builder = _BUILDERS.get(name, name)
     if isinstance(builder, str):
         if name not in _BUILDERS and not ("." in name and all(part.isidentifier() for part in name.split("."))):
             known = f"must be one of {', '.join(_BUILDERS)}, or a module such as package.module"
             raise UserError(f"objective = {name!r}: {known}{nearest(name, _BUILDERS)}")
         builder = _builder_of(builder, name)
-    return builder(config, world, fresh=fresh)
+    return builder
 
 
 def _builder_of(module: str, name: str) -> Builder:
@@ -55,6 +64,7 @@ def _builder_of(module: str, name: str) -> Builder:
             raise  # a module that it imports is missing: its author wants to see where
         raise UserError(
             f"objective = {name!r}: {error}; install its package, or name its folder in PYTHONPATH"
+            f"{nearest(name, _BUILDERS)}"
         ) from None
     if not hasattr(found, "build"):
         raise UserError(f"objective = {name!r}: {found.__file__} has no `build(config, world, *, fresh)`")

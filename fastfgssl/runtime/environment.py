@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,13 +86,19 @@ def available_cores() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held so far.
+    """The most bytes that this process has held so far, or since `forget_peak_memory`.
 
     Not ru_maxrss, in which a process begins with what its parent had.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (kibibytes,) = re.findall(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)
     return int(kibibytes) * 1024
+
+
+def forget_peak_memory() -> None:
+    """Makes `peak_memory` count from now on, where the system lets it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def cores_per_rank(local_size: int) -> int:

@@ -1,0 +1,213 @@
+"""`fastfgssl compare` from beginning to end: three objectives, two seeds, stopped in the middle and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastfgssl import evaluate
+from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.commands import compare
+from fastfgssl.comparison import compare as comparison
+from fastfgssl.comparison import scored
+from fastfgssl.evaluation.scores import paired_differences
+from fastfgssl.training.checkpoint import list_checkpoints
+from fastfgssl.training.display import Terminal
+from fastfgssl.training.sinks import read_metrics
+from helpers.command import run_here
+
+OBJECTIVES = ["fgssl.joint", "barlow", "untrained"]
+STEPS = 6
+TINY = [
+    *("data.image_size=32", "data.threads=1", "model.width=0.125", "model.embedding_dim=24", "model.block_dim=16"),
+    *("baseline.projector=[16,16]", "train.batch_size=12", f"train.steps={STEPS}", "train.log_every=2"),
+    *("train.sinks=[]", "train.device=cpu"),
+]
+
+
+class Compared(NamedTuple):
+    out: Path
+    words: list[str]
+    stopped_code: int
+    left_when_stopped: list[str]  # runs
+    results: dict
+    printed: str
+    scored_runs: Counter  # how often each network was scored
+
+
+@pytest.fixture(scope="module")
+def compared(archive_path, tmp_path_factory) -> Compared:
+    out = tmp_path_factory.mktemp("compared") / "out"
+    words = ["--config", "demo", "--objectives", ",".join(OBJECTIVES), "--seeds", "2", "--out", str(out)]
+    words += [f"data.path={archive_path}", *TINY]
+    times: Counter = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "100")
+        score, shown = scored.score_network, Terminal.__call__
+
+        def count(network, *arguments, **options):
+            times[network.config.objective, network.config.seed, network.step] += 1
+            return score(network, *arguments, **options)
+
+        def press(self, moment):
+            if self._name == "barlow-seed-0" and moment.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            shown(self, moment)
+
+        patch.setattr(scored, "score_network", count)
+        patch.setattr(Terminal, "__call__", press)
+        stopped = run_here(compare.main, *words)
+        left = sorted(path.name for path in (out / "runs").iterdir())
+        assert not (out / "comparison.json").exists()
+        patch.setattr(Terminal, "__call__", shown)
+        log = out.parent / "printed"
+        with log.open("w") as file:
+            patch.setattr(sys, "stdout", file)
+            code = run_here(compare.main, *words)
+        assert code == 0, log.read_text()
+    return Compared(out, words, stopped, left, json.loads((out / "comparison.json").read_text()), log.read_text(), times)
+
+
+def test_it_stops_as_training_does_and_makes_nothing_twice(compared):
+    assert compared.stopped_code == 130
+    assert compared.left_when_stopped == ["barlow-seed-0", "fgssl.joint-seed-0"]
+    starts = json.loads((compared.out / "runs" / "barlow-seed-0" / "provenance.json").read_text())
+    assert starts[0]["step"] == 0
+    assert 2 <= starts[1]["step"] < STEPS
+    assert len(json.loads((compared.out / "runs" / "fgssl.joint-seed-0" / "provenance.json").read_text())) == 1
+    assert set(compared.scored_runs.values()) == {1}
+
+
+def test_every_run_has_as_many_images_or_as_many_seconds(compared):
+    results, runs = compared.results, compared.out / "runs"
+    assert results["equal_images"]["images"] == STEPS * 12
+    seconds = {}
+    for name in ("fgssl.joint", "barlow"):
+        for seed in (0, 1):
+            assert list_checkpoints(runs / f"{name}-seed-{seed}" / "checkpoints")[-1].stem == f"step_{STEPS:09d}"
+        records, done, spent = read_metrics(runs / f"{name}-seed-0"), 0, 0.0
+        for record in records:
+            spent, done = spent + (record["step"] - done) * 12 / record["images_per_second"], record["step"]
+        seconds[name] = spent
+        cost = results["equal_images"]["costs"][name]
+        assert cost["by_seed"][0]["seconds"] == pytest.approx(spent)
+        assert cost["images_per_second"] == pytest.approx(STEPS * 12 / cost["seconds"])
+        assert 2**27 < cost["peak_memory"] < 2**36  # of a process that has torch in it
+    budget = results["equal_seconds"]["seconds"]
+    assert budget == pytest.approx(min(seconds.values()))
+    for name, spent in seconds.items():
+        share = budget / spent
+        steps = STEPS if share >= 0.95 else max(1, int(share * STEPS))
+        assert results["equal_seconds"]["costs"][name]["steps"] == steps
+        if steps < STEPS:
+            folder = runs / f"{name}-seed-1-steps-{steps}"
+            assert list_checkpoints(folder / "checkpoints")[-1].stem == f"step_{steps:09d}"
+            # the learning rate has come down as in the whole run, whose last step is a sixth of it from its end
+            assert read_metrics(folder)[-1]["lr"] < 2e-3
+
+
+def test_scores_and_differences_are_those_of_the_checkpoints(compared, archive_path):
+    probabilities, by_seed = {}, {}
+    for name in ("fgssl.joint", "barlow"):
+        reports = [
+            evaluate(list_checkpoints(compared.out / "runs" / f"{name}-seed-{seed}" / "checkpoints")[-1], archive_path, "knn")
+            for seed in (0, 1)
+        ]
+        predictions = [report.predictions for report in reports]
+        probabilities[name] = [part.probabilities["backbone"] for part in predictions]
+        by_seed[name] = [report.results["backbone"]["balanced_accuracy"] for report in reports]
+    rows = {row["label"]: row for row in compared.results["equal_images"]["rows"]}
+    assert list(rows) == ["fgssl.joint", "fgssl.joint, heads", "barlow", "untrained", "untrained, heads"]
+    for name, values in by_seed.items():
+        assert [seed["balanced_accuracy"] for seed in rows[name]["by_seed"]] == values
+        assert rows[name]["scores"]["balanced_accuracy"] == pytest.approx(np.mean(values))
+        low, high = rows[name]["scores"]["intervals"]["balanced_accuracy"]
+        assert low < np.mean(values) < high
+    expected = paired_differences(
+        predictions[0].truth,
+        probabilities["barlow"],
+        probabilities["fgssl.joint"],
+        predictions[0].groups,
+        classes=compared.results["classes"],
+    )
+    assert rows["barlow"]["scores"]["differences"] == expected
+    assert "differences" not in rows["fgssl.joint"]["scores"]
+    # what is not trained stands in both tables as it is
+    assert rows["untrained"] == compared.results["equal_seconds"]["rows"][3]
+
+
+def test_the_tables_fit_a_narrow_terminal(compared):
+    lines = compared.printed.splitlines()
+    tables = [line for line in lines if line[:1] in "│┃┏┡└" and line]
+    assert max(map(len, tables)) <= 100
+    assert [sum(line.startswith(f"│ {name} ") for line in tables) for name in OBJECTIVES] == [2, 2, 2]
+    assert f"equal images: {STEPS * 12} seen" in compared.printed
+    assert "difference to fgssl.joint" in compared.printed
+
+
+def test_the_plot_shows_every_interval(compared):
+    with Image.open(compared.out / "comparison.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    for colour in ((31, 119, 180), (255, 127, 14)):  # of matplotlib: images, seconds
+        assert (np.abs(pixels - colour).max(axis=2) < 8).sum() > 200
+
+
+def test_without_matplotlib_the_rest_is_there(compared, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(comparison, "pretrain", comparison.pretrain)
+    (compared.out / "comparison.png").rename(compared.out / "kept.png")
+    try:
+        assert run_here(compare.main, *compared.words) == 0
+        assert not (compared.out / "comparison.png").exists()
+    finally:
+        (compared.out / "kept.png").rename(compared.out / "comparison.png")
+    assert "no plot without matplotlib: pip install 'fastfgssl[plot]'\n" in capsys.readouterr().out
+    assert json.loads((compared.out / "comparison.json").read_text()) == compared.results
+    assert set(compared.scored_runs.values()) == {1}
+
+
+def test_a_run_of_another_length_is_not_gone_on_with(compared, capsys):
+    assert run_here(compare.main, *compared.words, "train.steps=8") == 2
+    assert "fgssl.joint-seed-0 holds a run of 6 steps, this comparison has 8: choose another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--objectives", "barlo"], "objective 'barlo' cannot be compared: .*; did you mean 'barlow'"),
+        (["--objectives", "fgssl.joit"], "fgssl.joit.*; did you mean 'fgssl.joint'"),
+        (["--objectives", "supervised.plain"], "objective 'supervised.plain' cannot be compared: "),
+        (["--objectives", "barlow,barlow"], "objective 'barlow' is named twice"),
+        (["--objectives", ","], "no objectives to compare"),
+        (["--objectives", "barlow,imagenet"], "objective imagenet: model.weights = 'imagenet': must be none or a file"),
+        (["--seeds", "0"], "seeds = 0: must be 1 or more"),
+        (["--seconds", "0"], r"seconds = 0.0: must be greater than 0"),
+        (["output=runs/mine"], "override output=runs/mine: here --out says it"),
+    ],
+)
+def test_bad_input_is_one_line(archive_path, tmp_path, capsys, words, said):
+    given = ["--config", "demo", f"data.path={archive_path}", *TINY, "--out", tmp_path / "out", *words]
+    assert run_here(compare.main, *given) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    import re
+
+    assert re.match(f"error: {said}", errors) or re.search(said, errors), errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_without_labels_is_told_before_training(phantom_folder, tmp_path, capsys):
+    prepare(PrepareOptions(sources=[phantom_folder], out=tmp_path / "archive", workers=1))
+    given = ["--config", "demo", f"data.path={tmp_path / 'archive'}", *TINY, "--out", tmp_path / "out"]
+    assert run_here(compare.main, *given) == 2
+    assert "archive has no labels, which score a comparison: prepare it with --labels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
