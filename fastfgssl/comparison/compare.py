@@ -26,7 +26,7 @@ from fastfgssl.comparison.entrants import (
     of_length,
     require_entrants,
 )
-from fastfgssl.comparison.results import Member, budget_results
+from fastfgssl.comparison.results import Member, Results
 from fastfgssl.comparison.scored import Scoring
 from fastfgssl.config.files import config_to_values, load_config
 from fastfgssl.config.schema import Config
@@ -113,6 +113,7 @@ class _Comparison:
     ) -> None:
         self._config, self._runs, self._scoring = config, runs, scoring
         self._hooks, self._stop_signal = hooks, stop_signal
+        self._results = Results(scoring.archive.classes)
         self._steps = config.train.num_steps(scoring.archive.num_samples)
 
     def results(self, objectives: Sequence[str], seeds: Sequence[int], seconds: float | None) -> dict[str, Any]:
@@ -121,7 +122,6 @@ class _Comparison:
             for name in objectives:
                 if name != IMAGENET or seed == seeds[0]:
                     members[name].append(self._member(name, seed, self._steps))
-        classes = self._scoring.archive.classes
         report = members[objectives[0]][0].scored.report
         return {
             "objectives": list(objectives),
@@ -133,7 +133,7 @@ class _Comparison:
             "floors": report["floors"] | {"colour": report["results"]["colour"]},
             "equal_images": {
                 "images": self._steps * self._config.train.batch_size,
-                **budget_results(members, classes),
+                **self._results.of(members),
             },
             "equal_seconds": self._equal_seconds(members, seconds),
             "config": config_to_values(self._config),
@@ -154,7 +154,7 @@ class _Comparison:
                     is_same = lengths.get(name, self._steps) == self._steps
                     again = runs[place] if is_same else self._member(name, runs[place].seed, lengths[name])
                     shorter[name].append(again)
-        return {"seconds": budget, **budget_results(shorter, self._scoring.archive.classes)}
+        return {"seconds": budget, **self._results.of(shorter)}
 
     def _length(self, factor: float) -> int:
         """Steps of a run that takes `factor` times the seconds of one at equal images."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from fastfgssl.comparison.cost import Cost, mean_cost
 from fastfgssl.comparison.scored import FEATURES, Scored
+from fastfgssl.evaluation.intervals import Replicates, replicate
+from fastfgssl.evaluation.resampling import Resampling
 from fastfgssl.evaluation.scores import score_methods
 from fastfgssl.runtime.errors import UserError
 
@@ -24,44 +26,59 @@ class Member(NamedTuple):
     scored: Scored
 
 
-def budget_results(members: Mapping[str, Sequence[Member]], classes: Sequence[str]) -> dict[str, Any]:
-    """`rows`, of each objective's networks and each of `FEATURES` that they have, and `costs` by objective.
+class Results:
+    """Makes results of members that were scored on the same images. Draws for intervals are made of each member once."""
 
-    Differences are to the first row: the backbone's features of the first objective.
-    """
-    everyone = [member for runs in members.values() for member in runs]
-    first = everyone[0].scored.predictions
-    for member in everyone:
-        if not np.array_equal(member.scored.predictions.ids, first.ids):
-            raise UserError(
-                f"{member.objective} of seed {member.seed} was scored on other images than"
-                f" {everyone[0].objective}: some no longer decode; delete the scores-*.json of all runs"
-            )
-    rows = {
-        _label(name, feature): (name, feature, [run.scored.predictions.probabilities[feature] for run in runs])
-        for name, runs in members.items()
-        for feature in FEATURES
-        if feature in runs[0].scored.predictions.probabilities
-    }
-    methods = {label: networks for label, (_, _, networks) in rows.items()}
-    scores = score_methods(first.truth, methods, first.groups, classes=classes, baseline=next(iter(rows)))
-    return {
-        "rows": [
-            {
-                "label": label,
-                "objective": name,
-                "features": feature,
-                "scores": scores[label],
-                "by_seed": [_of_seed(run, feature) for run in members[name]],
-            }
-            for label, (name, feature, _) in rows.items()
-        ],
-        "costs": {
-            name: mean_cost(costs)._asdict() | {"by_seed": [cost._asdict() for cost in costs]}
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes = classes
+        self._first: Member | None = None
+        self._replicates: dict[tuple[str, int, int, str], Replicates] = {}
+
+    def of(self, members: Mapping[str, Sequence[Member]]) -> dict[str, Any]:
+        """`rows`, of each objective's networks and each of `FEATURES` that they have, and `costs` by objective.
+
+        Differences are to the first row: the backbone's features of the first objective.
+        """
+        rows = {
+            _label(name, feature): (name, feature, [self._replicate(run, feature) for run in runs])
             for name, runs in members.items()
-            if (costs := [run.cost for run in runs if run.cost is not None])
-        },
-    }
+            for feature in FEATURES
+            if feature in runs[0].scored.predictions.probabilities
+        }
+        methods = {label: networks for label, (_, _, networks) in rows.items()}
+        scores = score_methods(self._truth, self._resampling, methods, classes=self._classes, baseline=next(iter(rows)))
+        return {
+            "rows": [
+                {
+                    "label": label,
+                    "objective": name,
+                    "features": feature,
+                    "scores": scores[label],
+                    "by_seed": [_of_seed(run, feature) for run in members[name]],
+                }
+                for label, (name, feature, _) in rows.items()
+            ],
+            "costs": {
+                name: mean_cost(costs)._asdict() | {"by_seed": [cost._asdict() for cost in costs]}
+                for name, runs in members.items()
+                if (costs := [run.cost for run in runs if run.cost is not None])
+            },
+        }
+
+    def _replicate(self, member: Member, feature: str) -> Replicates:
+        predictions = member.scored.predictions
+        if self._first is None:
+            self._first, self._truth = member, predictions.truth
+            self._resampling = Resampling(predictions.truth, predictions.groups)
+        if not np.array_equal(predictions.ids, self._first.scored.predictions.ids):
+            raise UserError(
+                f"{member.objective} of seed {member.seed} was scored on other images than {self._first.objective}:"
+                " some no longer decode; delete the scores-*.json of all runs"
+            )
+        key = (member.objective, member.seed, member.steps, feature)
+        if key not in self._replicates:
+            self._replicates[key] = replicate(self._truth, predictions.probabilities[feature], self._resampling)
+        return self._replicates[key]
 
 
 def _label(objective: str, feature: str) -> str:

@@ -18,6 +18,7 @@ BLOCK = 100
 """Draws that exist at a time."""
 _MOST_UNITS = 2000  # of a stratum
 _MOST_DELETED = 100  # parts of a stratum that the jackknife leaves out, one after the other
+_MOST_KEPT = 2**22  # weights that are drawn once and kept: 32 MiB, of 2,000 draws of some 2,000 units
 _PARTING = 2**32  # what random numbers are for, beside the numbers of draws
 
 
@@ -55,6 +56,7 @@ class Resampling:
             strata.append(np.full(size, stratum))
         self.unit, self.stratum = unit[groups_of.group], np.concatenate(strata)
         self._starts = np.searchsorted(self.stratum, np.arange(len(strata) + 1))
+        self._kept: dict[int, list[np.ndarray]] = {}
         parts = np.minimum(np.diff(self._starts), _MOST_DELETED)
         self.is_parted = np.diff(self._starts) > parts
         self.deleted_from = np.repeat(np.arange(len(strata)), np.where(parts > 1, parts, 0))
@@ -65,6 +67,14 @@ class Resampling:
 
     def draws(self, count: int = DRAWS) -> Iterator[np.ndarray]:
         """Weights of the units in each draw, float64 [num_units, BLOCK] at a time; always the same."""
+        if self.num_units * count > _MOST_KEPT:
+            yield from self._draw(count)
+            return
+        if count not in self._kept:
+            self._kept[count] = list(self._draw(count))
+        yield from self._kept[count]
+
+    def _draw(self, count: int) -> Iterator[np.ndarray]:
         for first in range(0, count, BLOCK):
             weights = np.ones((self.num_units, min(BLOCK, count - first)))
             for stratum, rows in self._strata():

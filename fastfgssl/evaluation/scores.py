@@ -70,27 +70,20 @@ def paired_differences(
 
 def score_methods(
     truth: np.ndarray,
-    methods: Mapping[str, Sequence[np.ndarray]],
-    groups: np.ndarray,
+    resampling: Resampling,
+    methods: Mapping[str, Sequence[Replicates]],
     *,
     classes: Sequence[str],
     baseline: str,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> dict[str, Scores]:
     """Scores of several methods on the same samples, as `score_probabilities` gives them.
 
-    methods: by name, the probabilities of the networks of its seeds. All but `baseline`, which is one of them, have
-    `differences` to it too, as `paired_differences` gives them. Other arguments as of `score_probabilities`.
+    truth: labels int64 [M]. methods: by name, what `replicate` makes of the networks of its seeds under `resampling`.
+    All but `baseline`, which is one of them, have `differences` to it too, as `paired_differences` gives them.
     """
-    resampling = Resampling(truth, groups, seed=seed)
-    runs = {
-        name: [replicate(truth, part, resampling, draws=draws) for part in _networks(parts, len(truth), len(classes))]
-        for name, parts in methods.items()
-    }
-    found = {name: _scores(intervals(resampling, parts), truth, resampling, classes) for name, parts in runs.items()}
-    for name in runs.keys() - {baseline}:
-        found[name]["differences"] = _differences(differences(resampling, runs[name], runs[baseline]), classes)
+    found = {name: _scores(intervals(resampling, runs), truth, resampling, classes) for name, runs in methods.items()}
+    for name in methods.keys() - {baseline}:
+        found[name]["differences"] = _differences(differences(resampling, methods[name], methods[baseline]), classes)
     return found
 
 
