@@ -46,6 +46,9 @@ def main() -> int | None:
     print_table(console, report_rows(options, summary))
     archive = shlex.quote(str(options.out))
     print_line(console, f"\nnext: fastfgssl train --config paper data.path={archive} output=runs/first")
+    if options.labels_preset:
+        settings = f"model.weights=CHECKPOINT data.path={archive} output=runs/tuned"
+        print_line(console, f"then: fastfgssl finetune --config {options.labels_preset} {settings}")
     return None
 
 

@@ -151,7 +151,7 @@ def test_classes_that_look_like_markup_are_shown_as_they_are(scored, tmp_path, c
     assert told.returncode == 0, told.stderr
     for name in CLASSES:
         escaped = name.encode("ascii", "backslashreplace").decode()
-        assert (shown.count(name), told.stdout.count(escaped)) == (2, 2), name
+        assert shown.count(name) == told.stdout.count(escaped) >= 2, name
     assert sorted(json.loads((tmp_path / "scores.json").read_text())["classes"]) == sorted(CLASSES)
     (tmp_path / "scores.json").unlink()
     unread(*MODULE, "evaluate", *scored)
