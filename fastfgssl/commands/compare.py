@@ -1,10 +1,10 @@
-"""Trains objectives under one configuration, over seeds, and says how their features compare. The same command goes on.
+"""Trains objectives under one configuration, over seeds, and says how their features compare.
 
 fastfgssl compare --config demo --objectives fgssl.joint,barlow,untrained data.path=ARCHIVE --out runs/comparison
 
 Each is given as many images, and then as many seconds as the fastest took: a run of its own, shorter by as much as it
-is slower, so that every learning rate has come down at the end. OUT/runs has a run of each objective and seed, which are
-ordinary ones; OUT/comparison.json all scores with 95 % intervals and differences to the first objective, and
+is slower, so that every learning rate has come down at the end. The same command goes on. OUT/runs has an ordinary run
+of each objective and seed, OUT/comparison.json all scores with 95 % intervals and differences to the first objective,
 OUT/comparison.png shows them. Beside objectives of `fastfgssl train` there are untrained, random weights of each seed,
 and imagenet, the published weights.
 """

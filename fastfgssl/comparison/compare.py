@@ -46,6 +46,7 @@ from fastfgssl.training.trainer import checkpoints_of
 
 log = logging.getLogger(__name__)
 _SAME_LENGTH = 0.05
+_PROTOCOLS = ("knn", "linear")  # on frozen features, with labels
 
 
 class Outcome(NamedTuple):
@@ -75,7 +76,7 @@ def compare(
     """
     require(seeds >= 1, "seeds", seeds, "1 or more")
     require(seconds is None or seconds > 0, "seconds", seconds, "greater than 0")
-    require_one_of("protocol", protocol, [name for name in get_args(Protocol) if name != "matching"])
+    require_one_of("protocol", protocol, _PROTOCOLS)
     require_one_of("batch_statistics", batch_statistics, get_args(BatchStatistics))
     if rank_environment().size > 1:
         raise UserError("a comparison is made by one process, on one GPU: start it without torchrun or srun")

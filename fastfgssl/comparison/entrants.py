@@ -63,11 +63,11 @@ def network_of(config: Config, name: str, seed: int) -> Pretrained:
     """
     if name == UNTRAINED:
         config = replace(config, objective="fgssl", seed=seed)
-        return Pretrained(build_untrained(config, seed), config, 0)
+        return Pretrained(build_untrained(config, seed), config, 0, "")
     try:
         config = replace(config, model=replace(config.model, weights="imagenet"))
         network = Network()
         network.backbone = build_backbone(config.model, config.data.image_size)
     except UserError as error:
         raise UserError(f"objective imagenet: {error}; or leave it out of --objectives") from None
-    return Pretrained(network, config, 0)
+    return Pretrained(network, config, 0, "")

@@ -27,7 +27,7 @@ class Member(NamedTuple):
 
 
 class Results:
-    """Makes results of members that were scored on the same images. Draws for intervals are made of each member once."""
+    """Makes results of members that were scored on the same images; what intervals need is made of each member once."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = classes

@@ -87,7 +87,7 @@ def intervals(resampling: Resampling, models: Sequence[Replicates]) -> dict[str,
             reach = _mean_reach(reach, of_classes)
         else:
             reach = _reach(name, side.value, spread, spread.quantile, groups if name in BY_CLASS else groups.sum())
-        found[name] = _interval(side.value, reach, spread)
+        found[name] = _within(name, _interval(side.value, reach, spread))
     return found
 
 
@@ -177,6 +177,13 @@ def _satterthwaite(
 def _interval(value: np.ndarray, reach: _Reach, spread: _Spread) -> Interval:
     seeds = spread.quantile**2 * spread.seeds
     return Interval(value, value - np.sqrt(reach.below**2 + seeds), value + np.sqrt(reach.above**2 + seeds))
+
+
+def _within(name: str, interval: Interval) -> Interval:
+    """Of what a metric can be: the part for seeds, few of which reach far, knows no bounds."""
+    lowest, width = _SCALES.get(name, (0.0, 1.0))
+    highest = np.inf if name == "brier_score" else lowest + width  # 2 with three classes or more
+    return Interval(interval.value, np.maximum(interval.low, lowest), np.minimum(interval.high, highest))
 
 
 def _reach(name: str, value: np.ndarray, spread: _Spread, quantile: np.ndarray, groups: np.ndarray) -> _Reach:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from fastfgssl import evaluate
-from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.manifest import Archive
 from fastfgssl.commands import compare
 from fastfgssl.comparison import scored
 from fastfgssl.config.files import load_config
@@ -121,35 +121,35 @@ def test_every_run_has_as_many_images_or_as_many_seconds(compared):
 
 
 def test_scores_and_differences_are_those_of_the_checkpoints(compared, archive_path):
-    probabilities, by_seed = {}, {}
-    for name in ("fgssl.joint", "barlow"):
-        reports = [
-            evaluate(
-                list_checkpoints(compared.out / "runs" / f"{name}-seed-{seed}" / "checkpoints")[-1], archive_path, "knn"
-            )
-            for seed in (0, 1)
-        ]
-        predictions = [report.predictions for report in reports]
-        probabilities[name] = [part.probabilities["backbone"] for part in predictions]
-        by_seed[name] = [report.results["backbone"]["balanced_accuracy"] for report in reports]
+    runs = compared.out / "runs"
+    kept = {
+        (name, seed): json.loads((runs / f"{name}-seed-{seed}" / "scores-knn-stored.json").read_text())
+        for name in OBJECTIVES
+        for seed in (0, 1)
+    }
+    report = evaluate(list_checkpoints(runs / "barlow-seed-1" / "checkpoints")[-1], archive_path, "knn")
+    assert kept["barlow", 1]["report"]["results"] == json.loads(json.dumps(report.results))
+    probabilities = {key: np.array(of["predictions"]["probabilities"]["backbone"]) for key, of in kept.items()}
+    np.testing.assert_array_equal(probabilities["barlow", 1], report.predictions.probabilities["backbone"])
+
     rows = {row["label"]: row for row in compared.results["equal_images"]["rows"]}
     assert list(rows) == ["fgssl.joint", "fgssl.joint, heads", "barlow", "untrained", "untrained, heads"]
-    for name, values in by_seed.items():
+    for name in OBJECTIVES:
+        values = [kept[name, seed]["report"]["results"]["backbone"]["balanced_accuracy"] for seed in (0, 1)]
         assert [seed["balanced_accuracy"] for seed in rows[name]["by_seed"]] == values
         assert rows[name]["scores"]["balanced_accuracy"] == pytest.approx(np.mean(values))
         low, high = rows[name]["scores"]["intervals"]["balanced_accuracy"]
-        assert low < np.mean(values) < high
-    expected = paired_differences(
-        predictions[0].truth,
-        probabilities["barlow"],
-        probabilities["fgssl.joint"],
-        predictions[0].groups,
+        assert 0 <= low < np.mean(values) < high <= 1
+    assert rows["barlow"]["scores"]["differences"] == paired_differences(
+        report.predictions.truth,
+        *([probabilities[name, seed] for seed in (0, 1)] for name in ("barlow", "fgssl.joint")),
+        report.predictions.groups,
         classes=compared.results["classes"],
     )
-    assert rows["barlow"]["scores"]["differences"] == expected
     assert "differences" not in rows["fgssl.joint"]["scores"]
     # what is not trained stands in both tables as it is
-    assert rows["untrained"] == compared.results["equal_seconds"]["rows"][3]
+    in_seconds = {row["label"]: row for row in compared.results["equal_seconds"]["rows"]}
+    assert rows["untrained"]["by_seed"] == in_seconds["untrained"]["by_seed"]
 
 
 def test_the_tables_fit_a_narrow_terminal(compared):
@@ -207,9 +207,10 @@ def test_bad_input_is_one_line(archive_path, tmp_path, capsys, words, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_archive_without_labels_is_told_before_training(phantom_folder, tmp_path, capsys):
-    prepare(PrepareOptions(sources=[phantom_folder], out=tmp_path / "archive", workers=1))
-    given = ["--config", "demo", f"data.path={tmp_path / 'archive'}", *TINY, "--out", tmp_path / "out"]
+def test_an_archive_without_labels_is_told_before_training(archive_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Archive, "has_column", lambda self, name: False)
+    given = ["--config", "demo", f"data.path={archive_path}", *TINY, "--out", tmp_path / "out"]
     assert run_here(compare.main, *given) == 2
-    assert "archive has no labels, which score a comparison: prepare it with --labels" in capsys.readouterr().err
+    told = f"error: {archive_path} has no labels, which score a comparison: prepare it with --labels\n"
+    assert capsys.readouterr().err == told
     assert not (tmp_path / "out").exists()
