@@ -98,7 +98,6 @@ def test_a_classifier_goes_to_timm_where_nothing_stands_between(make_config, tmp
         ("onnx", "hierarchy", "resnet50"),  # whose biases torch's exporter has confused (pytorch#166797)
         ("onnx", "classifier", "resnet18"),
         ("torch.export", "hierarchy", "resnet18"),
-        ("torch.export", "backbone", "resnet18"),
     ],
 )
 def test_a_graph_runs_for_any_batch(make_config, tmp_path, images, format, part, backbone):
