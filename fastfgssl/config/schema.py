@@ -252,7 +252,15 @@ class Config(Section):
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
         require(bool(self.output), "output", self.output, "a folder")
         # apex counts the steps of a group; an update of `progressive` is a step of some of its parameters
-        is_one_update = self.schedule == "joint" or len(self.train.heads) == 1
+        family, _, variant = self.objective.partition(".")
+        has_heads = family in ("fgssl", "supervised") and variant != "plain"
+        is_one_update = not has_heads or self.schedule == "joint" or len(self.train.heads) == 1
+        require(
+            not self.optim.ema_decay or (variant != "" and family != "fgssl"),
+            "optim.ema_decay",
+            self.optim.ema_decay,
+            f"0 with objective={self.objective}: averages are of supervised objectives",
+        )
         require(
             self.optim.backend == "torch" or is_one_update,
             "optim.backend",

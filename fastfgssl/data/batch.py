@@ -69,3 +69,9 @@ class Batch(NamedTuple):
             None if view is None else change(view) for view in (self.anchor, self.puzzle_view, *self.puzzles)
         )
         return self._replace(anchor=anchor, puzzle_view=view, puzzles=tuple(puzzles))
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of `values` on a GPU, which the host does not wait for; on the CPU the same memory."""
+    on_host = torch.from_numpy(values)
+    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host.to(device)

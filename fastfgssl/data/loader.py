@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
 from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.data.batch import Batch
+from fastfgssl.data.batch import Batch, on_device
 from fastfgssl.data.decode import GraphSpec
 from fastfgssl.data.decode_failures import DecodeFailures
 from fastfgssl.data.graph import GraphInput, build_graph
@@ -54,6 +53,7 @@ class Loader(Iterator[Batch]):
         stop: int,
     ) -> None:
         self._spec = spec
+        self._device = torch.device("cpu" if spec.device_id is None else f"cuda:{spec.device_id}")
         self._reader = Reader(archive)
         self._failures = DecodeFailures(self._reader, quarantine)
         self._host = HostBatches(spec, slots, self._reader, quarantine, self._failures, seed=seed)
@@ -76,7 +76,7 @@ class Loader(Iterator[Batch]):
             puzzle_view=next(views) if needs.view else None,
             puzzles=tuple(next(views) if grid else None for grid in needs.grids),
             ids=made.ids,
-            labels=None if made.labels is None else self._on_device(made.labels),
+            labels=None if made.labels is None else on_device(made.labels, self._device),
             draws=made.draws,
         )
 
@@ -127,12 +127,6 @@ class Loader(Iterator[Batch]):
         if len(self._failures) > _MAX_REFUSED:
             self._spec = replace(self._spec, decode_on_cpu=True)
         self._begin()
-
-    def _on_device(self, labels: np.ndarray) -> torch.Tensor:
-        on_host = torch.from_numpy(labels)
-        if self._spec.device_id is None:
-            return on_host
-        return on_host.pin_memory().to(f"cuda:{self._spec.device_id}", non_blocking=True)
 
     def _as_tensor(self, output: TensorListCPU | TensorListGPU) -> torch.Tensor:
         """[B, 3, S, S], channels-last, of one output of the graph."""

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fastfgssl.config.schema import Config
-from fastfgssl.data.batch import Batch
+from fastfgssl.data.batch import Batch, on_device
 from fastfgssl.kernels.jigsaw import jigsaw
 from fastfgssl.loss.class_centres import ClassCentres
 from fastfgssl.loss.classification import cross_entropy
 from fastfgssl.loss.destruction import DestructionHeads, adversarial_loss, alignment_loss, confusion_permutations
 from fastfgssl.loss.rotation import TURNS, four_rotations, rotation_loss
 from fastfgssl.models.classifier import ClassifyingNetwork, Whole
-from fastfgssl.objectives.mixing import on_device
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 

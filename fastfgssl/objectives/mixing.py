@@ -16,6 +16,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
+from fastfgssl.data.batch import on_device
 from fastfgssl.loss.classification import soft_targets
 
 DRAWS = 3
@@ -87,12 +88,6 @@ def random_permutations(draws: Tensor | np.ndarray, grid: int) -> Tensor:
     if draws.ndim != 2 or draws.shape[1] != grid * grid:
         raise ValueError(f"draws: must be [B, {grid * grid}], a number for each tile, got {list(draws.shape)}")
     return draws.argsort(dim=1, stable=True)
-
-
-def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """A copy of `values` on a GPU, which the host does not wait for; on the CPU the same memory."""
-    on_host = torch.from_numpy(values)
-    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host.to(device)
 
 
 def _beta(uniform: np.ndarray, alpha: float) -> np.ndarray:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastfgssl.config.schema import STAGES, Config, Stage
-from fastfgssl.data.batch import Batch, Needs
+from fastfgssl.data.batch import Batch, Needs, on_device
 from fastfgssl.kernels.jigsaw import jigsaw
 from fastfgssl.loss.classification import class_weights, cross_entropy, log_priors
 from fastfgssl.models.average import WeightAverage
@@ -29,7 +29,7 @@ from fastfgssl.models.classifier import Classifier, ClassifyingNetwork, PlainCla
 from fastfgssl.models.weights import load_start
 from fastfgssl.objectives.auxiliaries import auxiliaries_of, build_auxiliaries, split_draws
 from fastfgssl.objectives.base import Objective, Output, Update, made, place_model
-from fastfgssl.objectives.mixing import DRAWS, Mixed, cutmix, mixup, on_device, random_permutations
+from fastfgssl.objectives.mixing import DRAWS, Mixed, cutmix, mixup, random_permutations
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 

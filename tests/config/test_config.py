@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from fastfgssl.config.files import config_to_values, load_config, write_config
+from fastfgssl.config.files import config_from_values, config_to_values, load_config, write_config
 from fastfgssl.config.help import describe_keys
 from fastfgssl.runtime.errors import UserError
 from helpers.paths import ROOT
@@ -198,3 +198,30 @@ def test_the_shipped_configurations_are_valid():
     assert files
     for path in files:
         load_config(path, ["data.path=archive"])
+
+
+def test_what_only_supervised_objectives_have_is_refused_elsewhere():
+    values = {"data.path": "archive", "train.steps": 1, "optim.ema_decay": 0.9}
+    with pytest.raises(UserError, match=r"optim\.ema_decay = 0\.9: must be 0 with objective=barlow"):
+        config_from_values(values | {"objective": "barlow"})
+    config_from_values(values | {"objective": "supervised.joint"})
+    config_from_values(values | {"objective": "package.module"})
+
+
+@pytest.mark.parametrize(
+    ("objective", "fits"),
+    [
+        ("fgssl", False),
+        ("fgssl.joint", True),
+        ("supervised.progressive", False),
+        ("supervised.plain", True),
+        ("byol", True),
+    ],
+)
+def test_apex_takes_what_makes_one_update_of_a_batch(objective, fits):
+    values = {"data.path": "archive", "train.steps": 1, "optim.backend": "apex", "objective": objective}
+    if fits:
+        config_from_values(values)
+    else:
+        with pytest.raises(UserError, match=r"optim\.backend"):
+            config_from_values(values)
