@@ -61,10 +61,12 @@ def with_classes(config: Config, archive: Archive, samples: TrainingSamples) -> 
             f"supervised.classes = {', '.join(known)}: {archive.path} has {', '.join(archive.classes)}; leave the key"
             " out, or take the archive that it was made for"
         )
-    unknown = [name for name in config.evaluate.metric_classes if name not in archive.classes]
+    validated = [archive.classes[label] for label in np.unique(samples.labels[samples.validation])]
+    unknown = [name for name in config.evaluate.metric_classes if name not in validated]
     if unknown:
         raise UserError(
-            f"evaluate.metric_classes: {archive.path} has no class {unknown[0]!r}, only {', '.join(archive.classes)}"
+            f"evaluate.metric_classes: no image that validates is of class {unknown[0]!r}, only of"
+            f" {', '.join(validated)}"
         )
     return replace(
         config, supervised=replace(config.supervised, classes=archive.classes, class_counts=tuple(counts.tolist()))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
+from fastfgssl.config.files import config_to_values, list_keys
 from fastfgssl.config.schema import Config
 from fastfgssl.data.stream import ArchiveStream
 from fastfgssl.evaluation.online import OnlineScores
 from fastfgssl.runtime.agreement import lost_ranks
 from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
 from fastfgssl.training.provenance import Provenance
 from fastfgssl.training.run import begin, kept_generators
@@ -26,6 +29,7 @@ def pretrain(
     `UserError` for a configuration that this machine or archive cannot satisfy. Leaves torch's global generators, of
     the CPU and of the device, as they are.
     """
+    _require_no_labels(config)
     with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("starting"):
         config.train.check_world_size(world.size)
         data = ArchiveStream(config, world)
@@ -35,3 +39,22 @@ def pretrain(
         beside = [Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
         everything = [*beside, *make_sinks(config.train.sinks)]
         return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
+
+
+_OF_FINETUNING = re.compile(
+    r"supervised\..*|data\.(label_fraction|folds|fold)|evaluate\.(metric|metric_classes|patience)"
+)
+
+
+def _require_no_labels(config: Config) -> None:
+    """Raises `UserError` for what fine-tuning alone does. An objective of one's own may use its keys."""
+    family, _, variant = config.objective.partition(".")
+    if family == "supervised":
+        raise UserError(f"objective = {config.objective}: learns from labels; train it by `fastfgssl finetune`")
+    if variant and family != "fgssl":
+        return
+    values = config_to_values(config)
+    for key in list_keys():
+        default = list(key.default) if isinstance(key.default, tuple) else key.default
+        if _OF_FINETUNING.fullmatch(key.name) and values[key.name] != default:
+            raise UserError(f"{key.name} = {values[key.name]!r}: does nothing in pretraining; leave it out")

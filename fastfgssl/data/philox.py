@@ -32,6 +32,7 @@ class Use(IntEnum):
     RECALIBRATION = 65
     ONLINE_SAMPLE = 66
     LABEL_FRACTION = 67
+    VALIDATION = 68
 
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)

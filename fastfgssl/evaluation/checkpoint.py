@@ -14,6 +14,7 @@ from fastfgssl.evaluation.pretrained import Pretrained, build_untrained, load_pr
 from fastfgssl.evaluation.protocols import Protocol, run_protocol
 from fastfgssl.evaluation.report import BatchStatistics, Report
 from fastfgssl.evaluation.split import ScoringSplit
+from fastfgssl.evaluation.training_samples import training_samples
 from fastfgssl.models import Network
 from fastfgssl.models.classifier import ClassifyingNetwork
 from fastfgssl.runtime.distributed import start_world
@@ -81,6 +82,9 @@ def score_network(
     batch_size: int = 128,
 ) -> Report:
     """Scores frozen features of a network, from a checkpoint or not; arguments as for `evaluate`."""
+    own = None
+    if protocol == "finetuned" and network.archive == archive.fingerprint:
+        own = training_samples(archive, network.config.data, seed=network.config.seed)
     with start_world(device) as world:
         model = network.model.to(world.device).to(memory_format=torch.channels_last)
         extractor = FeatureExtractor(model, network.config, archive, world.device, batch_size)
@@ -92,6 +96,7 @@ def score_network(
             scoring=split,
             seed=seed,
             label_fraction=label_fraction,
+            own=own,
         )
     return replace(report, step=network.step)
 

@@ -18,6 +18,7 @@ from fastfgssl.evaluation.near_duplicates import Thumbnails, find_overlap
 from fastfgssl.evaluation.report import BatchStatistics, Report, classification_report
 from fastfgssl.evaluation.scores import share_interval
 from fastfgssl.evaluation.split import ScoringSplit, Split, draw_fraction, groups_of, labelled_split, split_samples
+from fastfgssl.evaluation.training_samples import TrainingSamples
 from fastfgssl.runtime.errors import UserError
 
 Protocol = Literal["matching", "knn", "linear", "finetuned"]
@@ -32,6 +33,7 @@ def run_protocol(
     scoring: ScoringSplit | None = None,
     seed: int = 0,
     label_fraction: float = 1.0,
+    own: TrainingSamples | None = None,
 ) -> Report:
     """Runs a protocol on the scoring samples of an archive (see split.py), on the extractor's device.
 
@@ -39,12 +41,13 @@ def run_protocol(
     network), "recomputed" those of the training split, labelled or not. scoring: the split that scores, None for `val`
     or, without it, `test`. seed: of the distortions that view matching compares, of the draw of samples for
     "recomputed", and of the part of the labelled training groups, `label_fraction`, that kNN and the probe learn from.
-    Raises `UserError` if the archive lacks what the protocol needs.
+    own: what the network was fine-tuned on, if that was of this archive. Raises `UserError` if the archive lacks what
+    the protocol needs.
     """
     if protocol == "finetuned":
         require(label_fraction == 1, "label_fraction", label_fraction, "1 for finetuned: nothing is learned")
         require(batch_statistics == "stored", "batch_statistics", batch_statistics, "stored for finetuned")
-        return _run_finetuned(extractor, archive, scoring)
+        return _run_finetuned(extractor, archive, scoring, own)
     if protocol == "matching":
         require(label_fraction == 1, "label_fraction", label_fraction, "1 for matching, which uses no labels")
         split = split_samples(archive, scoring)
@@ -84,9 +87,25 @@ def run_protocol(
     )
 
 
-def _run_finetuned(extractor: FeatureExtractor, archive: Archive, scoring: ScoringSplit | None) -> Report:
-    """Scores the network's own classifiers: each by itself, and as `sum` their prediction together."""
-    split, labels = labelled_split(archive, scoring)
+def _run_finetuned(
+    extractor: FeatureExtractor, archive: Archive, scoring: ScoringSplit | None, own: TrainingSamples | None
+) -> Report:
+    """Scores the network's own classifiers: each by itself, and as `sum` their prediction together.
+
+    own: what it was fine-tuned and validated on, if that was of this archive.
+    """
+    if own is not None and scoring is None:
+        split, labels = Split(own.train, own.validation, own.name, {}), own.labels
+    else:
+        split, labels = labelled_split(archive, scoring)
+    if own is not None:
+        known = np.isin(groups_of(archive, split.val), groups_of(archive, own.train))
+        if known.any():
+            raise UserError(
+                f"{archive.path}: the network was fine-tuned on {known.sum()} of the {len(split.val)} images of split"
+                f" {split.name}, or on others of their groups; without --split those score that it did not see"
+            )
+        split = split._replace(train=own.train)
     thumbnails = Thumbnails(), Thumbnails()
     val_ids, probabilities = extractor.classifier_probabilities(split.val, thumbnails[1])
     train_ids, _ = extractor.plain(split.train, thumbnails[0])

@@ -23,6 +23,8 @@ class TrainingSamples(NamedTuple):
     validation: np.ndarray
     labels: np.ndarray
     """Of all samples of the archive: int64 [N], -1 for none."""
+    name: str
+    """Of those that validate."""
 
 
 def training_samples(archive: Archive, config: DataConfig, *, seed: int) -> TrainingSamples:
@@ -41,12 +43,14 @@ def training_samples(archive: Archive, config: DataConfig, *, seed: int) -> Trai
         samples = _folded(archive, names, config, seed)
     elif names is None or "val" in names:
         split, labels = labelled_split(archive, None if names is None else "val")
-        samples = TrainingSamples(split.train, split.val, labels)
+        samples = TrainingSamples(split.train, split.val, labels, split.name)
     else:
         split, labels = labelled_split(archive)
-        keys = groups_of(archive, split.train)
-        validates = uniform(random_words(seed, 0, keys, Use.SPLIT, 1))[:, 0] < _VALIDATION_SHARE
-        samples = TrainingSamples(split.train[~validates], split.train[validates], labels)
+        samples = TrainingSamples(split.train, split.val, labels, split.name)
+        if split.name == "test":  # which is kept for the end; else nothing of it has labels
+            keys = groups_of(archive, split.train)
+            validates = uniform(random_words(seed, 0, keys, Use.VALIDATION, 1))[:, 0] < _VALIDATION_SHARE
+            samples = TrainingSamples(split.train[~validates], split.train[validates], labels, "random quarter")
     _require_classes(archive, samples, "")
     if config.label_fraction < 1:
         groups = groups_of(archive, samples.train)
@@ -61,7 +65,15 @@ def _folded(archive: Archive, names: np.ndarray | None, config: DataConfig, seed
     ids = np.arange(archive.num_samples)
     labels = archive.columns(ids, ("label",))["label"].astype(np.int64)
     pool = ids[(labels >= 0) & (True if names is None else np.isin(names, ("train", "val")))]
+    if not len(pool):
+        raise UserError(f"{archive.path}: data.folds needs labelled images outside the test split, and there are none")
     groups = groups_of(archive, pool)
+    rest = np.setdiff1d(ids[labels >= 0], pool)
+    if len(rest) and np.isin(groups_of(archive, rest), groups).any():
+        raise UserError(
+            f"{archive.path}: groups of the test split are in the folds too; correct the column split of the labels,"
+            " and prepare anew"
+        )
     for label in np.unique(labels[pool]):
         count = len(np.unique(groups[labels[pool] == label]))
         if count < config.folds:
@@ -73,7 +85,7 @@ def _folded(archive: Archive, names: np.ndarray | None, config: DataConfig, seed
         pool, labels[pool], groups
     )
     train, validation = list(split)[config.fold]
-    return TrainingSamples(pool[train], pool[validation], labels)
+    return TrainingSamples(pool[train], pool[validation], labels, f"fold {config.fold} of {config.folds}")
 
 
 def _require_classes(archive: Archive, samples: TrainingSamples, why: str) -> None:

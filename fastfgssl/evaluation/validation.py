@@ -15,8 +15,7 @@ from fastfgssl.config.files import config_to_values
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.tallies import measure
 from fastfgssl.evaluation.training_samples import TrainingSamples
-from fastfgssl.runtime.agreement import mean_over_ranks
-from fastfgssl.training.checkpoint import load_checkpoint, write_checkpoint
+from fastfgssl.training.checkpoint import DamagedCheckpoint, load_checkpoint, write_checkpoint
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.trainer import checkpoints_of
 
@@ -49,22 +48,31 @@ class Validation(Hook):
         self._run, self._file = run, checkpoints_of(config) / BEST
         epoch = math.ceil(run.num_samples / config.train.batch_size)
         self.every = config.evaluate.every or epoch
-        if run.world.is_main and not run.is_new and self._file.exists():
-            state = load_checkpoint(self._file)
-            self._best_step, self._best = state["step"], state["score"]
-        self._decide(run.start)
+        if run.world.is_main and not run.is_new:
+            self._remember()
+            self._decide(run.start)
 
     def __call__(self, moment: Moment) -> None:
-        if moment.step == 0:
+        if moment.step == 0 or not self._run.world.is_main:
             return
-        if self._run.world.is_main:
-            scores = self._score()
-            moment.logs.update({f"val_{name}": value for name, value in scores.items()})
-            score = scores[self._run.config.evaluate.metric]
-            if score > self._best:
-                self._best_step, self._best = moment.step, score
-                self._keep(moment.step, score)
+        scores = self._score()
+        moment.logs.update({f"val_{name}": value for name, value in scores.items()})
+        score = scores[self._run.config.evaluate.metric]
+        if score > self._best:  # never so for one that is not a number
+            self._best_step, self._best = moment.step, score
+            self._keep(moment.step, score)
         self._decide(moment.step)
+
+    def _remember(self) -> None:
+        """Takes over the best score of earlier starts; without their file the next score is the best again."""
+        if not self._file.exists():
+            return
+        try:
+            state = load_checkpoint(self._file)
+        except DamagedCheckpoint as error:
+            log.warning("%s; the next score counts as the best", error)
+            return
+        self._best_step, self._best = state["step"], state.get("score", -math.inf)
 
     def _score(self) -> dict[str, float]:
         run = self._run
@@ -78,6 +86,8 @@ class Validation(Hook):
             for module, training in was_training:
                 module.training = training
         wanted, classes = run.config.evaluate.metric_classes, self._archive.classes
+        if not np.isfinite(probabilities).all():  # weights that diverged: the loop says so
+            return dict.fromkeys(get_args(Metric), math.nan)
         measured = measure(self._samples.labels[ids], probabilities)
         scores = {name: float(measured[name]) for name in get_args(Metric)}
         if wanted:
@@ -100,14 +110,12 @@ class Validation(Hook):
         write_checkpoint(self._file, state)
 
     def _decide(self, step: int) -> None:
-        """Whether it has been long enough since the best score; the first rank knows, the others are told."""
+        """Whether it has been long enough since the best score."""
         evaluate = self._run.config.evaluate
         # a best step beyond this one is of a run that was killed after it, and will be found again
         waited = max(0, step - self._best_step) // self.every
-        is_over = bool(evaluate.patience) and self._best > -math.inf and waited >= evaluate.patience
-        mine = torch.tensor([float(is_over and self._run.world.is_main)], dtype=torch.float64)
-        self._satisfied = mean_over_ranks(mine, self._run.world).item() > 0
-        if self._satisfied and self._run.world.is_main:
+        self._satisfied = bool(evaluate.patience) and self._best > -math.inf and waited >= evaluate.patience
+        if self._satisfied:
             log.info(
                 "no better %s than %.4g since step %d: ending at step %d",
                 evaluate.metric,

@@ -44,6 +44,10 @@ class ClassifyingNetwork(Network):
         """Modules whose parameters are exactly those that a loss of the logits of `stages` has gradients for."""
         raise NotImplementedError
 
+    def regions(self) -> list[nn.Module]:
+        """What torch.compile takes by itself; see `Backbone.regions`."""
+        raise NotImplementedError
+
     def predict(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images [B, 3, H, W]: the sum of those of all classifiers that were trained."""
         return torch.stack(list(self.logits(images).values())).sum(dim=0)
@@ -110,8 +114,11 @@ class PlainClassifier(ClassifyingNetwork):
         return {"backbone": self(images)}
 
     def modules_of(self, stages: tuple[Stage, ...]) -> list[nn.Module]:
-        """All of it."""
-        return [*self.backbone.modules_of(range(NUM_TAPS)), self.classifier]
+        """All that the last map comes from."""
+        return [*self.backbone.modules_of([NUM_TAPS - 1]), self.classifier]
+
+    def regions(self) -> list[nn.Module]:
+        return self.backbone.regions()
 
     def whole(self, images: Tensor) -> Whole:
         last_map = self.backbone(images)[-1]

@@ -93,11 +93,13 @@ def load_start(
 
     new: what names of tensors begin with that stay as they are. Raises `UserError` as `load_weights`.
     """
-    heads = [name for name in network.state_dict() if not name.startswith(("backbone.", *new))]
-    if heads and any(name in read_state_dict(Path(file)) for name in heads):
+    state = read_state_dict(Path(file))
+    if any(name in state for name in network.state_dict() if not name.startswith(("backbone.", *new))):
         load_weights(network, file, config, new=new)
-    else:
+    elif any(name.startswith("backbone.") for name in state):
         load_weights(backbone, file, config)
+    else:  # of a library, whose names a network of timm keeps one level deeper
+        load_weights(getattr(backbone, "network", backbone), file, config)
 
 
 def require_finite(state: dict[str, Tensor], source: str) -> None:

@@ -6,6 +6,7 @@ and state are part of the network, so that they are trained, saved and resumed w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch, on_device
 from fastfgssl.kernels.jigsaw import jigsaw
 from fastfgssl.loss.class_centres import ClassCentres
-from fastfgssl.loss.classification import cross_entropy
 from fastfgssl.loss.destruction import DestructionHeads, adversarial_loss, alignment_loss, confusion_permutations
 from fastfgssl.loss.rotation import TURNS, four_rotations, rotation_loss
 from fastfgssl.models.classifier import ClassifyingNetwork, Whole
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
+
+ClassLoss = Callable[[Tensor, Tensor], Tensor]
+"""The loss of logits [B, K] by targets, as the configuration has it."""
 
 
 class Auxiliary(nn.Module):
@@ -36,9 +39,15 @@ class Auxiliary(nn.Module):
         return ()
 
     def add_to(
-        self, loss: Tensor, whole: Whole, embeddings: tuple[Tensor, ...], targets: Tensor, draws: Tensor
+        self,
+        loss: Tensor,
+        whole: Whole,
+        embeddings: tuple[Tensor, ...],
+        targets: Tensor,
+        draws: Tensor,
+        class_loss: ClassLoss,
     ) -> Tensor:
-        """`loss`, that of the classes of whole images, with its own part."""
+        """`loss`, that of the classes of whole images, with its own part; class_loss: what `loss` is of logits."""
         raise NotImplementedError
 
     def after_epoch(self) -> None:
@@ -55,7 +64,7 @@ class Centres(Auxiliary):
         self._temperature = supervised.graph_temperature
         self.centres = ClassCentres(len(network.classes), network.num_features, group=world.group)
 
-    def add_to(self, loss, whole, embeddings, targets, draws):
+    def add_to(self, loss, whole, embeddings, targets, draws, class_loss):
         terms = self.centres(whole.features, targets, temperature=self._temperature)
         self.centres.accumulate(whole.features.detach(), targets)
         return loss + self._weights[0] * terms.centre + self._weights[1] * terms.graph
@@ -75,10 +84,10 @@ class Destruction(Auxiliary):
         self._weight = config.supervised.destruction_weight
         self.draws = 2 * self._grid**2
         side, stride = config.data.image_size, network.backbone.tap_strides[-1]
-        if side % self._grid or side // stride % self._grid:
+        if side % self._grid or -(-side // stride) % self._grid:
             raise UserError(
                 f"supervised.destruction_grid = {self._grid}: must divide data.image_size = {side} and the"
-                f" {side // stride} x {side // stride} of the backbone's last map"
+                f" {-(-side // stride)} x {-(-side // stride)} of the backbone's last map"
             )
         self.heads = DestructionHeads(network.backbone.tap_channels[-1], len(network.classes), self._grid)
 
@@ -87,9 +96,9 @@ class Destruction(Auxiliary):
         destroyed = self.heads(torch.cat((whole.last_map, moved.last_map)))
         return moved.logits, *destroyed
 
-    def add_to(self, loss, whole, embeddings, targets, draws):
+    def add_to(self, loss, whole, embeddings, targets, draws, class_loss):
         moved_logits, of_both, places = embeddings
-        moved = cross_entropy(moved_logits, targets, group=self._group)
+        moved = class_loss(moved_logits, targets)
         adversary = adversarial_loss(of_both, targets, group=self._group)
         aligned = alignment_loss(places, confusion_permutations(draws, self._grid), group=self._group)
         return loss + self._weight * (moved + adversary + aligned)
@@ -109,9 +118,9 @@ class Rotation(Auxiliary):
         turned = network.whole(four_rotations(images)[len(images) :])
         return turned.logits, self.classifier(torch.cat((whole.features, turned.features)))
 
-    def add_to(self, loss, whole, embeddings, targets, draws):
+    def add_to(self, loss, whole, embeddings, targets, draws, class_loss):
         turned_logits, turns = embeddings
-        turned = cross_entropy(turned_logits, torch.cat([targets] * (TURNS - 1)), group=self._group)
+        turned = class_loss(turned_logits, torch.cat([targets] * (TURNS - 1)))
         return rotation_loss((loss + (TURNS - 1) * turned) / TURNS, turns, weight=self._weight, group=self._group)
 
 

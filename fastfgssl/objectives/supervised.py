@@ -28,7 +28,7 @@ from fastfgssl.models.backbone import build_backbone
 from fastfgssl.models.classifier import Classifier, ClassifyingNetwork, PlainClassifier, Whole
 from fastfgssl.models.weights import load_start
 from fastfgssl.objectives.auxiliaries import auxiliaries_of, build_auxiliaries, split_draws
-from fastfgssl.objectives.base import Objective, Output, Update, made, place_model
+from fastfgssl.objectives.base import Objective, Output, Update, compiled, made, place_model
 from fastfgssl.objectives.mixing import DRAWS, Mixed, cutmix, mixup, random_permutations
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
@@ -52,13 +52,17 @@ class ClassifyUpdate(Update):
             stage: slice(turn, None, len(puzzles)) if in_turns else slice(None) for turn, stage in enumerate(puzzles)
         }
         self._inputs = _Inputs(config)
-        weights = dict(zip(STAGES, config.loss.weights, strict=True))
+        weights = loss_weights(network, config)
         self._weights = torch.tensor([weights[stage] for stage in stages], device=world.device)
         self._loss = _ClassLoss(config, world)
+        self._embed = compiled(network.regions(), self._look) if config.train.compile else self._look
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """For each stage the logits [b, K] of its rows' puzzles; of whole images what `Whole` holds, and beside it what
         auxiliaries look at."""
+        return self._embed(batch)
+
+    def _look(self, batch: Batch) -> tuple[Tensor, ...]:
         network, images = self._network(), self._inputs.images(batch)
         embeddings: list[Tensor] = []
         for stage in self.stages:
@@ -93,7 +97,7 @@ class ClassifyUpdate(Update):
         loss = self._loss(whole.logits, targets)
         for auxiliary, draws in zip(self._auxiliaries, self._draws(batch, targets.device), strict=True):
             own, others = others[: auxiliary.num_embeddings], others[auxiliary.num_embeddings :]
-            loss = auxiliary.add_to(loss, whole, own, targets, draws)
+            loss = auxiliary.add_to(loss, whole, own, targets, draws, self._loss)
         return loss
 
     def _draws(self, batch: Batch, device: torch.device) -> list[Tensor]:
@@ -154,12 +158,12 @@ class Supervised(Objective):
         is_joint = config.schedule == "joint"
         groups = [heads] if is_joint else [(head,) for head in heads]
         self.updates = [ClassifyUpdate(model, stages, config, world, in_turns=is_joint) for stages in groups]
-        of_stage = dict(zip(STAGES, config.loss.weights, strict=True))
+        of_stage = loss_weights(model, config)
         self.weights = {f"loss_{head}": of_stage[head] for head in heads}
         decay = config.optim.ema_decay
         self._average = WeightAverage(model, decay, shared=(world, world.group)) if decay else None
         self._steps, self._batch_size = 0, config.train.batch_size
-        self._num_samples = sum(config.supervised.class_counts)
+        self._num_samples = max(1, sum(config.supervised.class_counts))
 
     @property
     def scored(self) -> nn.Module:
@@ -192,6 +196,13 @@ def build(config: Config, world: World, *, fresh: bool) -> Supervised:
         )
     if config.loss.cache:
         raise UserError(f"loss.cache: of no use to {config.objective}, whose loss is a mean over images; leave it out")
+    puzzles = sum(head != WHOLE for head in config.train.heads)
+    rows = config.train.batch_size // (world.size * config.train.accumulate)
+    if config.objective.endswith(".joint") and rows < 2 * puzzles:
+        raise UserError(
+            f"train.batch_size = {config.train.batch_size}: supervised.joint shows each of {puzzles} heads a part of a"
+            f" rank's micro-batch, two images or more: at least {2 * puzzles * world.size * config.train.accumulate}"
+        )
     weights = config.model.weights if fresh else "none"
     starts_from_file = weights not in ("imagenet", "none")
     of_backbone = replace(config.model, weights="none" if starts_from_file else weights)
@@ -212,6 +223,13 @@ def build(config: Config, world: World, *, fresh: bool) -> Supervised:
 
 NEW = ("classifier", "auxiliaries")
 """What names of tensors begin with that no pretraining knows."""
+
+
+def loss_weights(network: ClassifyingNetwork, config: Config) -> dict[Stage, float]:
+    """By stage; of a plain classifier the loss is the cross-entropy itself."""
+    if isinstance(network, PlainClassifier):
+        return {WHOLE: 1.0}
+    return dict(zip(STAGES, config.loss.weights, strict=True))
 
 
 class _ClassLoss:

@@ -75,7 +75,7 @@ class Hook:
 
     @property
     def is_satisfied(self) -> bool:
-        """Whether training may end before its time; the same on every rank."""
+        """Whether training may end before its time; asked on the first rank where there is a report."""
         return False
 
     def begin(self, run: Run) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from fastfgssl.config.files import config_to_values
 from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch
 from fastfgssl.objectives.base import Objective
-from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, on_this_rank, shared_errors
+from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, mean_over_ranks, on_this_rank, shared_errors
 from fastfgssl.runtime.distributed import World, set_timeout
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.memory import memory_errors
@@ -140,6 +141,8 @@ class _Reporter:
                 hook.begin(run)
                 if hook.every < 1:
                     raise UserError(f"hook {type(hook).__name__}: every = {hook.every!r}: must be 1 step or more")
+        self._can_end = any(type(hook).is_satisfied is not Hook.is_satisfied for hook in hooks)
+        self._is_satisfied = self._agree()
 
     def is_report(self, step: int) -> bool:
         """Whether the logs of a step are wanted: every so often, and by hooks."""
@@ -148,7 +151,7 @@ class _Reporter:
 
     def is_finished(self, step: int) -> bool:
         """Whether the run is complete after `step` steps, or a hook has seen enough; the same on every rank."""
-        return step >= self._run.steps or any(hook.is_satisfied for hook in self._hooks)
+        return step >= self._run.steps or self._is_satisfied
 
     def call(self, moment: Moment) -> None:
         due = [hook for hook in self._hooks if moment.step == self._run.steps or moment.step % hook.every == 0]
@@ -162,6 +165,15 @@ class _Reporter:
                 hook(moment)
                 if moment.logs:  # the loop's own have it; a hook may have begun a report beside those, as at step 0
                     moment.logs.setdefault("epoch", _epoch(self._run, moment.step))
+        if ranks_meet:
+            self._is_satisfied = self._agree()
+
+    def _agree(self) -> bool:
+        """Whether a hook of the first rank has seen enough, told to the others; where they meet anyway."""
+        if not self._can_end:
+            return False
+        is_satisfied = self._run.world.is_main and any(hook.is_satisfied for hook in self._hooks)
+        return mean_over_ranks(torch.tensor([float(is_satisfied)], dtype=torch.float64), self._run.world).item() > 0
 
 
 def _ending(hook: Hook) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:

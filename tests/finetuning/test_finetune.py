@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.evaluation.checkpoint import evaluate
+from fastfgssl.evaluation.split import groups_of
+from fastfgssl.evaluation.training_samples import training_samples
 from fastfgssl.finetuning import finetune
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
@@ -180,9 +183,6 @@ def test_layers_have_rates_of_their_own(labels_config):
 
 
 def test_folds_share_no_group_and_cover_everything(labels_config):
-    from fastfgssl.evaluation.split import groups_of
-    from fastfgssl.evaluation.training_samples import training_samples
-
     config = labels_config("run", data__folds=3)
     archive = Archive.open(config.data.path)
     validated = []
@@ -201,9 +201,10 @@ def test_folds_share_no_group_and_cover_everything(labels_config):
         ({"data__folds": 50}, "too few for data.folds"),
         ({"data__label_fraction": 0.001}, "a label fraction of 0.001 leaves class"),
         ({"supervised__classes": ["a", "b"]}, "supervised.classes = a, b"),
-        ({"evaluate__metric": "macro_auroc", "evaluate__metric_classes": ["zebra"]}, "no class 'zebra'"),
+        ({"evaluate__metric": "macro_auroc", "evaluate__metric_classes": ["zebra"]}, "is of class 'zebra'"),
         ({"loss__cache": True, "train__accumulate": 2}, "loss.cache: of no use"),
         ({"model__weights": "missing.pt"}, "missing.pt: no such file"),
+        ({"train__batch_size": 4}, "supervised.joint shows each of 3 heads a part"),
     ],
 )
 def test_bad_input_is_one_line(labels_config, changes, message):
@@ -213,6 +214,34 @@ def test_bad_input_is_one_line(labels_config, changes, message):
     assert not Path(labels_config("run").output).exists()
 
 
-def test_pretraining_takes_no_labels_objective(labels_config):
-    with pytest.raises(UserError, match="fastfgssl finetune"):
-        pretrain(labels_config("run"))
+def test_pretraining_takes_nothing_of_fine_tuning(make_config, labels_config):
+    finished = labels_config("run", supervised__classes=["a", "b"], supervised__class_counts=[1, 2])
+    for config in (labels_config("run"), finished):  # the latter as a run's config.yaml has it
+        with pytest.raises(UserError, match="train it by `fastfgssl finetune`"):
+            pretrain(config)
+    for changes in ({"data__folds": 3}, {"supervised__mix": "mixup"}, {"evaluate__patience": 2}):
+        with pytest.raises(UserError, match="does nothing in pretraining"):
+            pretrain(make_config(**changes))
+
+
+def test_a_fold_is_scored_on_what_it_did_not_see(labels_config):
+    config = labels_config("run", data__folds=3, data__fold=1, train__steps=1, evaluate__every=9)
+    checkpoint = finetune(config).checkpoint
+    archive = Archive.open(config.data.path)
+    samples = training_samples(archive, config.data, seed=0)
+    report = evaluate(checkpoint, config.data.path, "finetuned")
+    assert report.split == "fold 1 of 3"
+    assert report.predictions.ids.tolist() == samples.validation.tolist()
+    assert (report.fit_samples, report.overlap.groups) == (len(samples.train), 0)
+    assert list(report.results) == ["head 0", "head 1", "head 2", "all", "sum"]
+    with pytest.raises(UserError, match="the network was fine-tuned on"):
+        evaluate(checkpoint, config.data.path, "finetuned", split="val")
+
+
+def test_a_damaged_best_checkpoint_ends_no_run(labels_config):
+    config = labels_config("run", train__steps=4)
+    finetune(config, stop_signal=StopAt(3))
+    best = Path(config.output) / "checkpoints" / "best.pt"
+    best.write_bytes(best.read_bytes()[:1000])
+    finetune(config)
+    assert load_checkpoint(best)["step"] == 4

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastfgssl.data.batch import Batch
 from fastfgssl.finetuning import finetune
+from fastfgssl.loss.rotation import four_rotations
 from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
@@ -94,7 +95,35 @@ def test_logits_are_shifted_by_the_share_of_a_class_only_while_training(make_obj
     logits = plain.model.predict(batch.puzzle_view)
     torch.testing.assert_close(logits, adjusted.model.predict(batch.puzzle_view))
     want = F.cross_entropy(logits + torch.tensor([8 / 12, 3 / 12, 1 / 12]).log(), batch.labels)
-    torch.testing.assert_close(adjusted.updates[0](batch).logs["loss_all"], want.detach(), rtol=1e-4, atol=1e-5)
+    # of the control it is the loss itself, whatever the weight of the last head
+    torch.testing.assert_close(adjusted.updates[0](batch).loss.detach(), want.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_turned_images_have_the_same_loss_as_whole_ones(make_objective):
+    """Of classes: the logits are shifted for both, and rotation has its share of the loss."""
+    objective = make_objective("supervised.plain", supervised__balance="logits", supervised__rotation_weight=0.1)
+    batch, network = make_batch(), objective.model
+    shift = torch.tensor([8 / 12, 3 / 12, 1 / 12]).log()
+    whole, turned = network.whole(batch.puzzle_view), network.whole(four_rotations(batch.puzzle_view)[12:])
+    of_classes = F.cross_entropy(torch.cat((whole.logits, turned.logits)) + shift, batch.labels.repeat(4))
+    turns = network.auxiliaries[0].classifier(torch.cat((whole.features, turned.features)))
+    want = 0.9 * of_classes + 0.1 * F.cross_entropy(turns, torch.arange(4).repeat_interleave(12))
+    torch.testing.assert_close(objective.updates[0](batch).loss, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_timm_is_a_start(make_objective, tmp_path):
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("test_convnext", num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "timm.pt")
+    objective = make_objective(
+        "supervised.plain",
+        model__backbone="timm/test_convnext",
+        model__width=1.0,
+        model__weights=str(tmp_path / "timm.pt"),
+    )
+    own = objective.model.backbone.network.state_dict()
+    assert own
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in own.items())
 
 
 def test_mixed_images_are_cut_into_puzzles_of_both(make_objective):
