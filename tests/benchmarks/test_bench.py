@@ -16,7 +16,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.benchmarks import loss as loss_suite
 from fastfgssl.benchmarks import read_ahead, reading, scaling
 from fastfgssl.benchmarks import train as train_suite
-from fastfgssl.benchmarks.archive import open_archive, write_index
+from fastfgssl.benchmarks.archive import write_index
 from fastfgssl.benchmarks.measure import CheckFailed, Settings, Suite, require_close
 from fastfgssl.benchmarks.trace import PARTS, Traces, peak_memory, seconds_by_part, write_trace
 from fastfgssl.benchmarks.trainer import TRACED, make_config, train
@@ -159,22 +159,24 @@ def test_the_train_suite_pairs_laps_and_prints_nothing(archive_path, tmp_path, m
     assert sum(parts[name] for name in PARTS) == pytest.approx(parts["step"], rel=0.5)
 
 
-def test_wrong_gradients_make_another_curve(tmp_path):
-    """Gradients that are added up over two ranks, where their mean is due, are twice as large."""
+def test_wrong_gradients_make_another_curve(archive_path, tmp_path):
+    """Gradients that are added up over two ranks, where their mean is due, are twice as large.
+
+    In a smaller network than the suite's, which itself finds out whether rounding moves that one's losses too far.
+    """
 
     def curve(name: str, lr: float) -> list[float]:
-        config = make_config(tmp_path / name, archive, "cpu", steps=scaling.CURVE, log_every=1)
+        config = make_config(tmp_path / name, archive_path, "rehearsal", steps=scaling.CURVE, log_every=1)
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, weight_decay=0.0))
         return [report["loss"] for report in train(config, World.alone(CPU))]
 
     threads, lr = torch.get_num_threads(), scaling.CURVE_LR
-    with open_archive(None) as archive:
-        right, still, sums = curve("right", lr), curve("still", 1e-14), curve("sums", 2 * lr)
-        torch.set_num_threads(1 if threads > 1 else 2)
-        try:
-            rounded = curve("other threads", lr)
-        finally:
-            torch.set_num_threads(threads)
+    right, still, sums = curve("right", lr), curve("still", 1e-14), curve("sums", 2 * lr)
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        rounded = curve("other threads", lr)
+    finally:
+        torch.set_num_threads(threads)
     details = scaling.compare_curves("other threads", rounded, right, still)
     assert details["largest_relative_change_of_losses_by_training"] > 1e-4
     for wrong in (sums, still):
