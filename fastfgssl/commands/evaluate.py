@@ -141,10 +141,10 @@ def _print_classes(console: Console, report: Report) -> list[str]:
         lines.append(f"one group alone, so that nothing is known of its spread: {', '.join(result['one_group'])}")
     overlap = report.overlap
     if overlap is not None:
-        lines.append(
-            f"on both sides of the split: {overlap.groups} groups, {overlap.identical_files} identical files,"
-            f" {overlap.near_duplicates} near-duplicates (cosine of thumbnails {overlap.threshold:g} or more)"
-        )
+        lines += [
+            f"on both sides of the split: {overlap.groups} groups, {overlap.identical_files} identical files,",
+            f"    {overlap.near_duplicates} near-duplicates (cosine of thumbnails {overlap.threshold:g} or more)",
+        ]
         lines += [f"    {scoring} is like {training}: {cosine:.3f}" for scoring, training, cosine in overlap.examples]
     return lines
 
