@@ -136,7 +136,7 @@ def _print_classes(console: Console, report: Report) -> list[str]:
         columns=["", *report.classes],
     )
     beside = [f"{_words(metric)} {_cell(result, metric)}" for metric in _BESIDE]
-    lines = [f"features {shown!r}: {', '.join(beside[:2])},", f"    {', '.join(beside[2:])}"]
+    lines = [f"features {shown!r}:", f"    {', '.join(beside[:2])},", f"    {', '.join(beside[2:])}"]
     if result["one_group"]:
         lines.append(f"one group alone, so that nothing is known of its spread: {', '.join(result['one_group'])}")
     overlap = report.overlap

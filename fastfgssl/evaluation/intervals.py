@@ -34,7 +34,7 @@ from fastfgssl.evaluation.resampling import DRAWS, Resampling
 from fastfgssl.evaluation.tallies import BY_CLASS, MACRO, Values, Weightings, measure, measure_weighted
 
 CONFIDENCE = 0.95
-_SCALES = {"quadratic_weighted_kappa": (-1.0, 2.0)}
+_SCALES = {"quadratic_weighted_kappa": (-1.0, 2.0), "brier_score": (0.0, 2.0)}
 _LOGIT = ("auroc", "average_precision", "quadratic_weighted_kappa")
 _OF_PAIRS = ("auroc", "average_precision", "macro_auroc", "macro_average_precision")
 _NONE = 1e-18  # a variance of rounding
@@ -182,8 +182,7 @@ def _interval(value: np.ndarray, reach: _Reach, spread: _Spread) -> Interval:
 def _within(name: str, interval: Interval) -> Interval:
     """Of what a metric can be: the part for seeds, few of which reach far, knows no bounds."""
     lowest, width = _SCALES.get(name, (0.0, 1.0))
-    highest = np.inf if name == "brier_score" else lowest + width  # 2 with three classes or more
-    return Interval(interval.value, np.maximum(interval.low, lowest), np.minimum(interval.high, highest))
+    return Interval(interval.value, np.maximum(interval.low, lowest), np.minimum(interval.high, lowest + width))
 
 
 def _reach(name: str, value: np.ndarray, spread: _Spread, quantile: np.ndarray, groups: np.ndarray) -> _Reach:
