@@ -26,7 +26,7 @@ class Safetensors(Format):
 
     def check(self, part: Part) -> None:
         try:
-            import safetensors.torch  # noqa: F401
+            import safetensors.torch  # noqa: F401 - only whether it can be had
         except ImportError:
             raise UserError("--format safetensors: needs the package safetensors: pip install safetensors") from None
 
