@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,16 @@ def archive_path(phantom_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("archives") / "phantoms"
     prepare(PrepareOptions(sources=[phantom_folder], out=out, labels=phantom_folder / "labels.csv", shard_size=0.03))
     return out
+
+
+@pytest.fixture(autouse=True)
+def no_log_of_a_command_stays() -> Iterator[None]:
+    """A command that a test runs in this process shows the library's log, as no later test's library does."""
+    logger = logging.getLogger("fastfgssl")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], level, logger.propagate = before
+    logger.setLevel(level)
 
 
 @pytest.fixture

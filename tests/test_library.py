@@ -77,7 +77,7 @@ def test_it_works_in_a_thread_which_may_set_no_signals(phantom_folder, tmp_path)
     [
         (
             {"protocol": "lineer"},
-            r"^protocol = 'lineer': must be one of matching, knn, linear; did you mean 'linear'\?$",
+            r"^protocol = 'lineer': must be one of matching, knn, linear, finetuned; did you mean 'linear'\?$",
         ),
         ({"batch_statistics": "z"}, "^batch_statistics = 'z': must be one of stored, recomputed$"),
         ({"split": "foo"}, "^split = 'foo': must be one of val, test$"),

@@ -223,7 +223,7 @@ def test_memory_that_does_not_suffice_is_one_clear_error(make_config, monkeypatc
     assert list_checkpoints(Path(config.output) / "checkpoints")
 
 
-@pytest.mark.parametrize("place", ["pretraining.build_objective", "training.trainer.TrainingStep"])
+@pytest.mark.parametrize("place", ["training.run.build_objective", "training.trainer.TrainingStep"])
 def test_memory_that_does_not_hold_the_network_is_one_clear_error(make_config, monkeypatch, place):
     monkeypatch.setattr(f"fastfgssl.{place}", lambda *_, **__: torch.empty(2**60))
     with pytest.raises(UserError, match=r"^out of memory while placing the network: lower"):
