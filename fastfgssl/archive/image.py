@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
+from fastfgssl.archive.outcome import PreparedImage, Unusable
+
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -28,28 +30,6 @@ TURNED = range(2, 9)  # its values that mean a turned or mirrored picture; 1 is 
 # Mean absolute difference, in levels, up to which two decoders show the same picture. Rounding of CMYK and palettes
 # stays below 1; of what is misread, a gray + alpha TIFF differs by 18 of 255, Lab by 12, floats by 140.
 SAME_PICTURE = 2.0
-
-
-class PreparedImage(NamedTuple):
-    """An image as it goes into a shard."""
-
-    data: bytes
-    """The encoded image: the very bytes of the file if there are no `changes`."""
-    format: str
-    """jpeg, png, tiff, bmp or webp."""
-    width: int
-    height: int
-    """Pixels, as decoded."""
-    bit_depth: int
-    """8 or 16."""
-    changes: tuple[str, ...]
-    """Why it was encoded anew."""
-    notes: tuple[str, ...]
-    """What the user should know besides."""
-
-
-class Unusable(Exception):
-    """An image that cannot go into the archive. Its text is `kind: detail` or `kind`."""
 
 
 class TrainingDecoder:

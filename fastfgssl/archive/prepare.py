@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastfgssl.archive.image import PreparedImage, TrainingDecoder, Unusable, prepare_image
+from fastfgssl.archive.image import TrainingDecoder, prepare_image
 from fastfgssl.archive.labels import Facts, Labels, labels_of_folders, read_labels
 from fastfgssl.archive.labels_presets import PRESETS, read_preset
+from fastfgssl.archive.outcome import PreparedImage, Unusable
 from fastfgssl.archive.shards import SHARD_BYTES, ArchiveWriter, Sample, check_output
 from fastfgssl.archive.sources import Entry, Found, find_images
 from fastfgssl.archive.workers import in_order

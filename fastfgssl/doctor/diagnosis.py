@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastfgssl.archive.image import TrainingDecoder, Unusable, prepare_image
+from fastfgssl.archive.image import TrainingDecoder, prepare_image
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.outcome import Unusable
 from fastfgssl.config.schema import Config
 from fastfgssl.data.stream import rank_slots, whole_archive
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge

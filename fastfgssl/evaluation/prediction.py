@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfgssl.archive.image import Unusable, read_picture
+from fastfgssl.archive.image import read_picture
 from fastfgssl.archive.manifest import MANIFEST, Archive
+from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.prepare import PrepareOptions
 from fastfgssl.archive.sources import Entry, find_images
 from fastfgssl.config.section import require

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fastfgssl.archive.image import Unusable, plain_picture, upright
+from fastfgssl.archive.image import plain_picture, upright
+from fastfgssl.archive.outcome import Unusable
 from fastfgssl.runtime.errors import UserError
 
 _WHITE = {torch.uint8: 255, torch.uint16: 65535}

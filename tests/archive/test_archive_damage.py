@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastfgssl.archive.image import Unusable
+from fastfgssl.archive.outcome import Unusable
 from helpers.images import DECODER, REAL_DATA, RGB, encode, gradient, real_data, run
 
 REFUSED = {

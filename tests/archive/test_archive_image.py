@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from fastfgssl.archive.image import PreparedImage
+from fastfgssl.archive.outcome import PreparedImage
 from helpers.images import DECODER, RGB, encode, gradient, gradient_16_bit, run, with_orientation
 
 

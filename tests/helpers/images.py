@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastfgssl.archive.image import PreparedImage, TrainingDecoder, prepare_image
+from fastfgssl.archive.image import TrainingDecoder, prepare_image
+from fastfgssl.archive.outcome import PreparedImage
 
 REAL_DATA = os.environ.get("FASTFGSSL_TEST_DATA")
 real_data = pytest.mark.skipif(REAL_DATA is None, reason="FASTFGSSL_TEST_DATA names no folder of real images")

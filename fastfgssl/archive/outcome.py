@@ -1,0 +1,51 @@
+"""What becomes of one file's bytes on their way into an archive."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class PreparedImage(NamedTuple):
+    """An image as it goes into a shard."""
+
+    data: bytes
+    """The encoded image: the very bytes of the file if there are no `changes`."""
+    format: str
+    """jpeg, png, tiff, bmp or webp."""
+    width: int
+    height: int
+    """Pixels, as decoded."""
+    bit_depth: int
+    """8 or 16."""
+    changes: tuple[str, ...]
+    """Why it was encoded anew."""
+    notes: tuple[str, ...]
+    """What the user should know besides."""
+    levels: tuple[int, int] = (0, 255)
+    """Which levels are black and white: of 12-bit pixels in a 16-bit file (0, 4095)."""
+    part: str = ""
+    """Which image of its file it is, such as `frame 12` or `page 3`; empty for the only one."""
+    facts: Facts | None = None
+    """What a header says of how it was made."""
+
+
+class Facts(NamedTuple):
+    """The columns that a header may fill: none can name a person."""
+
+    modality: str | None = None
+    """CT, MR, US, ... (DICOM CS)."""
+    body_part: str | None = None
+    """BodyPartExamined, a defined term."""
+    manufacturer: str | None = None
+    spacing_row: float | None = None
+    spacing_column: float | None = None
+    """Millimetres from one pixel to the next, downwards and to the right."""
+    stored_bits: int | None = None
+
+
+class Unusable(Exception):
+    """An image that cannot go into the archive. Its text is `kind: detail` or `kind`."""
+
+
+class NoImage(Exception):
+    """A file that rightly holds no image, such as a DICOMDIR. Its text is the kind of file."""
