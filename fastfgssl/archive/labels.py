@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fastfgssl.archive.sources import Entry, Found
+from fastfgssl.archive.facts import Column, EntryLabels
+from fastfgssl.archive.listing import ImageFile, Listing
 from fastfgssl.runtime.errors import UserError
 
 GROUP_COLUMNS = ("group", "patient_id", "patient", "lesion_id")
@@ -45,6 +46,14 @@ class Labels(NamedTuple):
     missing: str = ""
     """Parts of a challenge that are not there, and where to get them; empty if none."""
 
+    def columns(self, listing: Listing) -> EntryLabels:
+        """The same of each entry of the listing."""
+        nothing = Facts(None, None, None)
+        said: list[Facts] = [nothing] * len(listing)
+        for row, entry in zip(listing.images.tolist(), listing.entries, strict=True):
+            said[row] = self.facts.get(entry.name, nothing)
+        return EntryLabels(*(Column.of(values) for values in zip(*said, strict=True)))
+
 
 class Row(NamedTuple):
     """A row of a table of labels."""
@@ -61,7 +70,7 @@ def standard_split(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if name.strip().lower() in names), None)
 
 
-def read_labels(table: Path, found: Found, group_column: str | None = None) -> Labels:
+def read_labels(table: Path, found: Listing, group_column: str | None = None) -> Labels:
     """Reads a CSV with the columns `image` and `label` and, if present, a group column and `split`.
 
     `image` is a path relative to a source or to the table's folder, or an id, or a file name with or without its
@@ -79,7 +88,7 @@ def read_labels(table: Path, found: Found, group_column: str | None = None) -> L
     return Labels(facts, _classes(row.facts for row in rows), len(rows), unmatched)
 
 
-def labels_of_folders(found: Found) -> Labels:
+def labels_of_folders(found: Listing) -> Labels:
     """Labels of a tree with a folder for each class: an image's class is the first folder below its source.
 
     Folders of splits (`SPLITS`) may stand above those of the classes, or be the sources themselves; an image that lies
@@ -87,10 +96,10 @@ def labels_of_folders(found: Found) -> Labels:
     Raises UserError if an image lies in no folder, if folders of splits stand beside others, or if all images are of
     one class.
     """
-    folders = {entry.id: _folders(entry, found.roots) for entry in found.entries}
+    folders = {entry.name: _folders(entry, found.roots) for entry in found.entries}
     first = sorted({names[0] for names in folders.values() if names})
     splits = [name for name in first if standard_split(name)]
-    loose = [entry.path for entry in found.entries if not folders[entry.id]]
+    loose = [entry.path for entry in found.entries if not folders[entry.name]]
     if loose:
         raise UserError(
             f"{len(loose)} of the images lie in no folder of a class ({loose[0]}, for one): with labels from folders,"
@@ -116,7 +125,7 @@ def labels_of_folders(found: Found) -> Labels:
     return Labels(facts, classes, 0, [])
 
 
-def _folders(entry: Entry, roots: Sequence[Path]) -> tuple[str, ...]:
+def _folders(entry: ImageFile, roots: Sequence[Path]) -> tuple[str, ...]:
     """Names of the folders from an image's source down to it, the source's own among them if all are splits."""
     root = next(root for root in roots if Path(entry.path).is_relative_to(root))
     below = Path(entry.path).relative_to(root).parts[:-1]
@@ -173,22 +182,22 @@ def _classes(facts: Iterable[Facts]) -> list[str]:
     return sorted({fact.label for fact in facts if fact.label is not None})
 
 
-def ids_by_name(entries: Iterable[Entry]) -> dict[str, set[str]]:
+def ids_by_name(entries: Iterable[ImageFile]) -> dict[str, set[str]]:
     """Ids of images by their file's name, with its suffix and without."""
     by_name: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         name = Path(entry.path).name
-        by_name[name].add(entry.id)
-        by_name[Path(name).stem].add(entry.id)
+        by_name[name].add(entry.name)
+        by_name[Path(name).stem].add(entry.name)
     return by_name
 
 
 class _Finder:
     """Which images a cell of the column `image` can mean."""
 
-    def __init__(self, table: Path, found: Found) -> None:
+    def __init__(self, table: Path, found: Listing) -> None:
         self._folders = [*found.roots, table.resolve().parent]
-        self._exact = {entry.path: entry.id for entry in found.entries} | {e.id: e.id for e in found.entries}
+        self._exact = {entry.path: entry.name for entry in found.entries} | {e.name: e.name for e in found.entries}
         self._by_name = ids_by_name(found.entries)
 
     def __call__(self, cell: str) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastfgssl.archive.labels import Facts, Labels, Row, ids_by_name, match_rows, read_table
-from fastfgssl.archive.sources import Found
+from fastfgssl.archive.listing import Listing
 from fastfgssl.runtime.errors import UserError
 
 
@@ -126,7 +126,7 @@ PRESETS = {
 }
 
 
-def read_preset(name: str, found: Found) -> Labels:
+def read_preset(name: str, found: Listing) -> Labels:
     """What the challenge `name`, a key of `PRESETS`, says of the images that were found.
 
     Its tables lie below the sources, or beside them. Raises UserError if its training images or their tables are
@@ -141,7 +141,7 @@ def read_preset(name: str, found: Found) -> Labels:
     missing: list[Download] = []
     num_rows = 0
     for part in preset.parts:
-        below = {entry.id for entry in found.entries if f"/{part.images.name}/" in entry.path}
+        below = {entry.name for entry in found.entries if f"/{part.images.name}/" in entry.path}
         table = _find_table(part.table, found) if part.table else None
         rows = list(_read_rows(preset, part, table, groups or {})) if table else []
         matched, told = match_rows(rows, partial(_ids, by_name, below), name)
@@ -170,14 +170,14 @@ def _ids(by_name: Mapping[str, set[str]], below: set[str], cell: str) -> set[str
     return ids & below or ids if len(ids) > 1 else ids
 
 
-def _told(lacking: Sequence[Download], preset: Preset, found: Found) -> str:
+def _told(lacking: Sequence[Download], preset: Preset, found: Listing) -> str:
     names = ", ".join(download.name for download in lacking)
     sources = ", ".join(dict.fromkeys(download.source for download in lacking))
     where = ", ".join(map(str, found.roots))
     return f"{names} not found below {where}: download {sources} from {preset.page} and unpack there"
 
 
-def _find_table(wanted: Download, found: Found) -> Path | None:
+def _find_table(wanted: Download, found: Listing) -> Path | None:
     """The table of that name, below a source or beside one; None if there is none."""
     beside = [root.parent / way / wanted.name for root in found.roots for way in ("", Path(wanted.name).stem)]
     tables = [table for table in found.tables if table.name == wanted.name] or [
@@ -189,7 +189,7 @@ def _find_table(wanted: Download, found: Found) -> Path | None:
     return tables[0] if tables else None
 
 
-def _read_groups(preset: Preset, found: Found) -> dict[str | None, str | None] | None:
+def _read_groups(preset: Preset, found: Listing) -> dict[str | None, str | None] | None:
     """The group of each training image by its name; None if the challenge has a table of them, and it is not there."""
     if preset.groups is None:
         return {}

@@ -13,16 +13,17 @@ from fastfgssl.runtime.errors import UserError
 LOCK = ".lock"
 
 
-def lock_folder(folder: Path) -> IO:
+def lock_folder(folder: Path, *, shared: bool = False) -> IO:
     """Makes `folder` if need be and locks it until the file that is returned, `LOCK` in it, is closed.
 
-    The system closes it when the process ends, however it does. Raises `UserError` if another process holds the lock.
+    The system closes it when the process ends, however it does. shared: others that ask for it shared may hold it too.
+    Raises `UserError` if another process holds the lock.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             raise UserError(f"{folder} is being written by another process: wait for it, or stop it") from None

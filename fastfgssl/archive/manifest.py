@@ -4,7 +4,10 @@ DIR/manifest.json          what the archive holds, and the size and checksum of 
 DIR/samples.arrow          a row a sample, one record batch a shard (Arrow IPC file, uncompressed)
 DIR/shards/shard-*.tar     the encoded images (WebDataset convention)
 DIR/shards/shard-*.idx     where they lie (the index of DALI's webdataset reader)
-DIR/quarantine.csv         the images left out, and why
+DIR/accounting.arrow       what became of every input: a row a file, or frame, or page
+
+None of them holds the name of a file or of a person; which input an id stands for is known beside the key alone.
+Archives of version 1 have paths for ids, DIR/quarantine.csv instead of the accounting, and no levels.
 """
 
 from __future__ import annotations
@@ -20,14 +23,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from fastfgssl.archive.accounting import ACCOUNTING, problems, read_accounting
 from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
 from fastfgssl.runtime.files import sha256_of
 
 FORMAT = "fastfgssl-archive"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 TABLE = "samples.arrow"
-QUARANTINE = "quarantine.csv"
+QUARANTINE = "quarantine.csv"  # of archives of version 1
 SHARDS = "shards"
 _CHECKED_BYTES = 64 << 20
 """Largest table that is read as a whole to open it: a tenth of a second."""
@@ -52,7 +56,7 @@ class Archive:
     groups: int
     """Distinct groups (patients, lesions)."""
     quarantined: int
-    """Images that were left out, listed in `quarantine.csv`."""
+    """Images that were left out because something was wrong with them."""
     bit_depth: dict[int, int]
     """Samples by bits a channel, 8 or 16."""
     formats: dict[str, int]
@@ -129,8 +133,10 @@ class Archive:
         """Gathers columns of the samples numbered `ids`, int64 [B], each as an array [B] in the order of `ids`.
 
         Always there: `id` (str, object array), `shard`, `width`, `height`, `crc32` (uint32), `offset`, `size` (uint64,
-        bytes; the offset counts from the start of the tar). In archives with labels: `label` (int32, index in
-        `classes`, -1 for none), `group` (int64, -1 for none), `split` (str or None, object array).
+        bytes; the offset counts from the start of the tar); from version 2 on `low`, `high` (uint16, the levels that
+        are black and white). In archives with labels: `label` (int32, index in `classes`, -1 for none), `group` (int64,
+        -1 for none), `split` (str or None, object array). Where headers said so: the columns of `outcome.Facts` (str or
+        None; float32, nan for none; int32, -1 for none).
         Raises IndexError for an id outside 0..N-1, UserError for a column that the archive has not.
         """
         ids = np.asarray(ids, dtype=np.int64)
@@ -148,13 +154,15 @@ class Archive:
 
     def verify(self) -> list[str]:
         """Reads every byte and returns what is wrong with the archive, a line a problem; nothing if all is well."""
-        problems = []
+        found = []
         table_is_intact = sha256_of(self.path / TABLE) == self._manifest["table"]["sha256"]
         if not table_is_intact:
-            problems.append(f"{TABLE}: {_CHECKSUM_DIFFERS}")
+            found.append(f"{TABLE}: {_CHECKSUM_DIFFERS}")
         for shard in range(len(self.shard_sizes)):
-            problems += self._verify_shard(shard, table_is_intact)
-        return problems
+            found += self._verify_shard(shard, table_is_intact)
+        if "accounting" in self._manifest:  # since version 2
+            found += self._verify_accounting()
+        return found
 
     def _dtype(self, name: str) -> np.dtype:
         try:
@@ -182,7 +190,10 @@ class Archive:
             view = self._views[shard, name] = column.to_numpy()  # of the mapped file itself
             return view[rows]
         taken = column.take(pa.array(rows))
-        return (taken if pa.types.is_string(taken.type) else taken.fill_null(-1)).to_numpy(zero_copy_only=False)
+        if pa.types.is_string(taken.type):
+            return taken.to_numpy(zero_copy_only=False)
+        nothing = float("nan") if pa.types.is_floating(taken.type) else -1
+        return taken.fill_null(nothing).to_numpy(zero_copy_only=False)
 
     def _check(self, shard: int, name: str) -> None:
         """Raises ArrowInvalid unless a shard's column can be read, and its samples lie within the shard."""
@@ -196,6 +207,14 @@ class Archive:
             fits &= bool((size <= facts["bytes"]).all())
         if not fits:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
+
+    def _verify_accounting(self) -> list[str]:
+        try:
+            if sha256_of(self.path / ACCOUNTING) != self._manifest["accounting"]["sha256"]:
+                return [f"{ACCOUNTING}: {_CHECKSUM_DIFFERS}"]
+        except OSError as error:
+            return [f"{ACCOUNTING}: {error.strerror}"]
+        return problems(read_accounting(self.path), self._manifest["inputs"], self.num_samples)
 
     def _verify_shard(self, shard: int, table_is_intact: bool) -> Iterator[str]:
         facts = self._manifest["shards"][shard]

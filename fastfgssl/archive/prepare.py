@@ -1,161 +1,81 @@
-"""From sources to an archive: worker processes verify the images, this one writes them in order."""
+"""From sources to an archive: list, make parts, plan, write shards, publish.
+
+Workers do all that costs time, a chunk of files or a shard at once, and write what they make to the disk under a name
+that follows from what it is made of. So a run that was killed goes on where it was, and several machines may share the
+work; and the finished archive is the same.
+"""
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
-from fastfgssl.archive.image import TrainingDecoder, prepare_image
-from fastfgssl.archive.labels import Facts, Labels, labels_of_folders, read_labels
+import numpy as np
+
+from fastfgssl.archive.assemble import Ids, assemble
+from fastfgssl.archive.base import Base
+from fastfgssl.archive.keys import load_key
+from fastfgssl.archive.labels import Labels, labels_of_folders, read_labels
 from fastfgssl.archive.labels_presets import PRESETS, read_preset
-from fastfgssl.archive.outcome import PreparedImage, Unusable
-from fastfgssl.archive.shards import SHARD_BYTES, ArchiveWriter, Sample, check_output
-from fastfgssl.archive.sources import Entry, Found, find_images
-from fastfgssl.archive.workers import in_order
+from fastfgssl.archive.listing import Listing, find_images
+from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
+from fastfgssl.archive.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
+from fastfgssl.archive.plan import DonePart
+from fastfgssl.archive.publish import LISTING, Place
+from fastfgssl.archive.sources.base import SourceOptions
+from fastfgssl.archive.workers import NO_ITEM, Death, run_tasks
 from fastfgssl.runtime.environment import available_cores
-from fastfgssl.runtime.errors import UserError, require_one_of
+from fastfgssl.runtime.errors import UserError
 
-MIB = 1 << 20
-_LABELS = ("labels", "labels_preset", "labels_from")
+__all__ = ["MIB", "PrepareOptions", "Progress", "Summary", "prepare"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """What `prepare` is asked to do."""
-
-    sources: Sequence[Path]
-    """Folders and single files."""
-    out: Path
-    """The archive's folder; it must not exist unless `overwrite`, and lie in none of the sources."""
-    labels: Path | None = None
-    """A CSV, see `labels.read_labels`."""
-    group_column: str | None = None
-    """Its column that says which images belong together."""
-    labels_preset: str | None = None
-    """A challenge whose tables lie below the sources or beside them: a key of `labels_presets.PRESETS`."""
-    labels_from: Literal["folders"] | None = None
-    """folders: an image's class is the folder it lies in, see `labels.labels_of_folders`."""
-    short_side: int | None = None
-    """Larger images are made smaller, to this many pixels on their short side."""
-    workers: int | None = None
-    """Processes; default: one a core."""
-    shard_size: float = SHARD_BYTES / MIB
-    """MiB of images in a shard, at most, unless a single one has more."""
-    max_pixels: int = 100_000_000
-    """Larger images are quarantined without decoding them: small files can claim any size."""
-    overwrite: bool = False
-    """Replace the archive at `out`, once the new one is complete."""
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise UserError("give at least one source: a folder, or an image file")
-        for name in ("short_side", "workers", "shard_size", "max_pixels"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name.replace('_', '-')} must be above 0, not {value}")
-        if self.labels_preset is not None:
-            require_one_of("labels-preset", self.labels_preset, PRESETS)
-        if self.labels_from is not None:
-            require_one_of("labels-from", self.labels_from, ("folders",))
-        given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} each say what images show: give one of them")
-        if self.group_column is not None and self.labels is None:
-            raise UserError("group-column names a column of the labels: give --labels too")
-        out = self.out.resolve()
-        for source in (path.resolve() for path in self.sources):
-            if out == source or source in out.parents or out in source.parents:
-                raise UserError(f"the archive {self.out} and the source {source} must not contain each other")
+OnProgress = Callable[[Progress], None]
 
 
-@dataclass(kw_only=True)
-class Summary:
-    """What `prepare` did."""
+def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: None) -> Summary:
+    """Makes the archive, or adds to it, and calls `on_progress` after each chunk of images.
 
-    samples: int = 0
-    changed: Counter[str] = field(default_factory=Counter)
-    """Images encoded anew, by reason; one may have several."""
-    notes: Counter[str] = field(default_factory=Counter)
-    """Other things to know of images that are in the archive."""
-    quarantined: Counter[str] = field(default_factory=Counter)
-    """Images left out, by kind of reason; the archive's `quarantine.csv` has each."""
-    other_files: Counter[str] = field(default_factory=Counter)
-    """Files that are no images by their name, by suffix, or by the pattern that leaves them out."""
-    labelled: int = 0
-    classes: int = 0
-    unmatched: list[str] = field(default_factory=list)
-    """Rows of the labels that match no image, or several."""
-    missing: str = ""
-    """Parts of a challenge that are not there, and where to get them."""
-    shards: int = 0
-    bytes: int = 0
-    """Size of all shards."""
-    seconds: float = 0.0
-
-
-class Progress(NamedTuple):
-    """How far it has come."""
-
-    done: int
-    total: int
-    quarantined: int
-
-
-def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = lambda progress: None) -> Summary:
-    """Makes the archive and calls `on_progress` after each image.
-
-    Raises UserError for bad input and for whatever hinders the work, such as a full disk or a worker that is killed.
-    No archive is left then, nor after any other exception.
+    Raises UserError for bad input and for whatever hinders the work, such as a full disk or more files that cannot be
+    read than `options.max_unreadable`. The archive at `options.out` is then what it was before, as after any other
+    exception; what is done is kept beside it, for the same command to go on from.
     """
     start = time.monotonic()
-    check_output(options.out.resolve(), options.overwrite)  # before minutes go into finding the images
-    preset = PRESETS[options.labels_preset] if options.labels_preset else None
-    found = find_images(
-        options.sources, leave_out=preset.leave_out if preset else (), advice=preset.advice if preset else ""
-    )
-    labels = _read_labels(options, found)
-    summary = Summary(other_files=found.other_files)
-    if labels:
-        summary.unmatched, summary.missing = labels.unmatched, labels.missing
-        summary.classes = len(labels.classes)
-    writer = ArchiveWriter(
-        options.out,
-        classes=labels.classes if labels else None,
-        short_side=options.short_side,
-        shard_bytes=int(options.shard_size * MIB),
-        overwrite=options.overwrite,
-    )
-    results = in_order(
-        _Verification(options.short_side, options.max_pixels), found.entries, options.workers or available_cores()
-    )
-    with writer, closing(results):
-        for done, (entry, result) in enumerate(zip(found.entries, results, strict=True), start=1):
-            if isinstance(result, Unusable):
-                writer.quarantine(entry.id, entry.path, str(result))
-                summary.quarantined[str(result).split(":")[0]] += 1
-            else:
-                facts = labels.facts.get(entry.id) if labels else None
-                writer.add(_sample(entry, result, facts))
-                summary.changed.update(result.changes)
-                summary.notes.update(result.notes)
-            on_progress(Progress(done, len(found.entries), summary.quarantined.total()))
-        manifest = writer.commit()
-    summary.samples = manifest["samples"]
-    summary.labelled = manifest["labelled"]
-    summary.shards = len(manifest["shards"])
-    summary.bytes = sum(shard["bytes"] for shard in manifest["shards"])
+    share = options.share()
+    place = Place(options.out, overwrite=options.overwrite)
+    with place.held(shared=share is not None):
+        preset = PRESETS[options.labels_preset] if options.labels_preset else None
+        listing = find_images(
+            options.sources,
+            SourceOptions(preset.leave_out if preset else (), options.follow_links),
+            advice=preset.advice if preset else "",
+            file=None if share else place.work / LISTING,
+        )
+        labels = None if share else _read_labels(options, listing)
+        base = _base(options, place)
+        summary = Summary(found=len(listing.images), samples=base.num_samples, other_files=listing.other_files)
+        if labels:
+            summary.unmatched, summary.missing, summary.classes = labels.unmatched, labels.missing, len(labels.classes)
+        known = np.zeros(len(listing), bool)
+        if base.path is not None or not options.dry_run:
+            ids = Ids(listing, load_key(options.key_file))
+            base.check_key(ids.key, options.key_file)
+            known = base.known(ids.binary, retry=options.retry)
+            summary.known = int(known[listing.images].sum())
+            summary.grown = ids.grown(base, known)
+        todo = listing.images[~known[listing.images]]
+        if not options.dry_run and (share or not known.all()):
+            parts = _make_parts(options, place, listing, todo, on_progress)
+            if not share:
+                assemble(options, place, base, ids, labels, known, parts, summary, on_progress)
+        elif not share:
+            place.leave()
     summary.seconds = time.monotonic() - start
     return summary
 
 
-def _read_labels(options: PrepareOptions, found: Found) -> Labels | None:
+def _read_labels(options: PrepareOptions, found: Listing) -> Labels | None:
     if options.labels_preset:
         return read_preset(options.labels_preset, found)
     if options.labels_from:
@@ -163,46 +83,85 @@ def _read_labels(options: PrepareOptions, found: Found) -> Labels | None:
     return read_labels(options.labels, found, options.group_column) if options.labels else None
 
 
-def _sample(entry: Entry, image: PreparedImage, facts: Facts | None) -> Sample:
-    return Sample(
-        entry.id,
-        image.data,
-        image.format,
-        image.width,
-        image.height,
-        image.bit_depth,
-        *(facts or Facts(None, None, None)),
-    )
+def _base(options: PrepareOptions, place: Place) -> Base:
+    """The archive that is added to; an empty one if there is none, or none that stays."""
+    if options.overwrite or not place.holds_archive():
+        return Base()
+    base = Base(place.out)
+    if base.manifest["short_side"] != options.short_side:
+        limit = base.manifest["short_side"]
+        raise UserError(
+            f"{place.out} was made {f'with --short-side {limit}' if limit else 'without --short-side'}: add to it in"
+            " the same way, or take --overwrite to make it anew"
+        )
+    return base
 
 
-class _Verification:
-    """What a worker does with an entry: returns the image, or what is wrong with it."""
+def _make_parts(
+    options: PrepareOptions, place: Place, listing: Listing, rows: np.ndarray, on_progress: OnProgress
+) -> list[DonePart]:
+    """Makes the parts of `rows` of the listing that are not there yet, or this process's share of them."""
+    made_before = {path.name for path in place.parts.iterdir()}
+    share = options.share()
+    order: list[tuple[str, np.ndarray]] = []
+    progress = Progress(0, len(rows), 0)
+    unreadable, example, allowed = 0, "", max(1, int(options.max_unreadable * len(rows)))
+    incomplete = set()
 
-    def __init__(self, short_side: int | None, max_pixels: int) -> None:
-        self._short_side, self._max_pixels = short_side, max_pixels
-        self._decoder: TrainingDecoder | None = None  # made in the worker
+    def tasks() -> Iterator[Chunk]:
+        nonlocal progress
+        for number, chunk in enumerate(chunks(listing, rows, options.part_options())):
+            if share and number % share[1] != share[0] - 1:
+                continue
+            order.append((chunk.digest, chunk.rows))
+            if chunk.digest in made_before:
+                progress = progress._replace(done=progress.done + len(chunk.rows))
+            else:
+                yield chunk
 
-    def __call__(self, entry: Entry) -> PreparedImage | Unusable:
-        self._decoder = self._decoder or TrainingDecoder()
-        try:
-            data = entry.read()
-        except OSError as error:
-            return Unusable(f"cannot be read: {error.strerror}")
-        try:
-            with _quiet():
-                return prepare_image(data, self._decoder, short_side=self._short_side, max_pixels=self._max_pixels)
-        except Unusable as unusable:
-            return unusable
+    part: Part
+    maker = PartMaker(place.parts, listing.sources, options.part_options())
+    workers = options.workers or available_cores()
+    results = run_tasks(maker, tasks(), workers, max_seconds=options.max_seconds, after_death=_Blame())
+    with closing(results):
+        for part in results:
+            unreadable += part.outcomes["unreadable"]
+            example = example or part.example
+            if part.outcomes["unreadable"]:
+                incomplete.add(part.digest)
+            if unreadable > allowed:
+                raise UserError(
+                    f"{unreadable} of the first {progress.done + part.entries} of {len(rows)} files cannot be read,"
+                    f" {example} for one: is a disk or a server away? Nothing was replaced, and what is done is kept:"
+                    " once they can be read, the same command goes on (--max-unreadable says how many may be lost)"
+                )
+            quarantined = progress.quarantined + part.outcomes["quarantined"] + part.outcomes["unreadable"]
+            progress = progress._replace(done=progress.done + part.entries, quarantined=quarantined)
+            on_progress(progress)
+    on_progress(progress)
+    return [
+        DonePart(place.parts / (digest + UNREADABLE * (digest in incomplete)), of_listing)
+        for digest, of_listing in order
+    ]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what C libraries write to file descriptor 2 off the user's screen: the quarantine list tells it better."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+class _Blame:
+    """What becomes of a chunk whose worker has ended: it is begun again, without the file that it ended at.
+
+    Unless the worker took too long, the file has a second chance: somebody else may have killed it.
+    """
+
+    def __init__(self) -> None:
+        self._deaths: Counter[tuple[str, int]] = Counter()
+
+    def __call__(self, death: Death) -> Chunk:
+        chunk: Chunk = death.task
+        if death.item == NO_ITEM:
+            return chunk
+        self._deaths[chunk.digest, death.item] += 1
+        if not death.timed_out and self._deaths[chunk.digest, death.item] == 1:
+            return chunk
+        blame = "quarantined", death.reason
+        if death.timed_out and death.stage == READING:
+            blame = "unreadable", f"cannot be read: {death.reason}"
+        return chunk._replace(blamed=chunk.blamed | {death.item: blame})

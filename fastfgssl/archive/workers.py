@@ -1,16 +1,19 @@
-"""A function over many items, computed by worker processes, its results in order and bounded in number.
+"""Tasks of many items, done by worker processes that may be killed, crash or hang without an end to the whole.
 
-Beside `concurrent.futures` it names the item at which a worker was killed, ends at once on Ctrl-C, leaves no process
-behind, and holds only so many results that wait for an earlier one.
+A worker says in shared memory which item it is at and since when. One that takes too long is killed; what becomes of
+the task of a worker that ends before its time is for the caller to say. No process is left behind, however it ends.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,85 +21,171 @@ from typing import Any, NamedTuple
 
 from fastfgssl.runtime.errors import UserError
 
-AHEAD = 4  # items for each worker that may be in work or wait for an earlier one: what bounds the memory
+NO_ITEM = -1
+_LOOK_EVERY = 0.5  # seconds between two looks at how long workers have been at their items
+_STARTS = 3  # of a worker that dies before it begins anything
+_PR_SET_PDEATHSIG = 1
+_JOIN_SECONDS = 5.0  # a process in the middle of a call to a file server that does not answer cannot end
+
+
+class Watch:
+    """What a worker is at, as both it and its parent see it."""
+
+    def __init__(self, shared: Any) -> None:
+        self._shared = shared  # double [3]: item, stage, since
+
+    def begin(self, item: int, stage: int = 0) -> None:
+        """The worker is at `item` of its task from now on, at a `stage` that is its own to number."""
+        self._shared[:] = item, stage, time.monotonic()
+
+    def rest(self) -> None:
+        """The worker is at no item."""
+        self.begin(NO_ITEM)
+
+    def read(self) -> tuple[int, int, float]:
+        """The item, its stage, and the seconds since it was begun."""
+        item, stage, since = self._shared[:]
+        return int(item), int(stage), time.monotonic() - since
+
+
+class Death(NamedTuple):
+    """How a worker ended."""
+
+    task: Any
+    item: int
+    """Which item of its task it was at, `NO_ITEM` for none."""
+    stage: int
+    reason: str
+    """Such as `killed its worker (SIGSEGV)`."""
+    timed_out: bool
 
 
 class _Worker(NamedTuple):
     process: BaseProcess
     pipe: Connection
+    watch: Watch
 
 
-def in_order(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Generator[Any, None, None]:
-    """Yields function(item) for each item, in order, computed by `workers` processes.
+Function = Callable[[Any, Watch], Any]
 
-    A result waits for the earlier ones, so at most `AHEAD` results for each worker exist at a time. The processes end
-    with the generator, and by themselves if this process is killed. Raises UserError if a worker is killed.
+
+def run_tasks(
+    function: Function,
+    tasks: Iterable[Any],
+    workers: int,
+    *,
+    max_seconds: float = float("inf"),
+    after_death: Callable[[Death], Any],
+) -> Generator[Any, None, None]:
+    """Yields function(task, watch) for each task, as they are done, computed by up to `workers` processes.
+
+    `tasks` are taken as they are needed. A worker that is at one item for more than `max_seconds` is killed.
+    `after_death` returns the task to give to another worker. The processes end with the generator, and by themselves if
+    this process is killed. An OSError or UserError of the function is raised here; any other is a RuntimeError, and its
+    traceback is printed.
     """
-    with _ignored_interrupt():  # Ctrl-C reaches every process of the terminal: workers inherit that they ignore it
-        pool = [_start(function) for _ in range(min(workers, len(items)))]
+    waiting = iter(tasks)
+    again: list[Any] = []
+    idle: list[_Worker] = []
+    busy: dict[Connection, tuple[_Worker, Any]] = {}
+    dead_starts = 0
+
+    def next_task() -> Any:
+        return again.pop() if again else next(waiting, None)
+
     try:
-        idle = list(pool)
-        busy: dict[Connection, tuple[_Worker, int]] = {}
-        finished: dict[int, Any] = {}
-        given = due = 0
-        while due < len(items):
-            while idle and given < min(len(items), due + AHEAD * len(pool)):
-                worker = idle.pop()
-                try:
-                    worker.pipe.send(items[given])
-                except OSError:
-                    raise _death(worker, items[given]) from None
-                busy[worker.pipe] = worker, given
-                given += 1
-            ready = wait(list(busy))
+        task = next_task()
+        while task is not None or busy:
+            while task is not None and len(busy) < workers:
+                worker = idle.pop() if idle else _start(function)
+                with suppress(OSError):  # it is dead, which the end of its pipe tells below
+                    worker.pipe.send(task)
+                busy[worker.pipe] = worker, task
+                task = next_task()
+            ready = wait(list(busy), timeout=_LOOK_EVERY)
+            deaths = []
             for pipe in [pipe for pipe in busy if pipe in ready]:
-                worker, index = busy.pop(pipe)
+                worker, done = busy[pipe]
                 try:
-                    finished[index] = pipe.recv()
+                    result = pipe.recv()
                 except (EOFError, OSError):
-                    raise _death(worker, items[index]) from None
+                    del busy[pipe]
+                    deaths.append(_death(worker, done))
+                    continue
+                del busy[pipe]
+                if isinstance(result, Exception):
+                    raise result
                 idle.append(worker)
-            while due in finished:
-                yield finished.pop(due)
-                due += 1
+                dead_starts = 0
+                yield result
+            for pipe, (worker, late) in list(busy.items()):
+                item, stage, seconds = worker.watch.read()
+                if item != NO_ITEM and seconds > max_seconds:
+                    del busy[pipe]
+                    _end([worker])
+                    deaths.append(Death(late, item, stage, f"took more than {max_seconds:g} s", True))
+            for death in deaths:
+                dead_starts += death.item == NO_ITEM
+                if dead_starts >= _STARTS:
+                    raise UserError(
+                        f"workers end before they begin ({death.reason}): if memory ran out, take fewer --workers"
+                    )
+                again.append(after_death(death))
+            if task is None:
+                task = next_task()
     finally:
-        for worker in pool:
-            worker.process.kill()  # it holds nothing that would have to be put in order
-        for worker in pool:
-            worker.process.join()
-            worker.pipe.close()
+        _end([*idle, *(worker for worker, _ in busy.values())])
 
 
-def _start(function: Callable[[Any], Any]) -> _Worker:
+def _start(function: Function) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of pyarrow's and rich's threads
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(function, theirs), daemon=True)
-    process.start()
+    shared = context.RawArray(ctypes.c_double, 3)
+    watch = Watch(shared)
+    watch.rest()
+    process = context.Process(target=_serve, args=(function, theirs, shared), daemon=True)
+    with _ignored_interrupt():  # Ctrl-C reaches every process of the terminal: workers inherit that they ignore it
+        process.start()
     theirs.close()  # so that the end of the worker is the end of the pipe
-    return _Worker(process, ours)
+    return _Worker(process, ours, watch)
 
 
-def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()  # it holds nothing that would have to be put in order
+    for worker in workers:
+        worker.process.join(_JOIN_SECONDS)
+        worker.pipe.close()
+
+
+def _serve(function: Function, pipe: Connection, shared: Any) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # decoders would set up a GPU in each worker, which none of them uses
+    watch = Watch(shared)
     while True:
         try:
-            item = pipe.recv()
+            task = pipe.recv()
         except (EOFError, ConnectionError):  # the parent is gone
             return
-        result = function(item)
+        try:
+            result = function(task, watch)
+        except (OSError, UserError) as error:
+            result = error
+        except Exception:
+            traceback.print_exc()
+            result = RuntimeError("a worker failed; its traceback is above")
+        watch.rest()
         with suppress(ConnectionError):
             pipe.send(result)
 
 
-def _death(worker: _Worker, item: Any) -> Exception:
-    worker.process.join()
+def _death(worker: _Worker, task: Any) -> Death:
+    item, stage, _ = worker.watch.read()
+    worker.process.join(_JOIN_SECONDS)
     code = worker.process.exitcode or 0
-    if code >= 0:
-        return RuntimeError(f"a worker failed at {item}; its traceback is above")
-    return UserError(
-        f"a worker was killed by {signal.Signals(-code).name} at {item}: if memory ran out, take fewer --workers "
-        "or a lower --max-pixels; if it happens again at that file, move the file away"
-    )
+    worker.pipe.close()
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return Death(task, item, stage, f"killed its worker ({how})", False)
 
 
 @contextmanager

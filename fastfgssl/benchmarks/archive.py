@@ -16,11 +16,11 @@ import pyarrow as pa
 from fastfgssl.archive.manifest import FORMAT, MANIFEST, SHARDS, TABLE, VERSION
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import PrepareOptions, prepare
-from fastfgssl.archive.shards import COLUMNS
+from fastfgssl.archive.tables import COLUMNS
 from fastfgssl.runtime.errors import UserError
 
 WIDTH, HEIGHT = 600, 450
-ROW = 48  # bytes of a sample in a generated table, rounded up
+ROW = 52  # bytes of a sample in a generated table, rounded up
 
 
 @contextmanager
@@ -66,6 +66,8 @@ def write_index(folder: Path, num_samples: int, *, samples_a_shard: int = 10_000
                 "width": np.full(count, WIDTH),
                 "height": np.full(count, HEIGHT),
                 "crc32": np.full(count, zlib.crc32(bytes(size))),  # of a file without contents
+                "low": np.full(count, 0),
+                "high": np.full(count, 255),
             }
             arrays = [pa.array(columns[field.name], field.type) for field in schema]
             writer.write_batch(pa.record_batch(arrays, schema=schema))

@@ -5,8 +5,10 @@ fastfgssl prepare tree --out archive --labels-from folders
 fastfgssl prepare downloads --out archive --labels-preset isic2018
 fastfgssl prepare --verify archive
 
-Every image is decoded completely, by Pillow and by the decoder that training uses. What is not usable is listed with
-the reason in the archive's quarantine.csv. The archive appears at --out when it is complete, and not before.
+Every image is decoded completely, by Pillow and by the decoder that training uses. The archive appears at --out when it
+is complete, and not before; the same command goes on where one was stopped or killed. If --out holds an archive, what
+is new in the sources is added to it. It holds no name of a file or a patient: names, and what became of each file, are
+in a table beside the key, which by default are both in a folder OUT.private, to be kept to yourself.
 """
 
 from __future__ import annotations
@@ -19,10 +21,18 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from fastfgssl.archive.labels_presets import PRESETS
-from fastfgssl.archive.manifest import QUARANTINE, Archive
+from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import MIB, PrepareOptions, Progress, Summary, prepare
 from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line, print_table
 from fastfgssl.runtime.errors import UserError
+
+_LIMITS = (
+    ("max-pixels", int, "images with more are quarantined undecoded"),
+    ("max-bytes", int, "files with more are quarantined unread"),
+    ("max-seconds", float, "files that take longer are quarantined"),
+    ("max-memory", float, "MiB that one file may take; those that need more are quarantined"),
+    ("max-unreadable", float, "share of the files that may be unreadable before the run ends"),
+)
 
 
 def main() -> int | None:
@@ -37,13 +47,15 @@ def main() -> int | None:
     with ProgressLine(console, *columns) as line:
 
         def show(progress: Progress) -> None:
-            rate = f"{line.speed:.0f} images/s, " if line.speed else ""
-            state = f"{rate}{progress.quarantined:,} quarantined"
+            rate = f"{line.speed:.0f} {progress.stage}/s, " if line.speed else ""
+            state = f"{rate}{progress.quarantined:,} quarantined" if progress.stage == "images" else progress.stage
             line.update(progress.done, progress.total, state)
-            line.line(f"{progress.done:,} of {progress.total:,} images, {state}")
+            line.line(f"{progress.done:,} of {progress.total:,} {progress.stage}, {state}")
 
         summary = prepare(options, show)
     print_table(console, report_rows(options, summary))
+    if options.part or options.dry_run:
+        return None
     archive = shlex.quote(str(options.out))
     print_line(console, f"\nnext: fastfgssl train --config paper data.path={archive} output=runs/first")
     if options.labels_preset:
@@ -81,13 +93,22 @@ def parse_arguments() -> argparse.Namespace:
         help="of images (default %(default)g)",
     )
     add(
-        "--max-pixels",
-        type=int,
-        metavar="N",
-        default=PrepareOptions.max_pixels,
-        help="limit of an image (default %(default)d)",
+        "--duplicates",
+        choices=["drop", "keep"],
+        default=PrepareOptions.duplicates,
+        help="images whose pixels are those of an earlier one (default %(default)s)",
     )
+    for name, kind, what in _LIMITS:
+        default = getattr(PrepareOptions, name.replace("-", "_"))
+        add(f"--{name}", type=kind, metavar="N", default=default, help=f"{what} (default {default:g})")
+    add("--key", type=Path, metavar="FILE", help="key of the names, made if absent (default OUT.private/key)")
+    add("--follow-links", action="store_true", help="follow symbolic links that lead out of a source")
+    add("--retry", action="store_true", help="add, and take what was quarantined or unreadable once again")
     add("--overwrite", action="store_true", help="replace the archive at --out once the new one is complete")
+    add(
+        "--part", metavar="I/N", help="do the I-th of N shares of the work, as on several machines; then run without it"
+    )
+    add("--dry-run", action="store_true", help="say what there is to do, and do nothing")
     add(
         "--verify",
         type=Path,
@@ -113,24 +134,43 @@ def verify(path: Path) -> int:
 
 
 def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str, str]]:
-    rate = (summary.samples + summary.quarantined.total()) / summary.seconds
+    def example(what: str) -> str:
+        return f", e.g. {summary.examples[what]}" if what in summary.examples else ""
+
+    done = summary.added + summary.duplicates + summary.quarantined.total()
     shards = f"{summary.shards:,} shard{'s' * (summary.shards != 1)}"
-    yield "kept", f"{summary.samples:,} images in {shards}, {summary.bytes / MIB:,.1f} MiB"
-    if summary.classes:
+    if options.part or options.dry_run:
+        yield "found", f"{summary.found:,} images, {summary.found - summary.known:,} of them new"
+    elif not done:
+        yield "nothing new", f"{options.out} has accounted for all {summary.known:,} images that were found"
+    else:
+        yield "kept", f"{summary.samples:,} images in {shards}, {summary.bytes / MIB:,.1f} MiB"
+    if summary.known and done:
+        yield "added", f"{summary.added:,} of them; {summary.known:,} images that were found were known"
+    if summary.grown:
+        yield "not renewed", f"{len(summary.grown):,} files have another size than when added, e.g. {summary.grown[0]}"
+    if summary.classes and done:
         yield "labels", f"{summary.labelled:,} images have one of {summary.classes:,} classes"
     if summary.unmatched:
         where = options.labels or f"{options.labels_preset}'s tables"
         yield "unmatched", f"{len(summary.unmatched):,} rows of {where}, e.g. {summary.unmatched[0]}"
     if summary.missing:
         yield "missing", summary.missing
-    for reason, count in summary.changed.most_common():
-        yield "changed", f"{count:,} x {reason}"
-    for note, count in summary.notes.most_common():
-        yield "note", f"{count:,} x {note}"
-    for reason, count in summary.quarantined.most_common():
-        yield "quarantined", f"{count:,} x {reason}"
-    if summary.quarantined:
-        yield "", f"each is listed in {options.out / QUARANTINE}"
-    for suffix, count in summary.other_files.most_common(5):
-        yield "other files", f"{count:,} x {suffix}"
-    yield "time", f"{summary.seconds:,.1f} s, {rate:,.0f} images/s"
+    if summary.duplicates:
+        yield "duplicates", f"{summary.duplicates:,} x left out: the same pixels as another image"
+    if summary.contradictions:
+        yield "contradiction", f"{len(summary.contradictions):,} x in the labels, e.g. {summary.contradictions[0]}"
+    told = {
+        "changed": summary.changed,
+        "note": summary.notes,
+        "quarantined": summary.quarantined,
+        "no image": summary.skipped,
+    }
+    for title, counted in told.items():
+        for what, count in counted.most_common():
+            yield title, f"{count:,} x {what}{example(what)}"
+    if done:
+        yield "names", f"{options.inputs_file} has each file and what became of it; keep it and the key to yourself"
+    for kind, count in summary.other_files.most_common(5):
+        yield "other files", f"{count:,} x {kind}"
+    yield "time", f"{summary.seconds:,.1f} s, {done / summary.seconds:,.0f} images/s"

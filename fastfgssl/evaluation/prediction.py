@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fastfgssl.archive.image import read_picture
+from fastfgssl.archive.listing import ImageFile, find_images
 from fastfgssl.archive.manifest import MANIFEST, Archive
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.prepare import PrepareOptions
-from fastfgssl.archive.sources import Entry, find_images
 from fastfgssl.config.section import require
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import PretrainedClassifier, load
@@ -117,11 +117,15 @@ def _of_archive(
 
 
 def _of_folder(
-    classifier: PretrainedClassifier, entries: list[Entry], device: torch.device, batch_size: int, max_pixels: int
+    classifier: PretrainedClassifier,
+    entries: Sequence[ImageFile],
+    device: torch.device,
+    batch_size: int,
+    max_pixels: int,
 ) -> Iterator[_Row]:
     transform = classifier.transform
 
-    def decode(entry: Entry) -> Tensor | str:
+    def decode(entry: ImageFile) -> Tensor | str:
         """The image as the network takes it, or why there is none."""
         try:
             return transform(read_picture(entry.read(), max_pixels=max_pixels))
@@ -133,7 +137,7 @@ def _of_folder(
     parts = [entries[start : start + batch_size] for start in range(0, len(entries), batch_size)]
     with ThreadPoolExecutor(cores_per_rank(1)) as threads:
 
-        def begin(part: list[Entry]) -> list[Future[Tensor | str]]:
+        def begin(part: Sequence[ImageFile]) -> list[Future[Tensor | str]]:
             return [threads.submit(decode, entry) for entry in part]
 
         ahead = begin(parts[0])
@@ -145,7 +149,7 @@ def _of_folder(
 
 @torch.inference_mode()
 def _rows(
-    classifier: PretrainedClassifier, entries: list[Entry], decoded: list[Tensor | str], device: torch.device
+    classifier: PretrainedClassifier, entries: Sequence[ImageFile], decoded: list[Tensor | str], device: torch.device
 ) -> list[_Row]:
     images = [image for image in decoded if isinstance(image, Tensor)]
     found: Iterator[np.ndarray] = iter(())
@@ -153,6 +157,6 @@ def _rows(
         batch = torch.stack(images).to(device)
         found = iter(classifier.probabilities(batch).cpu().numpy())
     return [
-        _Row(entry.id, next(found)) if isinstance(image, Tensor) else _Row(entry.id, None, image)
+        _Row(entry.name, next(found)) if isinstance(image, Tensor) else _Row(entry.name, None, image)
         for entry, image in zip(entries, decoded, strict=True)
     ]

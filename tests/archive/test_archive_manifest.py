@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.shards import EXTENSIONS, ArchiveWriter, Sample
+from fastfgssl.archive.shards import EXTENSIONS
 from fastfgssl.runtime.errors import UserError
-from helpers.archives import CLASSES, make_samples, write
+from helpers.archives import CLASSES, KEY, make_samples, write
 
 NUMBERS = ["shard", "offset", "size", "width", "height", "crc32"]
 
@@ -31,7 +31,6 @@ def archive(tmp_path) -> Archive:
 def test_columns_agree_with_a_brute_force_read(tmp_path_factory, sizes, shard_bytes):
     samples = make_samples(sizes)
     archive = write(tmp_path_factory.mktemp("tmp") / "archive", samples, shard_bytes=shard_bytes)
-    groups: dict[str, int] = {}
     expected = []
     for shard, count in enumerate(archive.shard_sizes):
         with tarfile.open(archive.shard_path(shard)) as tar:
@@ -45,7 +44,7 @@ def test_columns_agree_with_a_brute_force_read(tmp_path_factory, sizes, shard_by
                 assert member.name == f"{len(expected):09d}.{EXTENSIONS[sample.format]}"
                 numbers = shard, member.offset_data, len(data), sample.width, sample.height, zlib.crc32(data)
                 label = -1 if sample.label is None else CLASSES.index(sample.label)
-                group = -1 if sample.group is None else groups.setdefault(sample.group, len(groups))
+                group = -1 if sample.group is None else KEY.group(sample.group)
                 expected.append((*numbers, sample.id, label, group, sample.split))
     assert archive.num_samples == len(samples) == len(expected)
 
@@ -65,13 +64,13 @@ def test_columns_agree_with_a_brute_force_read(tmp_path_factory, sizes, shard_by
 
 def test_manifest(archive):
     manifest = json.loads((archive.path / "manifest.json").read_text())
-    for file in (manifest["table"], *manifest["shards"]):
+    for file in (manifest["table"], manifest["accounting"], *manifest["shards"]):
         data = (archive.path / file["name"]).read_bytes()
         assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    del manifest["table"], manifest["shards"]
+    del manifest["table"], manifest["shards"], manifest["accounting"]
     assert manifest == {
         "format": "fastfgssl-archive",
-        "version": 1,
+        "version": 2,
         "samples": 10,
         "classes": ["a", "b", "c"],
         "labelled": 8,
@@ -80,20 +79,18 @@ def test_manifest(archive):
         "bit_depth": {"8": 7, "16": 3},
         "formats": {"jpeg": 4, "png": 3, "tiff": 3},
         "short_side": None,
+        "inputs": {"written": 10, "quarantined": 1},
+        "key": KEY.fingerprint,
     }
     assert (archive.classes, archive.labelled, archive.groups, archive.quarantined) == (("a", "b", "c"), 8, 4, 1)
     assert (archive.bit_depth, archive.formats["tiff"], archive.short_side) == ({8: 7, 16: 3}, 3, None)
-    assert (archive.path / "quarantine.csv").read_text() == (
-        'id,path,reason\nbad.png,"/somewhere/bad, very bad.png",damaged: a reason\n'
-    )
-    assert "patient" not in (archive.path / "samples.arrow").read_bytes().decode("latin-1")
+    for file in ("samples.arrow", "accounting.arrow"):
+        contents = (archive.path / file).read_bytes()
+        assert not any(name in contents for name in (b"patient", b"bad.png", b"Jane Doe", b"003.png"))
 
 
 def test_without_labels(tmp_path):
-    with ArchiveWriter(tmp_path / "archive", short_side=64) as writer:
-        writer.add(Sample("x", b"data", "png", 1, 1, 8))
-        writer.commit()
-    archive = Archive.open(tmp_path / "archive")
+    archive = write(tmp_path / "archive", make_samples([4]), labelled=False, short_side=64)
     assert (archive.classes, archive.labelled, archive.short_side) == ((), 0, 64)
     with pytest.raises(UserError, match="has no column 'label': prepare it with --labels"):
         archive.columns(np.array([0]), ["label"])
@@ -186,7 +183,7 @@ def test_verify_names_the_damaged_sample_and_index(archive):
     assert sorted(Archive.open(archive.path).verify()) == [
         "shards/shard-000000.idx: missing, or not what the table says",
         f"shards/shard-00000{shard}.tar: its checksum differs from the manifest's",
-        f"shards/shard-00000{shard}.tar: sample 3 (folder/3.image) is damaged",
+        f"shards/shard-00000{shard}.tar: sample 3 ({KEY.id('source', b'003.png').hex()}) is damaged",
         "shards/shard-000002.idx: missing, or not what the table says",
     ]
 
@@ -203,7 +200,7 @@ def edit_manifest(path: Path, **changes: object) -> None:
         (lambda path: (path / "manifest.json").write_text("{"), "manifest.json is damaged"),
         (lambda path: (path / "manifest.json").write_text("[]"), "is not an archive of ours"),
         (lambda path: edit_manifest(path, format="other"), "is not an archive of ours"),
-        (lambda path: edit_manifest(path, version=2), "has archive version 2, this program reads 1: update it"),
+        (lambda path: edit_manifest(path, version=3), "has archive version 3, this program reads 2: update it"),
         (lambda path: edit_manifest(path, samples=11), "manifest.json and samples.arrow disagree"),
         (lambda path: (path / "samples.arrow").unlink(), "is incomplete: samples.arrow: No such file"),
         (

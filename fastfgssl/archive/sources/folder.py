@@ -1,127 +1,125 @@
-"""The image files found below the sources that the user hands in.
-
-A source yields entries: an `id` that names the image in the archive, and `read()` for its bytes.
-"""
+"""Folders, read recursively, and single files."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
+from fastfgssl.archive.sources.base import IMAGE_SUFFIXES, Entry, SourceOptions, junk, suffix_kind, suffix_of
 from fastfgssl.runtime.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+OUTSIDE = "link out of the source"
 
 
-class Entry(NamedTuple):
-    """One image file."""
+class FolderSource:
+    """The files below a folder, or one file, at `path`.
 
-    id: str
-    """Path relative to its source, with `/`; if there are several sources, after the source's name. Valid UTF-8."""
-    path: str
-    """Where it lies: absolute, as the file system spells it."""
-
-    def read(self) -> bytes:
-        """The file's bytes. Raises OSError, also for what is no file: opening a named pipe would wait for ever."""
-        path = Path(self.path)
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(None, "not a regular file")
-        return path.read_bytes()
-
-    def __str__(self) -> str:
-        return self.path
-
-
-class Found(NamedTuple):
-    """What lies below the sources."""
-
-    roots: list[Path]
-    """The folders that paths are relative to, absolute and without symbolic links."""
-    entries: list[Entry]
-    """In the order of the sources, then of the relative path's bytes: the same on every file system."""
-    other_files: Counter[str]
-    """Files that are no images by their name, counted by suffix, or by the pattern that leaves them out."""
-    tables: list[Path]
-    """CSV files among them, absolute."""
-
-
-def find_images(sources: Sequence[Path], *, leave_out: Sequence[str] = (), advice: str = "") -> Found:
-    """Finds the images in `sources`, which are folders (read recursively, through symbolic links) or single files.
-
-    leave_out: patterns such as `*_mask.png`; files whose names match one are no images. advice: where images come from,
-    for the message that there is none.
-    Raises UserError if a source or a folder below it cannot be read, if sources overlap, if two images would have the
-    same id, or if there is no image at all.
+    Symbolic links are followed within the folder, and a folder that several lead to is entered once, by the first way.
+    Those that lead out of it are listed, to be skipped.
     """
-    for source in sources:
-        if not source.exists():
-            raise UserError(f"the source {source} does not exist")
-    _check_apart(sources)
 
-    roots: dict[Path, None] = {}  # a dict for its order: a thousand single files may share one folder
-    entries: list[Entry] = []
-    others: Counter[str] = Counter()
-    tables: list[Path] = []
-    for source in sources:
-        root = source.resolve() if source.is_dir() else source.parent.resolve()
-        roots[root] = None
-        prefix = f"{root.name}/" if len(sources) > 1 else ""
-        for path in sorted(_walk(root), key=os.fsencode) if source.is_dir() else [source.name]:
-            name, suffix = Path(path).name, Path(path).suffix.lower()
-            pattern = next((pattern for pattern in leave_out if fnmatchcase(name, pattern)), None)
-            if suffix in IMAGE_SUFFIXES and pattern is None:
-                id = os.fsencode(prefix + path).decode("utf-8", "backslashreplace")
-                entries.append(Entry(id, f"{root}/{path}"))
+    def __init__(self, path: Path, options: SourceOptions | None = None) -> None:
+        self._options = options or SourceOptions()
+        self._only = None if path.is_dir() else os.fsencode(path.name)
+        self.root = path.resolve() if self._only is None else path.parent.resolve()
+        """The folder that names are relative to: absolute, without symbolic links."""
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    def entries(self) -> Iterator[Entry]:
+        if self._only is not None:
+            yield self._entry(self._only, is_link=False)  # or it is, and its user has named it
+            return
+        yield from self._below(b"", set())
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
+        for entry in entries:
+            try:
+                yield read_file(self._path(entry.name))
+            except OSError as error:
+                yield error
+
+    def where(self, name: bytes) -> str:
+        return f"{self.root}/{os.fsdecode(name)}"
+
+    def _below(self, folder: bytes, entered: set[tuple[int, int]]) -> Iterator[Entry]:
+        """A folder's entries, by the bytes of their names below the source: a folder sorts as its name and a `/`."""
+        path = self._path(folder)
+        links = set()
+        try:
+            facts = os.stat(path)  # noqa: PTH116 - in bytes, of which pathlib knows nothing
+            if (facts.st_dev, facts.st_ino) in entered:
+                return
+            entered.add((facts.st_dev, facts.st_ino))
+            names = []
+            with os.scandir(path) as found:
+                for item in found:
+                    names.append(item.name + b"/" if _is_folder(item) else item.name)
+                    if item.is_symlink():
+                        links.add(names[-1])
+        except OSError as error:
+            raise UserError(f"cannot read the folder {os.fsdecode(path)}: {error.strerror}") from error
+        for name in sorted(names):
+            if not name.endswith(b"/"):
+                yield self._entry(folder + name, is_link=name in links)
+            elif name in links and self._leaves(folder + name[:-1]):
+                yield Entry(folder + name[:-1], 0, 0, OUTSIDE)
             else:
-                others[pattern or suffix or "no suffix"] += 1
-                if suffix == ".csv":
-                    tables.append(root / path)
-    if not entries:
-        seen = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common(5)) or "no files"
-        then = f"; {advice}" if advice else ""
-        raise UserError(f"no images below {', '.join(map(str, sources))}, only {seen}{then}")
-    _check_unique(entries)
-    return Found(list(roots), entries, others, tables)
+                yield from self._below(folder + name, entered)
+
+    def _entry(self, name: bytes, *, is_link: bool) -> Entry:
+        kind = self._kind(name)
+        if not kind and is_link and self._leaves(name):
+            kind = OUTSIDE
+        if kind:
+            return Entry(name, 0, 0, kind)
+        try:
+            facts = os.stat(self._path(name))  # noqa: PTH116
+        except OSError:
+            return Entry(name, 0, 0)  # reading it says why
+        if not stat.S_ISREG(facts.st_mode):
+            return Entry(name, 0, 0, "not a regular file")  # opening a named pipe would wait for ever
+        return Entry(name, facts.st_size, facts.st_mtime_ns)
+
+    def _kind(self, name: bytes) -> str:
+        """Why an entry is skipped, as its name says."""
+        parts = os.fsdecode(name).split("/")
+        if kind := junk(parts):
+            return kind
+        for pattern in self._options.leave_out:
+            if fnmatchcase(parts[-1], pattern):
+                return pattern
+        return "" if suffix_of(parts[-1]) in IMAGE_SUFFIXES else suffix_kind(parts[-1])
+
+    def _leaves(self, name: bytes) -> bool:
+        """Whether a symbolic link leads out of the source."""
+        if self._options.follow_links:
+            return False
+        try:
+            return not Path(self.where(name)).resolve().is_relative_to(self.root)
+        except (OSError, RuntimeError):  # links in a circle
+            return False
+
+    def _path(self, name: bytes) -> bytes:
+        return os.fsencode(self.root) + b"/" + name
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Paths of all files below `root`, relative to it; a folder that links lead to twice is entered once."""
-    entered = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
-        facts = Path(folder).stat()
-        if (facts.st_dev, facts.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((facts.st_dev, facts.st_ino))
-        folders.sort(key=os.fsencode)  # which of two ways to a folder comes first must not depend on the file system
-        below = os.path.relpath(folder, root)
-        yield from files if below == "." else (f"{below}/{file}" for file in files)
+def read_file(path: bytes | str) -> bytes:
+    """A regular file's bytes. Raises OSError, also for what is none: opening a named pipe would wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(None, "not a regular file")
+        return file.read()
 
 
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-
-def _check_apart(sources: Sequence[Path]) -> None:
-    resolved: set[Path] = set()
-    for source in sorted(source.resolve() for source in sources):  # a folder sorts before what it contains
-        around = resolved.intersection((source, *source.parents))
-        if around:
-            raise UserError(f"images would count twice: the source {source} lies in the source {around.pop()}")
-        resolved.add(source)
-
-
-def _check_unique(entries: Sequence[Entry]) -> None:
-    paths: dict[str, str] = {}
-    for entry in entries:
-        first = paths.setdefault(entry.id, entry.path)
-        if first != entry.path:
-            raise UserError(
-                f"two images would have the id {entry.id}: {first} and {entry.path}; "
-                "rename a source, or give the folder above both as the only source"
-            )
+def _is_folder(item: os.DirEntry[bytes]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError:  # links in a circle
+        return False

@@ -1,0 +1,177 @@
+"""What `prepare` is asked to do, and what it tells."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fastfgssl.archive.decoded import ImageOptions
+from fastfgssl.archive.labels_presets import PRESETS
+from fastfgssl.archive.parts import PartOptions
+from fastfgssl.archive.shards import SHARD_BYTES
+from fastfgssl.runtime.errors import UserError, require_one_of
+
+MIB = 1 << 20
+_LABELS = ("labels", "labels_preset", "labels_from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What `prepare` is asked to do."""
+
+    sources: Sequence[Path]
+    """Folders and single files."""
+    out: Path
+    """The archive's folder. If it holds one already, what is new is added to it; it must lie in none of the sources."""
+    key: Path | None = None
+    """The file with the key to ids and groups, made if it is not there; default: `OUT.private/key`."""
+    labels: Path | None = None
+    """A CSV, see `labels.read_labels`."""
+    group_column: str | None = None
+    """Its column that says which images belong together."""
+    labels_preset: str | None = None
+    """A challenge whose tables lie below the sources or beside them: a key of `labels_presets.PRESETS`."""
+    labels_from: Literal["folders"] | None = None
+    """folders: an image's class is the folder it lies in, see `labels.labels_of_folders`."""
+    short_side: int | None = None
+    """Larger images are made smaller, to this many pixels on their short side."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """What becomes of an image whose pixels are those of an earlier one."""
+    workers: int | None = None
+    """Processes; default: one a core."""
+    shard_size: float = SHARD_BYTES / MIB
+    """MiB of images in a shard, at most, unless a single one has more."""
+    max_pixels: int = ImageOptions().max_pixels
+    """Larger images are quarantined without decoding them: small files can claim any size."""
+    max_bytes: int = PartOptions().max_bytes
+    """Larger files are quarantined without reading them."""
+    max_seconds: float = PartOptions().max_seconds
+    """Files that take a worker longer are quarantined."""
+    max_memory: float = PartOptions().max_memory / MIB
+    """MiB that a worker may take for one file; those that need more are quarantined."""
+    max_unreadable: float = 0.01
+    """Share of the files that may be unreadable, or one: more are an outage, which ends the run."""
+    follow_links: bool = False
+    """Follow symbolic links that lead out of a source."""
+    retry: bool = False
+    """Take what was quarantined or unreadable when the archive was made once again."""
+    overwrite: bool = False
+    """Replace the archive at `out`, once the new one is complete, instead of adding to it."""
+    part: str | None = None
+    """I/N: do the I-th of N shares of the work and no more; the same without it does what is left."""
+    dry_run: bool = False
+    """Only say what would be done."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("give at least one source: a folder, or an image file")
+        limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory")
+        for name in ("short_side", "workers", "shard_size", *limits):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name.replace('_', '-')} must be above 0, not {value}")
+        if not 0 <= self.max_unreadable <= 1:
+            raise UserError(f"max-unreadable must be between 0 and 1, not {self.max_unreadable}")
+        if self.labels_preset is not None:
+            require_one_of("labels-preset", self.labels_preset, PRESETS)
+        if self.labels_from is not None:
+            require_one_of("labels-from", self.labels_from, ("folders",))
+        require_one_of("duplicates", self.duplicates, ("drop", "keep"))
+        given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} each say what images show: give one of them")
+        if self.group_column is not None and self.labels is None:
+            raise UserError("group-column names a column of the labels: give --labels too")
+        if self.overwrite and self.retry:
+            raise UserError("--overwrite makes the archive anew, --retry adds to it: give one of them")
+        self.share()
+        out = self.out.resolve()
+        for source in (path.resolve() for path in self.sources):
+            if out == source or source in out.parents or out in source.parents:
+                raise UserError(f"the archive {self.out} and the source {source} must not contain each other")
+        if out in self.key_file.resolve().parents:
+            raise UserError(f"the key {self.key} must not lie in the archive, which is there to be given away")
+
+    @property
+    def key_file(self) -> Path:
+        """Where the key is, or will be."""
+        out = self.out.resolve()
+        return self.key or out.with_name(f"{out.name}.private") / "key"
+
+    @property
+    def inputs_file(self) -> Path:
+        """Where the table of names will be: beside the key."""
+        return self.key_file.resolve().with_name(f"{self.out.resolve().name}.inputs.csv")
+
+    def share(self) -> tuple[int, int] | None:
+        """I and N of `part`. Raises UserError if it is neither that nor None."""
+        if self.part is None:
+            return None
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"part must be I/N, with I from 1 to N, not {self.part!r}")
+        return int(match[1]), int(match[2])
+
+    def part_options(self) -> PartOptions:
+        """What parts depend on."""
+        image = ImageOptions(self.short_side, self.max_pixels)
+        return PartOptions(image, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What `prepare` did."""
+
+    found: int = 0
+    """Files that may be images."""
+    known: int = 0
+    """Of them, those that the archive has accounted for already."""
+    grown: list[str] = field(default_factory=list)
+    """Of these, those that have another size than when they were accounted for."""
+    samples: int = 0
+    """Of the archive."""
+    added: int = 0
+    """Of these, the new ones."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """Images encoded anew, by reason; one may have several."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """Other things to know of images that are in the archive."""
+    duplicates: int = 0
+    """Images that repeat another one's pixels."""
+    contradictions: list[str] = field(default_factory=list)
+    """What labels say differently of such images."""
+    quarantined: Counter[str] = field(default_factory=Counter)
+    """Images left out, by kind of reason; the table of inputs has each."""
+    unreadable: int = 0
+    """Files that could not be read."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Files that were read and rightly hold no image, by kind."""
+    other_files: Counter[str] = field(default_factory=Counter)
+    """Files that are no images by their name or nature, by suffix, kind, or the pattern that leaves them out."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """A file for each change, note and kind of reason."""
+    labelled: int = 0
+    classes: int = 0
+    unmatched: list[str] = field(default_factory=list)
+    """Rows of the labels that match no image, or several."""
+    missing: str = ""
+    """Parts of a challenge that are not there, and where to get them."""
+    shards: int = 0
+    bytes: int = 0
+    """Size of all shards."""
+    seconds: float = 0.0
+
+
+class Progress(NamedTuple):
+    """How far it has come."""
+
+    done: int
+    total: int
+    quarantined: int
+    stage: str = "images"
+    """What is counted: images, or shards."""
