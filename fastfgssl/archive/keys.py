@@ -30,9 +30,8 @@ class Key:
 
     def group(self, name: str) -> int:
         """56 bits that stand for a group, such as a patient: the same in every archive under the same key."""
-        return (
-            int.from_bytes(self._digest(b"group\0" + name.encode("utf-8", "surrogateescape"))[:8]) >> 64 - _GROUP_BITS
-        )
+        digest = self._digest(b"group\0" + name.encode("utf-8", "surrogateescape"))
+        return int.from_bytes(digest[:8], "big") >> 64 - _GROUP_BITS
 
     def _digest(self, message: bytes) -> bytes:
         inner, outer = self._inner.copy(), self._outer.copy()
@@ -41,12 +40,13 @@ class Key:
         return outer.digest()
 
 
-def load_key(path: Path) -> Key:
+def load_key(path: Path, *, make: bool = True) -> Key:
     """The key in a file, 32 bytes as hexadecimal digits; made, readable by its owner alone, if there is none.
 
+    make: False if there must be one.
     Raises UserError if it can be neither read nor made, or is no key.
     """
-    if not path.exists():
+    if make and not path.exists():
         with file_errors("write the key", path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create(path)

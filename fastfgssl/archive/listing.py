@@ -146,7 +146,7 @@ def find_images(
             raise UserError(f"the source {path} does not exist")
     _check_apart(paths)
     sources = [FolderSource(path, options) for path in paths]
-    sink = pa.OSFile(str(file), "wb") if file else pa.BufferOutputStream()
+    sink = file.open("wb") if file else pa.BufferOutputStream()
     with sink, pa.ipc.new_file(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)) as writer:
         kinds: dict[str, int] = {}
         for batch in _batches(sources, kinds):

@@ -59,7 +59,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
             summary.unmatched, summary.missing, summary.classes = labels.unmatched, labels.missing, len(labels.classes)
         known = np.zeros(len(listing), bool)
         if base.path is not None or not options.dry_run:
-            ids = Ids(listing, load_key(options.key_file))
+            ids = Ids(listing, load_key(options.key_file, make=base.path is None))
             base.check_key(ids.key, options.key_file)
             known = base.known(ids.binary, retry=options.retry)
             summary.known = int(known[listing.images].sum())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ from wds2idx import IndexCreator
 
 from fastfgssl.archive.lock import lock_folder
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.shards import ArchiveWriter, Sample
+from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.publish import Place
 from fastfgssl.runtime.errors import UserError
 from helpers.archives import make_samples, write
+from helpers.images import encode, gradient, write_files
 
 
 @pytest.fixture
@@ -54,23 +58,10 @@ def test_index_is_that_of_dalis_own_tool(archive, tmp_path):
         assert (tmp_path / "idx").read_text() == archive.shard_path(shard).with_suffix(".idx").read_text()
 
 
-def test_nothing_is_left_of_a_writer_that_fails(tmp_path):
-    def fail() -> None:
-        with ArchiveWriter(tmp_path / "archive") as writer:
-            writer.add(Sample("x", b"data", "png", 1, 1, 8))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_overwrite_replaces_an_archive_only_when_the_new_one_is_complete(tmp_path, archive):
     before = (archive.path / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match="archive exists; --overwrite replaces an archive"):
-        write(archive.path, make_samples([1]))
-    with ArchiveWriter(archive.path, overwrite=True):
-        pass  # no commit
+    with Place(archive.path, overwrite=True).held():
+        pass  # nothing is published
     assert (archive.path / "manifest.json").read_bytes() == before
     assert write(archive.path, make_samples([1]), overwrite=True).num_samples == 1
     assert list(tmp_path.iterdir()) == [archive.path]
@@ -79,16 +70,16 @@ def test_overwrite_replaces_an_archive_only_when_the_new_one_is_complete(tmp_pat
 def test_the_old_archive_comes_back_if_the_new_one_cannot_take_its_place(archive, monkeypatch):
     rename = Path.rename
 
-    def refuse_partial(self, target):
-        if self.name.endswith(".partial"):
+    def refuse_new(self, target):
+        if self.parent.name.endswith(".partial") and self.name == "archive":
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", refuse_partial)
+    monkeypatch.setattr(Path, "rename", refuse_new)
     with pytest.raises(UserError, match=r"cannot write the archive .*: Input/output error"):
         write(archive.path, make_samples([1]), overwrite=True)
     assert Archive.open(archive.path).num_samples == 10
-    assert list(archive.path.parent.iterdir()) == [archive.path]
+    assert not archive.path.with_name("archive.replaced").exists()
 
 
 def test_nothing_but_an_archive_is_ever_deleted(tmp_path, archive):
@@ -105,30 +96,78 @@ def test_nothing_but_an_archive_is_ever_deleted(tmp_path, archive):
     assert len(list(tmp_path.glob("*/precious"))) == 3
 
 
-def test_leftover_of_a_killed_run_is_replaced(tmp_path):
-    program = """
-import os, sys
-from pathlib import Path
-from fastfgssl.archive.shards import ArchiveWriter, Sample
-writer = ArchiveWriter(Path(sys.argv[1])).__enter__()
-writer.add(Sample("x", b"data", "png", 1, 1, 8))
-os._exit(0)  # and never leaves it
-"""
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "archive")], check=True)
-    assert (tmp_path / "archive.partial" / "shards" / "shard-000000.tar").exists()
-    assert write(tmp_path / "archive", make_samples([1, 2])).num_samples == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
-    assert not list((tmp_path / "archive").glob(".*"))
-
-
 def test_two_writers_do_not_take_each_others_folder(tmp_path):
-    with ArchiveWriter(tmp_path / "archive") as first:
-        first.add(Sample("x", b"data", "png", 1, 1, 8))
+    with Place(tmp_path / "archive").held():
         with pytest.raises(UserError, match=r"archive\.partial is being written by another process: wait for it"):
             write(tmp_path / "archive", make_samples([1]))
-        first.commit()
-    assert Archive.open(tmp_path / "archive").verify() == []
-    assert write(tmp_path / "archive", make_samples([1, 2]), overwrite=True).num_samples == 2
+    assert write(tmp_path / "archive", make_samples([1, 2])).verify() == []
+
+
+def mount_point(monkeypatch, path: Path) -> None:
+    """Makes a folder one, which no folder can take the place of."""
+    is_mount, rename = Path.is_mount, Path.rename
+
+    def refuse(self, target):
+        if target == path or self == path:
+            raise OSError(16, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == path or is_mount(self))
+    monkeypatch.setattr(Path, "rename", refuse)
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_an_empty_folder_may_become_the_archive(tmp_path, monkeypatch, mounted):
+    out = tmp_path / "archive"
+    out.mkdir()
+    if mounted:
+        mount_point(monkeypatch, out)
+        (out / "lost+found").mkdir()
+    assert write(out, make_samples([1, 2])).verify() == []
+    assert write(out, make_samples([3]), overwrite=True).num_samples == 1
+    left = {"manifest.json", "samples.arrow", "accounting.arrow", "shards"} | ({"lost+found"} if mounted else set())
+    assert {path.name for path in out.iterdir()} == left
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+@pytest.mark.parametrize("until", range(12))
+def test_a_kill_while_it_is_published_loses_neither_archive(tmp_path, monkeypatch, mounted, until):
+    """The process ends at any of the moves: the next run finds the old archive or the new one."""
+    out = tmp_path / "archive"
+    out.mkdir()
+    if mounted:
+        mount_point(monkeypatch, out)
+    old = write(out, make_samples([10, 20])).fingerprint
+    with monkeypatch.context() as killed:
+        rename, rmtree, moves = Path.rename, shutil.rmtree, []
+
+        def until_killed(what):
+            def act(*arguments, **options):
+                moves.append(arguments)
+                if len(moves) > until:
+                    raise KeyboardInterrupt  # and nothing is put in order
+                return what(*arguments, **options)
+
+            return act
+
+        publish = Place.publish
+
+        def watched(place):
+            killed.setattr(Path, "rename", until_killed(rename))
+            killed.setattr(shutil, "rmtree", until_killed(rmtree))
+            publish(place)
+
+        killed.setattr(Place, "publish", watched)
+        with suppress(KeyboardInterrupt):
+            write(out, make_samples([1]), overwrite=True)
+    with Place(out).held():
+        pass
+    archive = Archive.open(out)
+    assert archive.verify() == []
+    assert archive.fingerprint == old or archive.num_samples == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"archive", "archive.partial"}  # which has parts
+    assert {path.name for path in out.iterdir()} - {".partial"} <= {"manifest.json", "samples.arrow", "accounting.arrow", "shards"}
 
 
 def test_a_lock_on_a_folder_that_has_been_renamed_is_not_a_lock(tmp_path, monkeypatch):
@@ -147,24 +186,28 @@ def test_a_lock_on_a_folder_that_has_been_renamed_is_not_a_lock(tmp_path, monkey
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):
-    """A limit on the size of a file stands in for the disk, at every stage of the writing."""
+    """A limit on the size of a file stands in for the disk: of the listing, of a part, of a table."""
     program = """
 import resource, sys
 from pathlib import Path
-from fastfgssl.archive.shards import ArchiveWriter, Sample
+from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.runtime.errors import UserError
-for limit in (1_000, 20_000, 60_000):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        with ArchiveWriter(Path(sys.argv[1]), shard_bytes=10_000) as writer:
-            for i in range(300):
-                writer.add(Sample(f"{i:0300d}", bytes(100), "png", 1, 1, 8))
-            writer.commit()
-    except UserError as error:
-        print(error)
+if __name__ == "__main__":
+    for limit in (1_000, 2_000, 6_000, 30_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            prepare(PrepareOptions(sources=[Path(sys.argv[1])], out=Path(sys.argv[2]), workers=1))
+        except UserError as error:
+            print(error)
 """
-    command = [sys.executable, "-c", program, str(tmp_path / "archive")]
+    pictures = {f"{i:02d}.png": encode(gradient(20 + i, 30), "PNG") for i in range(30)}
+    source = write_files(tmp_path / "source", pictures)
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    command = [sys.executable, str(script), str(source), str(tmp_path / "archive")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout == f"cannot write the archive {tmp_path / 'archive'}: File too large\n" * 3
+    assert result.stdout == f"cannot write the archive {tmp_path / 'archive'}: File too large\n" * 4
     assert result.stderr == ""
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "archive").exists()
+    prepare(PrepareOptions(sources=[source], out=tmp_path / "archive", workers=1))
+    assert Archive.open(tmp_path / "archive").num_samples == 30

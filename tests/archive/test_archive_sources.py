@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfgssl.archive.labels import Facts, read_labels
-from fastfgssl.archive.sources import find_images
+from fastfgssl.archive.listing import find_images
+from fastfgssl.archive.sources.base import SourceOptions
+from fastfgssl.archive.sources.folder import read_file
 from fastfgssl.runtime.errors import UserError
 
 
@@ -22,7 +24,7 @@ def touch(folder: Path, *paths: str) -> Path:
 
 
 def ids(*sources: Path) -> list[str]:
-    return [entry.id for entry in find_images(sources).entries]
+    return [entry.name for entry in find_images(sources).entries]
 
 
 def test_order_is_that_of_the_paths_bytes(tmp_path):
@@ -32,26 +34,43 @@ def test_order_is_that_of_the_paths_bytes(tmp_path):
 
 def test_other_files_are_counted(tmp_path):
     touch(tmp_path, "1.png", "x/notes.txt", "x/more.TXT", "README", ".hidden")
-    assert find_images([tmp_path]).other_files == {".txt": 2, "no suffix": 2}
+    touch(tmp_path, "1.2.840.10008", "x/._1.png", "__MACOSX/2.png", "Thumbs.db", "a.png/.DS_Store", "no image.Doe")
+    assert find_images([tmp_path]).other_files == {
+        ".txt": 2,
+        "no suffix": 2,
+        "other suffix": 2,  # a name's last part, which may be anybody's
+        "AppleDouble": 2,
+        "Thumbs.db": 1,
+        ".DS_Store": 1,
+    }
 
 
-def test_links_are_followed_once_and_loops_end(tmp_path):
+def test_links_are_followed_once_within_the_source_and_loops_end(tmp_path):
     touch(tmp_path / "source", "a/1.png", "b/2.png")
     touch(tmp_path / "elsewhere", "3.png")
     (tmp_path / "source/a/loop").symlink_to(tmp_path / "source")
+    (tmp_path / "source/b/same.png").symlink_to(tmp_path / "source/a/1.png")
+    (tmp_path / "source/circle.png").symlink_to(tmp_path / "source/circle.png")
     (tmp_path / "source/b/back").symlink_to(tmp_path / "source/a")
     (tmp_path / "source/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "source/again").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "source/link.png").symlink_to(tmp_path / "elsewhere/3.png")
-    assert ids(tmp_path / "source") == ["a/1.png", "again/3.png", "b/2.png", "link.png"]
+    found = find_images([tmp_path / "source"])
+    within = ["a/1.png", "b/2.png", "b/same.png", "circle.png"]
+    assert [entry.name for entry in found.entries] == within
+    assert found.other_files == {"link out of the source": 3}
+    followed = find_images([tmp_path / "source"], SourceOptions(follow_links=True))
+    assert [entry.name for entry in followed.entries] == sorted([*within, "again/3.png", "link.png"])
 
 
-def test_what_is_no_file_is_found_and_cannot_be_read(tmp_path):
+def test_what_is_no_file_is_counted_or_cannot_be_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
-    broken, pipe = find_images([tmp_path]).entries
+    found = find_images([tmp_path])
+    (broken,) = found.entries
+    assert found.other_files == {"not a regular file": 1}
     with pytest.raises(OSError, match="not a regular file"):
-        pipe.read()
+        read_file(str(tmp_path / "pipe.png"))
     with pytest.raises(FileNotFoundError):
         broken.read()
 
@@ -66,7 +85,7 @@ def test_a_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     Path(os.fsdecode(path)).write_bytes(b"data")
     (entry,) = find_images([tmp_path]).entries
-    assert entry.id == "\\xff.png"
+    assert entry.name == "\\xff.png"
     assert entry.read() == b"data"
 
 
@@ -79,7 +98,10 @@ def test_a_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
         (["a", "a/images"], "images would count twice: the source .*a/images lies in the source .*a$"),
         (["a/images/1.png", "a"], "images would count twice"),
         (["a", "a"], "images would count twice"),
-        (["a/images", "b/images"], "two images would have the id images/1.png: .*a/images/1.png and .*b/images/1.png"),
+        (
+            ["a/images", "b/images"],
+            "two images would have the name images/1.png: .*a/images/1.png and .*b/images/1.png",
+        ),
     ],
 )
 def test_bad_sources(tmp_path, sources, message):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastfgssl.archive.labels import Facts, Labels, labels_of_folders
-from fastfgssl.archive.sources import find_images
+from fastfgssl.archive.listing import find_images
 from fastfgssl.runtime.errors import UserError
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from fastfgssl.archive.labels import Facts, Labels
 from fastfgssl.archive.labels_presets import PRESETS, read_preset
+from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, Summary, prepare
-from fastfgssl.archive.sources import find_images
+from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.commands.prepare import report_rows
 from fastfgssl.evaluation.split import labelled_split
 from fastfgssl.runtime.errors import UserError
-from helpers.images import encode, gradient, write_files
+from helpers.images import encode, fixed_key, gradient, names_of, write_files
 
 PICTURE = encode(gradient(12, 10), "JPEG")
 CLASSES_2018 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -66,7 +67,7 @@ def aptos2019(folder: Path) -> Path:
 
 
 def read(name: str, *sources: Path) -> Labels:
-    return read_preset(name, find_images(sources, leave_out=PRESETS[name].leave_out))
+    return read_preset(name, find_images(sources, SourceOptions(PRESETS[name].leave_out)))
 
 
 def test_isic_2018(tmp_path):
@@ -80,7 +81,11 @@ def test_isic_2018(tmp_path):
 
 def test_isic_2017_without_its_superpixels(tmp_path):
     options = PrepareOptions(
-        sources=[isic2017(tmp_path / "in")], out=tmp_path / "out", labels_preset="isic2017", workers=1
+        sources=[isic2017(tmp_path / "in")],
+        out=tmp_path / "out",
+        labels_preset="isic2017",
+        workers=1,
+        duplicates="keep",
     )
     summary = prepare(options)
     assert summary.other_files == {"*_superpixels.png": 7, ".csv": 6}
@@ -89,7 +94,10 @@ def test_isic_2017_without_its_superpixels(tmp_path):
     archive = Archive.open(tmp_path / "out")
     assert archive.classes == ("melanoma", "nevus", "seborrheic_keratosis")
     rows = archive.columns(np.arange(7), ["id", "label", "split"])
-    labels = {id[-6:-4]: (archive.classes[label], split) for id, label, split in zip(*rows.values(), strict=True)}
+    names = names_of(options)
+    labels = {
+        names[id][-6:-4]: (archive.classes[label], split) for id, label, split in zip(*rows.values(), strict=True)
+    }
     assert labels == {
         "00": ("nevus", "train"),
         "01": ("melanoma", "train"),
@@ -103,7 +111,8 @@ def test_isic_2017_without_its_superpixels(tmp_path):
 
 def test_aptos_2019_can_be_scored_although_its_test_images_have_no_labels(tmp_path):
     source = aptos2019(tmp_path / "in")
-    prepare(PrepareOptions(sources=[source], out=tmp_path / "out", labels_preset="aptos2019", workers=1))
+    options = {"labels_preset": "aptos2019", "duplicates": "keep", "key": fixed_key(tmp_path / "key")}
+    prepare(PrepareOptions(sources=[source], out=tmp_path / "out", workers=1, **options))
     archive = Archive.open(tmp_path / "out")
     assert (archive.classes, archive.num_samples, archive.labelled) == (("0", "1", "2", "3", "4"), 41, 40)
     rows = archive.columns(np.arange(41), ["label", "split"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import runpy
@@ -15,17 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from fastfgssl.archive.keys import Key
 from fastfgssl.archive.labels import read_labels
+from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
-from fastfgssl.archive.sources import find_images
 from fastfgssl.runtime.errors import UserError
 from helpers.images import (
     DECODER,
     REAL_DATA,
     encode,
+    fixed_key,
     gradient,
     gradient_16_bit,
+    inputs_of,
+    names_of,
     real_data,
     with_orientation,
     write_files,
@@ -75,13 +78,17 @@ class Prepared:
     """Sources, and the archive that was made of them."""
 
     def __init__(self, sources: list[Path], out: Path, **options: object) -> None:
-        self.summary = prepare(PrepareOptions(sources=sources, out=out, **options))
+        self.options = PrepareOptions(sources=sources, out=out, key=fixed_key(out.parent / "key"), **options)
+        self.summary = prepare(self.options)
         self.path = out
+        self.inputs = inputs_of(self.options)
         self.found = find_images(sources).entries
         self.archive = Archive.open(out)
         self.columns = self.archive.columns(
             np.arange(self.archive.num_samples), ["id", "shard", "offset", "size", "width", "height"]
         )
+        names = names_of(self.options)
+        self.kept = [names[id] for id in self.columns["id"]]
 
     def data(self, sample: int) -> bytes:
         with self.archive.shard_path(self.columns["shard"][sample]).open("rb") as shard:
@@ -89,8 +96,8 @@ class Prepared:
             return shard.read(self.columns["size"][sample])
 
     def quarantine(self) -> dict[str, str]:
-        with (self.path / "quarantine.csv").open(newline="") as file:
-            return {row["id"]: row["reason"] for row in csv.DictReader(file)}
+        out = [row for row in self.inputs if row["outcome"] in ("quarantined", "unreadable")]
+        return {row["path"]: row["reason"] for row in out}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +116,7 @@ def real(tmp_path_factory) -> Prepared:
     if REAL_DATA is None:
         pytest.skip("FASTFGSSL_TEST_DATA names no folder of real images")
     sources = [Path(REAL_DATA, name) for name in ("odd", "sixteen_bit", "dermoscopy")]
-    return Prepared(sources, tmp_path_factory.mktemp("real") / "archive")
+    return Prepared(sources, tmp_path_factory.mktemp("real") / "archive", duplicates="keep")
 
 
 @pytest.fixture(scope="module", params=["plain", "labelled", "real"])
@@ -119,22 +126,22 @@ def any_prepared(request) -> Prepared:
 
 
 def test_every_image_is_in_the_archive_or_in_quarantine(any_prepared):
-    found = [entry.id for entry in any_prepared.found]
-    kept = any_prepared.columns["id"].tolist()
+    found = [entry.path for entry in any_prepared.found]
+    kept = any_prepared.kept
     quarantined = any_prepared.quarantine()
     assert sorted([*kept, *quarantined]) == sorted(found)
-    assert kept == [id for id in found if id not in quarantined]
+    assert kept == [path for path in found if path not in quarantined]
     assert any_prepared.archive.quarantined == len(quarantined) == any_prepared.summary.quarantined.total()
     assert any_prepared.summary.samples == len(kept)
     assert all(reason and "\n" not in reason for reason in quarantined.values())
 
 
 def test_bytes_are_the_files_own_unless_the_picture_changed(any_prepared):
-    sources = {entry.id: entry for entry in any_prepared.found}
+    sources = {entry.path: entry for entry in any_prepared.found}
     changed = 0
-    for sample, id in enumerate(any_prepared.columns["id"]):
+    for sample, path in enumerate(any_prepared.kept):
         data = any_prepared.data(sample)
-        source = sources[id].read()
+        source = sources[path].read()
         size = any_prepared.columns["width"][sample], any_prepared.columns["height"][sample]
         assert Image.open(io.BytesIO(data)).size == size
         changed += data != source
@@ -154,19 +161,22 @@ def test_verification_finds_nothing_wrong(any_prepared):
     assert any_prepared.archive.verify() == []
 
 
-def test_what_was_done_is_counted(plain):
+def test_what_was_done_is_counted(plain, generated):
     assert plain.summary.changed == {"turned upright": 7, "LA TIFF is not read rightly in training": 1}
     assert plain.summary.notes == {"only the first of several pages or frames is used": 1}
-    assert plain.summary.other_files == {".txt": 1, ".csv": 1}
-    assert plain.quarantine() == {
+    assert plain.summary.other_files == {".txt": 1, ".csv": 1, "not a regular file": 1}
+    truncated = plain.quarantine().pop(f"{generated}/b/truncated.jpg")
+    assert truncated.startswith("damaged or unsupported JPEG: image file is truncated")
+    reasons = {
         "b/empty.png": "empty file",
         "b/link.png": "cannot be read: No such file or directory",
         "b/markup [red].png": "not a JPEG, PNG, TIFF, BMP or WebP file: it begins with b'[bold]'",
-        "b/pipe.png": "cannot be read: not a regular file",
         "b/pointer.png": "not the image but a Git LFS pointer to it: run `git lfs pull`",
-        "b/truncated.jpg": plain.quarantine()["b/truncated.jpg"],
+        "b/truncated.jpg": truncated,
     }
-    assert plain.quarantine()["b/truncated.jpg"].startswith("damaged or unsupported JPEG: image file is truncated")
+    assert plain.quarantine() == {f"{generated}/{name}": reason for name, reason in reasons.items()}
+    assert plain.summary.unreadable == 1
+    assert plain.summary.examples["empty file"] == f"{generated}/b/empty.png"
     assert plain.archive.bit_depth == {8: 43, 16: 2}
     assert len(plain.archive.shard_sizes) > 3
 
@@ -176,14 +186,16 @@ def test_short_side_of_every_image(labelled):
     assert np.minimum(labelled.columns["width"], labelled.columns["height"]).max() == 40
 
 
-def test_labels_groups_and_splits(labelled, plain):
-    rows = labelled.archive.columns(np.arange(labelled.archive.num_samples), ["id", "label", "group", "split"])
-    by_id = {id: row for id, *row in zip(*(column.tolist() for column in rows.values()), strict=True)}
+def test_labels_groups_and_splits(labelled, plain, generated):
+    rows = labelled.archive.columns(np.arange(labelled.archive.num_samples), ["label", "group", "split"])
+    kept = [path.removeprefix(f"{generated}/") for path in labelled.kept]
+    by_id = {name: row for name, *row in zip(kept, *(column.tolist() for column in rows.values()), strict=True)}
+    group = Key(bytes(32)).group
     assert labelled.archive.classes == ("freckle", "mole")
     assert by_id["a/cmyk.jpg"] == [-1, -1, None]
-    assert by_id["a/plain.jpg"] == [1, 0, "fit"]  # patient 0, the first to appear
-    assert by_id["many/00.png"] == [0, 0, "val"]
-    assert by_id["many/29.png"] == [1, 7, "fit"]
+    assert by_id["a/plain.jpg"] == [1, group("patient 0"), "fit"]
+    assert by_id["many/00.png"] == [0, group("patient 0"), "val"]
+    assert by_id["many/29.png"] == [1, group("patient 7"), "fit"]
     assert (labelled.archive.labelled, labelled.archive.groups, labelled.summary.labelled) == (31, 8, 31)
     assert labelled.summary.unmatched == ["line 34, 'gone.png': no image has it"]
     assert plain.archive.classes == ()
@@ -200,13 +212,18 @@ def test_real_labels_match_from_either_folder(source):
 
 def test_the_tool_writes_the_same_bytes_with_any_number_of_workers(generated, plain, tmp_path):
     out = tmp_path / "new folder" / "archive"
-    result = run_tool(generated, "--out", out, "--shard-size", 0.02, "--workers", 3)
+    key = fixed_key(tmp_path / "key")
+    result = run_tool(generated, "--out", out, "--shard-size", 0.02, "--workers", 3, "--key", key)
     assert (result.returncode, result.stderr) == (0, "")
     files = sorted(path.relative_to(out) for path in out.rglob("*"))
     assert files == sorted(path.relative_to(plain.path) for path in plain.path.rglob("*"))
     for file in files:
         assert (out / file).is_dir() or (out / file).read_bytes() == (plain.path / file).read_bytes(), file
-    for line in ("kept         45 images in", "changed      7 x turned upright", "quarantined  1 x empty file"):
+    for line in (
+        "kept         45 images in",
+        "changed      7 x turned upright, e.g. ",
+        "quarantined  1 x empty file, e.g. ",
+    ):
         assert line in result.stdout
     assert f"data.path='{out}'" in result.stdout
 
@@ -226,11 +243,11 @@ def test_verify_of_the_tool(plain, tmp_path):
 
 def test_nothing_usable(tmp_path):
     source = write_files(tmp_path / "source", {"1.png": b"x", "2.jpg": b"y"})
-    kept = tmp_path / "archive.quarantine.csv"
+    kept = tmp_path / "archive.private/archive.inputs.csv"
     with pytest.raises(UserError, match=f"^none of the 2 images is usable; {kept} says why$"):
         prepare(PrepareOptions(sources=[source], out=tmp_path / "archive", workers=1))
     assert len(kept.read_text().splitlines()) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive.quarantine.csv", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive.private", "source"]
 
 
 # Each runs in a folder with: images/1.png, labels.csv, archive (an archive), folder (something else), texts/1.txt
@@ -244,7 +261,15 @@ BAD_COMMANDS = {
     "images --out new --shard-size nan": "shard-size must be above 0, not nan",
     "nowhere --out new": "the source nowhere does not exist",
     "texts --out new": "no images below texts, only 1 x .txt",
-    "images --out archive": "archive exists; --overwrite replaces an archive",
+    "images --out folder": "folder holds other files and no archive: choose an empty folder or a new one",
+    "images --out archive --short-side 9": "archive was made without --short-side: add to it in the same way",
+    "images --out archive": "cannot read the key",
+    "images --out new --key labels.csv": "labels.csv is no key: it must hold 64 hexadecimal digits",
+    "images --out new --key new/key": "the key new/key must not lie in the archive",
+    "images --out new --part 3/2": "part must be I/N, with I from 1 to N, not '3/2'",
+    "images --out new --max-unreadable 2": "max-unreadable must be between 0 and 1, not 2.0",
+    "images --out archive --overwrite --retry": "give one of them",
+    "images --out labels.csv": "labels.csv is a file: choose another --out",
     "images --out folder --overwrite": "is not an archive: it has no manifest.json",
     "images --out labels.csv/x": "cannot write",
     "images --out /proc/new": "cannot write /proc/new.partial",

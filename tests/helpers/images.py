@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fastfgssl.archive.image import TrainingDecoder, prepare_image
+from fastfgssl.archive.options import PrepareOptions
 from fastfgssl.archive.outcome import PreparedImage
 
 REAL_DATA = os.environ.get("FASTFGSSL_TEST_DATA")
@@ -55,3 +57,21 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
     return folder
+
+
+def fixed_key(path: Path) -> Path:
+    """A file with a key that is always the same, and with it ids and groups."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("00" * 32)
+    return path
+
+
+def inputs_of(options: PrepareOptions) -> list[dict[str, str]]:
+    """The table of inputs: what became of each file."""
+    with options.inputs_file.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def names_of(options: PrepareOptions) -> dict[str, str]:
+    """Files by the ids of their images."""
+    return {row["id"]: row["path"] for row in inputs_of(options)}
