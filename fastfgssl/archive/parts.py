@@ -191,7 +191,7 @@ class PartMaker:
         for number, entry in enumerate(chunk.entries):
             if entry.size > limit:
                 rows[number] = [
-                    _left_out(number, "quarantined", f"too large: {entry.size} bytes, the limit is {limit}")
+                    _left_out(number, "quarantined", f"too large: {entry.size} bytes, --max-bytes is {limit}")
                 ]
         for pause in (0.0, *_PAUSES):
             unread = [number for number, made in enumerate(rows) if not made or made[0]["outcome"] == "unreadable"]

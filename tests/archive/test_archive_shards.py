@@ -21,6 +21,8 @@ from fastfgssl.runtime.errors import UserError
 from helpers.archives import make_samples, write
 from helpers.images import encode, gradient, write_files
 
+HOLDS = {"manifest.json", "samples.arrow", "accounting.arrow", "shards"}
+
 
 @pytest.fixture
 def archive(tmp_path) -> Archive:
@@ -125,8 +127,7 @@ def test_an_empty_folder_may_become_the_archive(tmp_path, monkeypatch, mounted):
         (out / "lost+found").mkdir()
     assert write(out, make_samples([1, 2])).verify() == []
     assert write(out, make_samples([3]), overwrite=True).num_samples == 1
-    left = {"manifest.json", "samples.arrow", "accounting.arrow", "shards"} | ({"lost+found"} if mounted else set())
-    assert {path.name for path in out.iterdir()} == left
+    assert {path.name for path in out.iterdir()} == HOLDS | ({"lost+found"} if mounted else set())
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -167,7 +168,12 @@ def test_a_kill_while_it_is_published_loses_neither_archive(tmp_path, monkeypatc
     assert archive.verify() == []
     assert archive.fingerprint == old or archive.num_samples == 1
     assert {path.name for path in tmp_path.iterdir()} <= {"archive", "archive.partial"}  # which has parts
-    assert {path.name for path in out.iterdir()} - {".partial"} <= {"manifest.json", "samples.arrow", "accounting.arrow", "shards"}
+    assert {path.name for path in out.iterdir()} - {".partial"} <= {
+        "manifest.json",
+        "samples.arrow",
+        "accounting.arrow",
+        "shards",
+    }
 
 
 def test_a_lock_on_a_folder_that_has_been_renamed_is_not_a_lock(tmp_path, monkeypatch):

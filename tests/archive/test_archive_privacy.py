@@ -1,0 +1,134 @@
+"""An archive holds nobody's name: not in ids, groups, tables or shards; the way back lies beside the key."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import hmac
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastfgssl.archive.inputs import Input, harmless, read_inputs, write_inputs
+from fastfgssl.archive.keys import Key, load_key
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.runtime.errors import UserError
+from helpers.images import encode, gradient, inputs_of, names_of, write_files
+from helpers.paths import TOOLS
+
+SECRET = "Müller-Lüdenscheidt"
+
+
+def planted(folder: Path) -> Path:
+    """A source whose every name is a secret."""
+    files = {
+        f"{SECRET}/{SECRET} 1.png": encode(gradient(), "PNG"),
+        f"{SECRET}/{SECRET} 2.png": encode(gradient(90, 30), "PNG"),
+        f"{SECRET}/copy of {SECRET}.png": encode(gradient(), "PNG"),
+        f"{SECRET}/{SECRET} 3.png": SECRET.encode(),  # whose reason quotes it
+        f"{SECRET}/notes.{SECRET}": b"",
+        f"{SECRET}/.DS_Store": b"",
+    }
+    rows = "".join(f"{SECRET} {i},mole,{SECRET}\n" for i in (1, 2, 3))
+    return write_files(folder / SECRET, files | {"labels.csv": f"image,label,patient_id\n{rows}".encode()})
+
+
+def everything(folder: Path) -> bytes:
+    paths = sorted(folder.rglob("*"))
+    return b"\0".join([str(path.relative_to(folder)).encode() + path.read_bytes() for path in paths if path.is_file()])
+
+
+def test_no_name_is_in_any_byte_of_the_archive(tmp_path):
+    source = planted(tmp_path / "in")
+    options = PrepareOptions(sources=[source], out=tmp_path / "archive", labels=source / "labels.csv", workers=1)
+    summary = prepare(options)
+    assert (summary.samples, summary.duplicates, summary.quarantined.total()) == (2, 1, 1)
+    contents = everything(tmp_path / "archive").lower()
+    for part in (SECRET, "lüdenscheidt", "denscheidt", "copy of", "notes."):
+        for encoding in ("utf-8", "utf-16-le", "utf-16-be", "latin-1"):
+            assert part.lower().encode(encoding) not in contents, (part, encoding)
+    assert len(inputs_of(options)) == 7  # and each is where its owner finds it
+    (quarantined,) = (row for row in inputs_of(options) if row["outcome"] == "quarantined")
+    assert quarantined["path"].endswith(f"{SECRET} 3.png")
+    for path in (options.key_file, options.inputs_file):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(options.key_file.parent.stat().st_mode) == 0o700
+
+
+def test_ids_and_groups_are_hmacs_that_a_second_archive_repeats(tmp_path):
+    source = planted(tmp_path / "in")
+    options = {"sources": [source], "labels": source / "labels.csv", "workers": 1, "key": tmp_path / "secret/key"}
+    archives = []
+    for name in ("one", "two"):
+        prepare(PrepareOptions(out=tmp_path / name, **options))
+        archives.append(Archive.open(tmp_path / name).columns(np.arange(2), ["id", "group"]))
+    secret = bytes.fromhex((tmp_path / "secret/key").read_text())
+    for columns in archives:
+        for id in columns["id"]:
+            path = names_of(PrepareOptions(out=tmp_path / "one", **options))[id]
+            name = f"{SECRET}/{Path(path).relative_to(source)}"
+            assert id == hmac.digest(secret, b"path\0" + name.encode(), hashlib.sha256)[:16].hex()
+        digest = hmac.digest(secret, b"group\0" + SECRET.encode(), hashlib.sha256)
+        assert columns["group"].tolist() == [int.from_bytes(digest[:7], "big")] * 2
+    assert (tmp_path / "secret/one.inputs.csv").exists()
+    assert not (tmp_path / "one.private").exists()
+
+
+def test_another_key_gives_other_ids(tmp_path):
+    first, second = load_key(tmp_path / "a/key"), load_key(tmp_path / "b/key")
+    assert first.id("source", b"name") != second.id("source", b"name")
+    assert first.id("source", b"name") == load_key(tmp_path / "a/key").id("source", b"name")
+    assert Key(b"1" * 32).id("a", b"b/c") != Key(b"1" * 32).id("a", b"b/d")
+    (tmp_path / "bad").write_text("0123")
+    with pytest.raises(UserError, match="bad is no key: it must hold 64 hexadecimal digits"):
+        load_key(tmp_path / "bad")
+    with pytest.raises(UserError, match="cannot read the key"):
+        load_key(tmp_path / "none", make=False)
+
+
+@given(st.text())
+def test_a_cell_is_no_formula_and_moves_no_cursor(text):
+    cell = harmless(text)
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert all(char.isprintable() or char.isspace() for char in cell if ord(char) < 0xA0)
+    assert not set(cell) & set("\x1b\r\n\t\x00\x9b\u202e")
+
+
+def test_hostile_names_are_harmless_in_the_table_and_on_the_terminal(tmp_path):
+    names = ["=cmd|'x'!A1.png", "\x1b[2Jred.png", "line\nend.png", "\u202egnp.exe.png", '"quoted", name.png']
+    source = write_files(tmp_path / "source", dict.fromkeys(names, b"no image") | {"1.png": encode(gradient(), "PNG")})
+    command = [sys.executable, TOOLS / "prepare.py", source, "--out", tmp_path / "archive"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\x1b" not in result.stdout
+    with (tmp_path / "archive.private/archive.inputs.csv").open(newline="") as file:
+        text = file.read()
+    assert not set(text) & set("\x1b\r\x00\u202e")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 6
+    assert {row["path"].rpartition("source/")[2] for row in rows} == {
+        "=cmd|'x'!A1.png",
+        r"\x1b[2Jred.png",
+        r"line\nend.png",
+        r"\u202egnp.exe.png",
+        '"quoted", name.png',
+        "1.png",
+    }
+
+
+def test_rows_of_an_earlier_table_stay_as_they_are(tmp_path):
+    table = tmp_path / "private/inputs.csv"
+    write_inputs(table, (), [Input("1", "", "=a", "written", ""), Input("2", "page 3", "b\n", "skipped", "-x")])
+    write_inputs(table, list(read_inputs(table)), [Input("3", "", "c", "written", "")])
+    assert list(read_inputs(table)) == [
+        ["1", "", "'=a", "written", ""],
+        ["2", "page 3", r"b\n", "skipped", "'-x"],
+        ["3", "", "c", "written", ""],
+    ]
