@@ -92,7 +92,7 @@ def assemble(
         place.leave()
         raise UserError(f"none of the {len(listing.images)} images is usable; {options.inputs_file} says why")
 
-    said = labels.columns(listing) if labels else None
+    said = labels.said if labels else None
     if said is not None:
         summary.contradictions = _share_labels(listing, said, inputs)
     classes = None

@@ -46,9 +46,11 @@ class HashingDecoder(TrainingDecoder):
         """Of the pixels of an image, which is decoded again if it was not the last that was."""
         if self._data is not image.data:
             self.decode(image.data, np.uint16 if image.bit_depth == 16 else np.uint8)
-        picture = image.data if self._picture is None else np.ascontiguousarray(self._picture)
+        picture = np.frombuffer(image.data, np.uint8) if self._picture is None else self._picture
         shape = f"{image.height} {image.width} {image.bit_depth} {image.levels}".encode()
-        return hashlib.sha256(shape + b"\0" + memoryview(picture).cast("B")).digest()[:16]
+        digest = hashlib.sha256(shape)
+        digest.update(np.ascontiguousarray(picture).data)
+        return digest.digest()[:16]
 
 
 def hashed_images(data: bytes, decoder: HashingDecoder, options: ImageOptions) -> Iterator[Hashed | Unusable]:

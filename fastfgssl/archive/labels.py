@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fastfgssl.archive.facts import Column, EntryLabels
+import numpy as np
+
+from fastfgssl.archive.facts import NOTHING, Column, EntryLabels
+from fastfgssl.archive.label_matching import SEVERAL, Finder
+from fastfgssl.archive.label_table import is_empty, read_cells, read_columns
 from fastfgssl.archive.listing import ImageFile, Listing
 from fastfgssl.runtime.errors import UserError
 
@@ -36,8 +38,8 @@ class Facts(NamedTuple):
 class Labels(NamedTuple):
     """What is known of the images that were found."""
 
-    facts: dict[str, Facts]
-    """By the image's id."""
+    said: EntryLabels
+    """Of each entry of the listing."""
     classes: list[str]
     """All labels of the table, sorted, also of rows that match no image: archives made from one table agree on them."""
     rows: int
@@ -46,13 +48,14 @@ class Labels(NamedTuple):
     missing: str = ""
     """Parts of a challenge that are not there, and where to get them; empty if none."""
 
-    def columns(self, listing: Listing) -> EntryLabels:
-        """The same of each entry of the listing."""
-        nothing = Facts(None, None, None)
-        said: list[Facts] = [nothing] * len(listing)
-        for row, entry in zip(listing.images.tolist(), listing.entries, strict=True):
-            said[row] = self.facts.get(entry.name, nothing)
-        return EntryLabels(*(Column.of(values) for values in zip(*said, strict=True)))
+
+def by_entry(facts: Mapping[str, Facts], listing: Listing) -> EntryLabels:
+    """What is known of images by their names, as columns of the listing."""
+    nothing = Facts(None, None, None)
+    said: list[Facts] = [nothing] * len(listing)
+    for row, entry in zip(listing.images.tolist(), listing.entries, strict=True):
+        said[row] = facts.get(entry.name, nothing)
+    return EntryLabels(*(Column.of(values) for values in zip(*said, strict=True)))
 
 
 class Row(NamedTuple):
@@ -71,21 +74,41 @@ def standard_split(name: str) -> str | None:
 
 
 def read_labels(table: Path, found: Listing, group_column: str | None = None) -> Labels:
-    """Reads a CSV with the columns `image` and `label` and, if present, a group column and `split`.
+    """Reads a table with the columns `image` and `label` and, if present, a group column and `split`.
 
-    `image` is a path relative to a source or to the table's folder, or an id, or a file name with or without its
-    suffix if only one image has it. `group_column` defaults to the first of `GROUP_COLUMNS` that the table has.
+    `image` is a path relative to a source or to the table's folder, or an image's name, or a file name with or without
+    its suffix if only one image has it. `group_column` defaults to the first of `GROUP_COLUMNS` that the table has.
     Raises UserError if the table cannot be read, lacks a column, contradicts itself or matches no image.
     """
-    rows = []
-    for line, cells in read_table(table, ("image", "label", *filter(None, [group_column]))):
-        group = group_column or next((name for name in GROUP_COLUMNS if name in cells), "")
-        said = Facts(cells["label"], cells.get(group), cells.get("split"))
-        rows.append(Row(f"line {line}", cells["image"] or "", said))
-    facts, unmatched = match_rows(rows, _Finder(table, found), str(table))
-    if not facts:
+    optional = ("split",) if group_column else ("split", *GROUP_COLUMNS)
+    read = read_columns(table, "image", ("label", *filter(None, [group_column])), optional)
+    group = group_column or next((name for name in GROUP_COLUMNS if name in read.columns), "")
+    nothing = Column([], np.full(len(read.line), NOTHING, np.int32))
+    columns = [read.columns.get(name, nothing) for name in ("label", group, "split")]
+    images = Finder(found, table.parent)(read.image)
+
+    rows = np.flatnonzero(images >= 0)
+    matched, first = np.unique(images[rows], return_index=True)
+    first = rows[first]
+    earlier = first[np.searchsorted(matched, images[rows])]
+    differ = np.logical_or.reduce([column.code[rows] != column.code[earlier] for column in columns])
+    if differ.any():
+        at = int(np.argmax(differ))
+        lines, name = read.line[[earlier[at], rows[at]]].tolist(), found.entries[int(images[rows[at]])].name
+        raise UserError(f"{table}: line {lines[0]} and line {lines[1]} say different things of {name}")
+    unmatched = [
+        f"line {read.line[row]}, {read.image[row].as_py()!r}:"
+        f" {'several images have' if images[row] == SEVERAL else 'no image has'} it"
+        for row in np.flatnonzero(images < 0).tolist()
+    ]
+    if not len(rows):
         raise UserError(f"{table}: no row matches an image, e.g. {unmatched[0] if unmatched else 'it has no rows'}")
-    return Labels(facts, _classes(row.facts for row in rows), len(rows), unmatched)
+    said = []
+    for column in columns:
+        code = np.full(len(found), NOTHING, np.int32)
+        code[found.images[matched]] = column.code[first]
+        said.append(Column(column.words, code))
+    return Labels(EntryLabels(*said), sorted(read.columns["label"].words), len(read.line), unmatched)
 
 
 def labels_of_folders(found: Listing) -> Labels:
@@ -122,7 +145,7 @@ def labels_of_folders(found: Listing) -> Labels:
             f"{what} so there are no classes to tell apart: with labels from folders, a source is a folder that has a"
             " folder for each class"
         )
-    return Labels(facts, classes, 0, [])
+    return Labels(by_entry(facts, found), classes, 0, [])
 
 
 def _folders(entry: ImageFile, roots: Sequence[Path]) -> tuple[str, ...]:
@@ -133,28 +156,16 @@ def _folders(entry: ImageFile, roots: Sequence[Path]) -> tuple[str, ...]:
 
 
 def read_table(table: Path, needed: Collection[str]) -> list[tuple[int, dict[str, str | None]]]:
-    """Rows of a CSV with a header: the number of the line, and its cells by column, None for an empty one.
+    """Rows of a small table: the number of the line, and its cells by column, None for an empty one.
 
-    Raises UserError if the table cannot be read, or lacks a column that is `needed`.
+    Raises UserError as `read_cells` does.
     """
-    rows = []
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            for column in needed:
-                if column not in header:
-                    raise UserError(f"{table} has no column {column!r}, only: {', '.join(header) or 'nothing'}")
-            for values in filter(None, reader):
-                if len(values) != len(header):
-                    raise UserError(f"{table}, line {reader.line_num}: {len(values)} cells for {len(header)} columns")
-                cells = dict(zip(header, (value.strip() or None for value in values), strict=True))
-                rows.append((reader.line_num, cells))
-    except OSError as error:
-        raise UserError(f"cannot read the labels {table}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is not a CSV file in UTF-8: {error}") from error
-    return rows
+    rows = read_cells(table, needed)
+    _, header = next(rows, (0, []))
+    return [
+        (line, {name: None if is_empty(cell) else cell for name, cell in zip(header, cells, strict=True)})
+        for line, cells in rows
+    ]
 
 
 def match_rows(
@@ -190,17 +201,3 @@ def ids_by_name(entries: Iterable[ImageFile]) -> dict[str, set[str]]:
         by_name[name].add(entry.name)
         by_name[Path(name).stem].add(entry.name)
     return by_name
-
-
-class _Finder:
-    """Which images a cell of the column `image` can mean."""
-
-    def __init__(self, table: Path, found: Listing) -> None:
-        self._folders = [*found.roots, table.resolve().parent]
-        self._exact = {entry.path: entry.name for entry in found.entries} | {e.name: e.name for e in found.entries}
-        self._by_name = ids_by_name(found.entries)
-
-    def __call__(self, cell: str) -> set[str]:
-        spellings = [cell, *(os.path.normpath(folder / cell) for folder in self._folders)]
-        exact = {self._exact[spelling] for spelling in spellings if spelling in self._exact}
-        return exact or self._by_name.get(cell, set())

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from fastfgssl.archive.labels import Facts, Labels, Row, ids_by_name, match_rows, read_table
+from fastfgssl.archive.labels import Facts, Labels, Row, by_entry, ids_by_name, match_rows, read_table
 from fastfgssl.archive.listing import Listing
 from fastfgssl.runtime.errors import UserError
 
@@ -161,7 +161,7 @@ def read_preset(name: str, found: Listing) -> Labels:
             if missing:
                 raise UserError(f"{name}: {_told(missing, preset, found)}")
     told_missing = _told(missing, preset, found) if missing else ""
-    return Labels(by_folder | facts, sorted(preset.classes), num_rows, unmatched, told_missing)
+    return Labels(by_entry(by_folder | facts, found), sorted(preset.classes), num_rows, unmatched, told_missing)
 
 
 def _ids(by_name: Mapping[str, set[str]], below: set[str], cell: str) -> set[str]:

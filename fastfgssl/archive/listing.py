@@ -5,8 +5,10 @@ Arrow columns, in memory or in a file that is mapped: a million entries cost no 
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -146,12 +148,13 @@ def find_images(
             raise UserError(f"the source {path} does not exist")
     _check_apart(paths)
     sources = [FolderSource(path, options) for path in paths]
-    sink = file.open("wb") if file else pa.BufferOutputStream()
-    with sink, pa.ipc.new_file(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)) as writer:
+    memory = io.BytesIO()
+    deltas = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+    with file.open("wb") if file else nullcontext(memory) as sink, pa.ipc.new_file(sink, SCHEMA, options=deltas) as out:
         kinds: dict[str, int] = {}
         for batch in _batches(sources, kinds):
-            writer.write_batch(batch)
-    stored = pa.memory_map(str(file)) if file else pa.BufferReader(sink.getvalue())
+            out.write_batch(batch)
+    stored = pa.memory_map(str(file)) if file else pa.BufferReader(memory.getvalue())
     listing = Listing(sources, pa.ipc.open_file(stored).read_all())
     if not len(listing.images):
         seen = ", ".join(f"{count} x {kind}" for kind, count in listing.other_files.most_common(_SHOWN)) or "no files"

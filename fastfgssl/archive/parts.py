@@ -185,8 +185,8 @@ class PartMaker:
 
     def _rows(self, chunk: Chunk, watch: Watch, file: Any) -> list[dict]:
         rows: list[list[dict]] = [[] for _ in chunk.entries]
-        for entry, (outcome, reason) in chunk.blamed.items():
-            rows[entry] = [_left_out(entry, outcome, reason)]
+        for number, (outcome, reason) in chunk.blamed.items():
+            rows[number] = [_left_out(number, outcome, reason)]
         limit = self._options.max_bytes
         for number, entry in enumerate(chunk.entries):
             if entry.size > limit:

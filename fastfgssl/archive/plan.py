@@ -79,12 +79,12 @@ def gather(listing: Listing, parts: Sequence[DonePart], skipped: np.ndarray) -> 
         unread = unread.set_column(schema.get_field_index(name), schema.field(name), column)
     table = pa.concat_tables([*tables, unread.cast(schema)])
     row = np.concatenate([*rows, skipped]).astype(np.int64)
-    number = np.concatenate([*numbers, np.full(len(skipped), -1)]).astype(np.int64)
+    of_part = np.concatenate([*numbers, np.full(len(skipped), -1)]).astype(np.int64)
     order = np.argsort(row, kind="stable")
     table = table.take(pa.array(order))
     codes = pc.index_in(table["outcome"], pa.array(list(_CODES))).to_numpy()
     outcome = np.array(list(_CODES.values()), np.int8)[codes]
-    return Inputs(row[order], outcome, np.full(len(order), -1), table, number[order], changed, examples)
+    return Inputs(row[order], outcome, np.full(len(order), -1), table, of_part[order], changed, examples)
 
 
 def number_samples(inputs: Inputs, first: int, known: tuple[np.ndarray, np.ndarray], *, keep_duplicates: bool) -> None:

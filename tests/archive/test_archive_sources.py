@@ -14,6 +14,7 @@ from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.archive.sources.folder import read_file
 from fastfgssl.runtime.errors import UserError
+from helpers.labels import Said, by_name
 
 
 def touch(folder: Path, *paths: str) -> Path:
@@ -111,10 +112,15 @@ def test_bad_sources(tmp_path, sources, message):
         find_images([tmp_path / source for source in sources])
 
 
+def labels_of(sources: list[Path], table: Path, **options: str) -> Said:
+    found = find_images(sources)
+    return by_name(read_labels(table, found, **options), found)
+
+
 def read(tmp_path: Path, table: str | bytes, source: str = "data", where: str = "labels.csv", **options: str):
     path = tmp_path / where
     path.write_bytes(table if isinstance(table, bytes) else table.encode())
-    return read_labels(path, find_images([tmp_path / source]), **options)
+    return labels_of([tmp_path / source], path, **options)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ def test_absolute_paths_and_ids_of_several_sources(tmp_path):
     touch(tmp_path, "one/1.png", "two/1.png", "two/2.png")
     table = tmp_path / "labels.csv"
     table.write_text(f"image,label\n{tmp_path}/one/1.png,x\ntwo/1.png,y\n2.png,z\n1.png,w\n")
-    labels = read_labels(table, find_images([tmp_path / "one", tmp_path / "two"]))
+    labels = labels_of([tmp_path / "one", tmp_path / "two"], table)
     assert {id: facts.label for id, facts in labels.facts.items()} == {
         "one/1.png": "x",
         "two/1.png": "y",
@@ -155,7 +161,7 @@ def test_rows_without_an_image_are_told_and_their_classes_count(tmp_path):
     assert labels.classes == ["a", "b"]
     assert labels.rows == 3
     assert labels.unmatched == ["line 3, 'missing.png': no image has it"]
-    assert labels.facts["2.png"].label is None
+    assert labels.facts.keys() == {"1.png"}  # of the other, it says nothing
 
 
 def test_group_and_split(tmp_path):
@@ -196,7 +202,7 @@ def test_bad_tables(tmp_path, table, message):
 def test_missing_table_and_column(tmp_path):
     touch(tmp_path, "data/1.png")
     with pytest.raises(UserError, match=r"cannot read the labels .*none.csv: No such file or directory"):
-        read_labels(tmp_path / "none.csv", find_images([tmp_path / "data"]))
+        labels_of([tmp_path / "data"], tmp_path / "none.csv")
     with pytest.raises(UserError, match="has no column 'nurse', only: image, label"):
         read(tmp_path, "image,label\n1,a\n", group_column="nurse")
 
@@ -214,8 +220,8 @@ def test_a_row_never_labels_two_images_nor_guesses(tmp_path_factory, data):
     unique = {path for path in paths if sum(Path(other).name == Path(path).name for other in paths) == 1}
     if not unique:
         with pytest.raises(UserError):
-            read_labels(table, find_images([folder / "data"]))
+            labels_of([folder / "data"], table)
         return
-    labels = read_labels(table, find_images([folder / "data"]))
+    labels = labels_of([folder / "data"], table)
     assert labels.facts.keys() == unique
     assert len(labels.unmatched) == len(names) - len(unique)

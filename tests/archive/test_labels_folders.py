@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from fastfgssl.archive.labels import Facts, Labels, labels_of_folders
+from fastfgssl.archive.labels import Facts, labels_of_folders
 from fastfgssl.archive.listing import find_images
 from fastfgssl.runtime.errors import UserError
+from helpers.labels import Said, by_name
 
 
-def read(folder: Path, *paths: str, sources: tuple[str, ...] = (".",)) -> Labels:
+def read(folder: Path, *paths: str, sources: tuple[str, ...] = (".",)) -> Said:
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).touch()
-    return labels_of_folders(find_images([folder / source for source in sources]))
+    found = find_images([folder / source for source in sources])
+    return by_name(labels_of_folders(found), found)
 
 
 def test_the_first_folder_is_the_class(tmp_path):

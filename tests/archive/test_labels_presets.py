@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastfgssl.archive.labels import Facts, Labels
+from fastfgssl.archive.labels import Facts
 from fastfgssl.archive.labels_presets import PRESETS, read_preset
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
@@ -17,6 +17,7 @@ from fastfgssl.commands.prepare import report_rows
 from fastfgssl.evaluation.split import labelled_split
 from fastfgssl.runtime.errors import UserError
 from helpers.images import encode, fixed_key, gradient, names_of, write_files
+from helpers.labels import Said, by_name
 
 PICTURE = encode(gradient(12, 10), "JPEG")
 CLASSES_2018 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -66,8 +67,9 @@ def aptos2019(folder: Path) -> Path:
     return write_files(folder, files | {name: text.encode() for name, text in tables.items()})
 
 
-def read(name: str, *sources: Path) -> Labels:
-    return read_preset(name, find_images(sources, SourceOptions(PRESETS[name].leave_out)))
+def read(name: str, *sources: Path) -> Said:
+    found = find_images(sources, SourceOptions(PRESETS[name].leave_out))
+    return by_name(read_preset(name, found), found)
 
 
 def test_isic_2018(tmp_path):

@@ -14,7 +14,7 @@ from fastfgssl.archive import parts
 from fastfgssl.archive.assemble import Ids, assemble
 from fastfgssl.archive.base import Base
 from fastfgssl.archive.keys import Key
-from fastfgssl.archive.labels import Facts, Labels
+from fastfgssl.archive.labels import Facts, Labels, by_entry
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import MIB, PrepareOptions, Summary
@@ -103,7 +103,7 @@ def write(
             listing = find_images([source])
             known = np.zeros(len(listing), bool)
             facts = {sample.name: Facts(sample.label, sample.group, sample.split) for sample in samples}
-            labels = Labels(facts, CLASSES, 0, []) if labelled else None
+            labels = Labels(by_entry(facts, listing), CLASSES, 0, []) if labelled else None
             part = DonePart(_write_part(place, samples), np.arange(len(listing)))
             ids = Ids(listing, KEY)
             assemble(options, place, Base(), ids, labels, known, [part], Summary(), lambda progress: None)
