@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 
 from fastfgssl.archive.facts import NOTHING, Column
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.errors import UserError, file_errors
 
 _DELIMITERS = ",;\t"
 _ROWS = 1 << 16  # that are Python objects at a time
@@ -66,6 +68,8 @@ def read_columns(table: Path, image: str, wanted: Collection[str], optional: Col
     rows = read_cells(table, (image, *wanted))
     _, header = next(rows, (0, []))
     names = [*wanted, *(name for name in optional if name in header and name not in wanted)]
+    if (plain := _read_plain(table, image, header, names)) is not None:
+        return plain
     places = [header.index(name) for name in names]
     image_place = header.index(image)
     lines, images, chunks = array("q"), [], []
@@ -83,6 +87,36 @@ def read_columns(table: Path, image: str, wanted: Collection[str], optional: Col
     chunks.append(pa.array(images, pa.large_string()))
     columns = [Column(list(known), np.array(code, np.int32)) for known, code in zip(words, codes, strict=True)]
     return Table(np.array(lines, np.int64), pa.chunked_array(chunks), dict(zip(names, columns, strict=True)))
+
+
+def _read_plain(table: Path, image: str, header: list[str], names: list[str]) -> Table | None:
+    """The same of a table without quotes and blank lines, ten times faster; None for any other and for a faulty one."""
+    with file_errors("read the labels", table):
+        text = table.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if b'"' in text or b"\n\n" in text or b"\n\r\n" in text or text.count(b"\r") != text.count(b"\r\n"):
+        return None
+    delimiter = _header(text.partition(b"\n")[0].decode(), (image, *names))[1]
+    wanted = [str(header.index(name)) for name in (image, *names)]
+    try:
+        cells = pyarrow.csv.read_csv(
+            pa.BufferReader(text),
+            pyarrow.csv.ReadOptions(column_names=[str(place) for place in range(len(header))], skip_rows=1),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(wanted, pa.large_string()), include_columns=wanted, strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowException:  # which the way by rows tells better
+        return None
+    columns = {}
+    for name, place in zip(names, wanted[1:], strict=True):
+        trimmed = pc.utf8_trim_whitespace(cells[place])
+        empty = pc.or_(pc.equal(trimmed, ""), pc.equal(pc.utf8_lower(trimmed), "nan"))
+        column = pc.if_else(empty, pa.scalar(None, pa.large_string()), trimmed).combine_chunks()
+        whole = (pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column).dictionary_encode()
+        code = whole.indices.fill_null(NOTHING).to_numpy(zero_copy_only=False).astype(np.int32)
+        columns[name] = Column(whole.dictionary.to_pylist(), code)
+    return Table(np.arange(2, len(cells) + 2), pc.utf8_trim_whitespace(cells[wanted[0]]), columns)
 
 
 def is_empty(cell: str) -> bool:

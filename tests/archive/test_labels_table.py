@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfgssl.archive.label_matching import NONE, SEVERAL, Finder
+from fastfgssl.archive.label_table import read_columns
 from fastfgssl.archive.labels import Facts, read_labels
 from fastfgssl.archive.listing import find_images
 from fastfgssl.runtime.errors import UserError
@@ -77,6 +78,24 @@ def test_images_are_found_as_one_by_one(tmp_path_factory, data):
     paths, names = [entry.path for entry in found.entries], [entry.name for entry in found.entries]
     expected = [one_by_one(paths, names, [folder / "data", folder], text) for text in texts]
     assert Finder(found, folder)(pa.chunked_array([texts], pa.large_string())).tolist() == expected
+
+
+@given(st.data())
+def test_the_fast_way_reads_what_the_other_does(tmp_path_factory, data):
+    cell = st.sampled_from(["a", " b ", "", "nan", "1.png", "ä", "\u00a0x"])
+    rows = data.draw(st.lists(st.lists(cell, min_size=3, max_size=3), min_size=1, max_size=9))
+    end, separator = data.draw(st.sampled_from(["\n", "\r\n"])), data.draw(st.sampled_from(",;\t"))
+    text = end.join(separator.join(row) for row in [["image", " label", "split"], *rows])
+    folder = tmp_path_factory.mktemp("tables")
+    plain, quoted = folder / "plain.csv", folder / "quoted.csv"
+    plain.write_text(text + data.draw(st.sampled_from(["", end])), newline="")
+    quoted.write_text(text.replace("image", '"image"', 1), newline="")
+    fast, slow = (read_columns(table, "image", ("label",), ("split", "group")) for table in (plain, quoted))
+    assert fast.line.tolist() == slow.line.tolist()
+    assert fast.image.to_pylist() == slow.image.to_pylist()
+    assert {name: [column.words, column.code.tolist()] for name, column in fast.columns.items()} == {
+        name: [column.words, column.code.tolist()] for name, column in slow.columns.items()
+    }
 
 
 def test_many_rows(tmp_path):
