@@ -38,9 +38,7 @@ def main(rows: int) -> None:
         more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         assert labels.rows == rows
         assert not labels.unmatched
-        print(
-            f"{rows:,} rows: {seconds:.1f} s ({busy:.1f} of a core), {more:.0f} MiB beyond the {before / 1024:.0f} of the listing"
-        )
+        print(f"{rows:,} rows: {seconds:.1f} s ({busy:.1f} of a core), {more:.0f} MiB beyond the listing")
 
 
 if __name__ == "__main__":
