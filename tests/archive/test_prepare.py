@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -250,74 +249,3 @@ def test_nothing_usable(tmp_path):
         prepare(PrepareOptions(sources=[source], out=tmp_path / "archive", workers=1))
     assert len(kept.read_text().splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive.private", "source"]
-
-
-# Each runs in a folder with: images/1.png, labels.csv, archive (an archive), folder (something else), texts/1.txt
-BAD_COMMANDS = {
-    "images": "--out is missing",
-    "--out new": "give at least one source",
-    "images --out new --bogus": "unrecognized arguments: --bogus",
-    "images --out new --short-side x": "argument --short-side: invalid int value: 'x'",
-    "images --out new --short-side 0": "short-side must be above 0, not 0",
-    "images --out new --workers -1": "workers must be above 0, not -1",
-    "images --out new --shard-size nan": "shard-size must be above 0, not nan",
-    "nowhere --out new": "the source nowhere does not exist",
-    "texts --out new": "no images below texts, only 1 x .txt",
-    "images --out folder": "folder holds other files and no archive: choose an empty folder or a new one",
-    "images --out archive --short-side 9": "archive was made without --short-side: add to it in the same way",
-    "images --out archive": "cannot read the key",
-    "images --out new --key labels.csv": "labels.csv is no key: it must hold 64 hexadecimal digits",
-    "images --out new --key new/key": "the key new/key must not lie in the archive",
-    "images --out new --part 3/2": "part must be I/N, with I from 1 to N, not '3/2'",
-    "images --out new --max-unreadable 2": "max-unreadable must be between 0 and 1, not 2.0",
-    "images --out archive --overwrite --retry": "give one of them",
-    "images --out labels.csv": "labels.csv is a file: choose another --out",
-    "images --out folder --overwrite": "is not an archive: it has no manifest.json",
-    "images --out labels.csv/x": "cannot write",
-    "images --out /proc/new": "cannot write /proc/new.partial",
-    "images --out images/new": "must not contain each other",
-    "images/1.png --out .": "must not contain each other",
-    "images --out new --labels none.csv": "cannot read the labels none.csv: No such file",
-    "images --out new --labels images": "cannot read the labels images: Is a directory",
-    "images --out new --labels images/1.png": "images/1.png is not a CSV file in UTF-8",
-    "images --out new --labels labels.csv": "labels.csv: no row matches an image, e.g. line 2, 'x.png'",
-    "images --out new --labels labels.csv --group-column g": "has no column 'g', only: image, label",
-    "images --out new --group-column g": "give --labels too",
-    "images --out new --labels-preset isic2018": "download ISIC2018_Task3_Training_GroundTruth.zip, ISIC2018_Task3",
-    "images --out new --labels-preset isic2019": "argument --labels-preset: invalid choice: 'isic2019'",
-    "images --out new --labels-from folders": "1 of the images lie in no folder of a class",
-    "images --out new --labels-from folders --labels l.csv": "--labels and --labels-from each say what images show",
-    "--verify folder": "folder is not an archive",
-    "--verify folder SOURCE": "--verify checks an archive and makes none: leave out SOURCE",
-    "--verify folder --short-side 5": "--verify checks an archive and makes none: leave out --short-side",
-    "--verify nowhere": "nowhere is not an archive",
-}
-
-
-@pytest.fixture(scope="module")
-def bad_folder(plain, tmp_path_factory) -> Path:
-    files = {"images/1.png": encode(gradient(), "PNG"), "labels.csv": b"image,label\nx.png,a\n", "texts/1.txt": b""}
-    folder = write_files(tmp_path_factory.mktemp("bad"), files | {"folder/precious": b"mine"})
-    shutil.copytree(plain.path, folder / "archive")
-    return folder
-
-
-@pytest.mark.parametrize("command", BAD_COMMANDS)
-def test_bad_input_is_one_clear_line(bad_folder, command, monkeypatch, capfd):
-    before = sorted(bad_folder.rglob("*"))
-    monkeypatch.chdir(bad_folder)
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *command.split()])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(TOOL), run_name="__main__")
-    output, errors = capfd.readouterr()
-    assert (ended.value.code, output) == (2, "")
-    assert errors.startswith("error: ")
-    assert errors.count("\n") == 1
-    assert BAD_COMMANDS[command] in errors
-    assert sorted(bad_folder.rglob("*")) == before
-
-
-def test_bad_input_in_a_process_of_its_own(bad_folder):
-    result = run_tool("nowhere", "--out", "new", cwd=bad_folder)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: the source nowhere does not exist\n"
