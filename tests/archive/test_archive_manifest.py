@@ -9,10 +9,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastfgssl.archive.accounting import SCHEMA, read_accounting
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.shards import EXTENSIONS
 from fastfgssl.runtime.errors import UserError
@@ -220,3 +222,60 @@ def test_opening_what_is_no_sound_archive(archive, damage, message):
     with pytest.raises(UserError, match=message) as error:
         Archive.open(archive.path)
     assert "\n" not in str(error.value)
+
+
+def as_version_1(archive: Archive) -> Archive:
+    """The archive as the version before wrote it: without levels, facts and accounting."""
+    path = archive.path / "samples.arrow"
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    old = table.select([*NUMBERS, "id", "label", "group", "split"])
+    with pa.ipc.new_file(str(path), old.schema) as writer:
+        for batch in old.to_batches():
+            writer.write_batch(batch)
+    manifest = json.loads((archive.path / "manifest.json").read_text())
+    for name in ("accounting", "inputs", "key"):
+        del manifest[name]
+    facts = {"name": "samples.arrow", "bytes": path.stat().st_size}
+    facts["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (archive.path / "manifest.json").write_text(json.dumps(manifest | {"version": 1, "table": facts}))
+    (archive.path / "accounting.arrow").rename(archive.path / "quarantine.csv")
+    return Archive.open(archive.path)
+
+
+def test_archives_of_version_1_are_read(archive):
+    columns = ["id", "label", "group", "split", *NUMBERS]
+    before = archive.columns(np.arange(10), columns)
+    old = as_version_1(archive)
+    assert old.verify() == []
+    assert (old.num_samples, old.labelled, old.quarantined, old.has_column("low")) == (10, 8, 1, False)
+    for name, column in old.columns(np.arange(10), columns).items():
+        assert column.tolist() == before[name].tolist()
+
+
+def test_levels_and_what_headers_say(archive):
+    rows = archive.columns(np.arange(10), ["low", "high", "modality", "spacing_row"])
+    assert rows["low"].dtype == rows["high"].dtype == np.uint16
+    assert rows["high"].tolist() == [4095 if i % 4 == 1 else 255 for i in range(10)]
+    assert rows["modality"].tolist() == ["MR" if i % 3 == 1 else None for i in range(10)]
+    np.testing.assert_array_equal(rows["spacing_row"], [0.5 if i % 3 == 1 else np.nan for i in range(10)])
+    assert not archive.has_column("manufacturer")  # of which no header said anything
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda rows: rows[:-1], "its outcomes are not those that the manifest counts"),
+        (lambda rows: [{**rows[0], "sample": 7}, *rows[1:]], "not every sample is written by one input"),
+    ],
+)
+def test_an_accounting_that_does_not_add_up_is_found(archive, change, problem):
+    rows = change(read_accounting(archive.path).to_pylist())
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    path = archive.path / "accounting.arrow"
+    with pa.ipc.new_file(str(path), SCHEMA) as writer:
+        writer.write_table(table)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_manifest(archive.path, accounting={"name": "accounting.arrow", "sha256": digest})
+    assert Archive.open(archive.path).verify() == [f"accounting.arrow: {problem}"]
+    path.unlink()
+    assert Archive.open(archive.path).verify() == ["accounting.arrow: No such file or directory"]

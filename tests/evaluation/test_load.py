@@ -13,11 +13,12 @@ from fastfgssl.evaluation.pretrained import load, load_pretrained
 from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.runtime.errors import UserError
 from helpers.checkpoints import save_untrained
+from helpers.images import files_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def test_features_are_those_that_are_evaluated(make_config, archive_path, phantom_folder, tmp_path):
+def test_features_are_those_that_are_evaluated(make_config, archive_path, tmp_path):
     path = save_untrained(make_config(), tmp_path)
     backbone = load(path)
     archive = Archive.open(archive_path)
@@ -27,7 +28,7 @@ def test_features_are_those_that_are_evaluated(make_config, archive_path, phanto
     _, expected = FeatureExtractor(model, config, archive, torch.device("cpu"), 6).plain(ids)
     found = []
     for name in names:
-        with Image.open(next(phantom_folder.rglob(name.rsplit("/", 1)[-1]))) as image:
+        with Image.open(files_of(archive_path)[name]) as image:
             found.append(backbone.transform(image))
     with torch.no_grad():
         features = backbone(torch.stack(found))

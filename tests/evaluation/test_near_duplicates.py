@@ -16,6 +16,7 @@ from fastfgssl.evaluation.near_duplicates import THRESHOLD, find_overlap, thumbn
 from fastfgssl.evaluation.near_duplicates import Thumbnails as Kept
 from fastfgssl.evaluation.pretrained import build_untrained
 from fastfgssl.evaluation.protocols import run_protocol
+from helpers.images import files_of, fixed_key
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,8 @@ def archive(phantom_folder, tmp_path_factory) -> Archive:
             copies.get(number, lambda picture=picture: picture)().save(folder / "images" / name, quality=quality)
         rows.append(f"{name},{'ab'[number % 2]},{'fit' if number < 20 else 'val'},{number}")
     (folder / "labels.csv").write_text("\n".join(rows))
-    prepare(
-        PrepareOptions(sources=[folder / "images"], out=folder / "archive", labels=folder / "labels.csv", workers=1)
-    )
+    options = {"labels": folder / "labels.csv", "duplicates": "keep", "key": fixed_key(folder / "key"), "workers": 1}
+    prepare(PrepareOptions(sources=[folder / "images"], out=folder / "archive", **options))
     return Archive.open(folder / "archive")
 
 
@@ -59,7 +59,8 @@ def test_a_report_tells_what_both_sides_share(archive, make_config):
     overlap = run_protocol(extractor, archive, "knn").overlap
     assert overlap is not None
     assert (overlap.groups, overlap.identical_files, overlap.near_duplicates) == (0, 1, 5)
-    found = {(Path(scoring).name, Path(training).name) for scoring, training, _ in overlap.examples}
+    files = files_of(archive.path)
+    found = {(files[scoring].name, files[training].name) for scoring, training, _ in overlap.examples}
     assert found == {(f"{number + 20}.jpg", f"0{number}.jpg") for number in range(5)}
     assert all(THRESHOLD <= cosine <= 1.001 for _, _, cosine in overlap.examples)
 

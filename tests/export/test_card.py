@@ -21,7 +21,7 @@ from fastfgssl.export.checkpoint import export_checkpoint
 from fastfgssl.export.preprocessing import torchvision_code
 from helpers.checkpoints import CLASSES, CLASSIFIER, save_untrained
 from helpers.command import run_here
-from helpers.images import gradient, gradient_16_bit
+from helpers.images import files_of, gradient, gradient_16_bit
 
 
 def torchvision_transform(config):
@@ -68,17 +68,17 @@ def test_torchvision_takes_tensors_too(make_config):
     torch.testing.assert_close(torchvision_transform(config)(batch)[1], expected)
 
 
-def test_scores_are_those_of_the_graph(make_config, archive_path, phantom_folder, tmp_path):
+def test_scores_are_those_of_the_graph(make_config, archive_path, tmp_path):
     """Preprocessing as the card has it, and the DALI graph, within half a point of balanced accuracy."""
     model, config, *_ = load_pretrained(save_untrained(make_config(), tmp_path))
     archive = Archive.open(archive_path)
     split, labels = labelled_split(archive)
     transform, model = torchvision_transform(config), model.eval()
-    files = {path.name: path for path in phantom_folder.rglob("*.*")}
+    files = files_of(archive_path)
 
     def features(ids):
         names = archive.columns(ids, ("id",))["id"]
-        images = torch.stack([transform(Image.open(files[name.rsplit("/", 1)[-1]])) for name in names])
+        images = torch.stack([transform(Image.open(files[name])) for name in names])
         with torch.inference_mode():
             return model.features(images)["backbone"]
 

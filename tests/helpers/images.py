@@ -75,3 +75,9 @@ def inputs_of(options: PrepareOptions) -> list[dict[str, str]]:
 def names_of(options: PrepareOptions) -> dict[str, str]:
     """Files by the ids of their images."""
     return {row["id"]: row["path"] for row in inputs_of(options)}
+
+
+def files_of(archive: Path) -> dict[str, Path]:
+    """The same of an archive whose key lies beside it."""
+    with archive.with_name(f"{archive.name}.inputs.csv").open(newline="") as file:
+        return {row["id"]: Path(row["path"]) for row in csv.DictReader(file)}
