@@ -22,6 +22,7 @@ from fastfgssl.runtime.errors import UserError
 
 __all__ = ["DicomPicture", "DicomSettings", "Flags", "Identifiers", "looks_like_dicom", "read_dicom"]
 
+WITH_PIXELS = ("RT Dose Storage", "Segmentation Storage", "Parametric Map Storage")  # beside "... Image Storage"
 SQUARE = 1.01  # up to which ratio of its sides a pixel is taken as square
 
 
@@ -90,15 +91,13 @@ def read_dicom(data: bytes, settings: DicomSettings) -> Iterator[DicomPicture | 
 
 
 def _without_pixels(file: DicomFile) -> Exception:
-    is_image = file.kind.endswith("Image Storage") or 0x00280010 in file.header
-    if is_image:
+    if 0x00280010 in file.header or file.kind.endswith("Image Storage") or file.kind in WITH_PIXELS:
         return Unusable("damaged or unsupported DICOM: an image without pixels: cut short?")
-    if file.kind:
-        return NoImage(f"DICOM: {file.kind}")
     if 0x00041220 in file.header:
         return NoImage("DICOM: Media Storage Directory Storage")
-    modality = of_header.modality(file.header)
-    return NoImage(f"DICOM: {modality} without pixels" if modality else "DICOM: an object without pixels")
+    if not file.kind:
+        return Unusable("damaged or unsupported DICOM: neither pixels nor a class of object: cut short?")
+    return NoImage(f"DICOM: {file.kind}")
 
 
 def _chosen(layout: Layout, frames: Frames, settings: DicomSettings) -> range:

@@ -60,7 +60,7 @@ def decode_native(data: bytes | memoryview, layout: Layout, index: int, *, littl
     values = np.frombuffer(data, f"{order}{kind}{layout.allocated // 8}")
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
-    return values if layout.is_float and values is None else _as_stored(_shaped(values, layout), layout)
+    return _as_stored(_shaped(values, layout), layout)
 
 
 def decode_compressed(data: bytes, layout: Layout, name: str) -> np.ndarray:
@@ -89,14 +89,15 @@ def decode_compressed(data: bytes, layout: Layout, name: str) -> np.ndarray:
 
 
 def _decode(data: bytes, layout: Layout, name: str, stream: Codestream) -> np.ndarray:
+    # What is missing, libjpeg and OpenJPH make gray without a word, and CharLS has been seen to seek for 12 seconds.
+    if not data.rstrip(b"\0\xff").endswith(b"\xd9"):
+        raise Unusable(f"damaged or unsupported DICOM: {name} without its end")
     if name == "JPEG-LS":
         return imagecodecs.jpegls_decode(data)
     if name == "HTJ2K":
         return imagecodecs.htj2k_decode(data)
     if name == "JPEG 2000":
         return imagecodecs.jpeg2k_decode(data)
-    if not data.rstrip(b"\0\xff").endswith(b"\xd9"):  # libjpeg makes the missing part gray without a word
-        raise Unusable("damaged or unsupported DICOM: JPEG without its end")
     if layout.samples == 1:
         return imagecodecs.jpeg8_decode(data)
     colour = stream.jpeg_colour or ("RGB" if layout.photometric == "RGB" else "YCBCR")

@@ -68,7 +68,7 @@ class Flags(NamedTuple):
     burned_in: bool | None
     """BurnedInAnnotation; None where the header does not say."""
     secondary_capture: bool
-    """Of a screen, a film or a camera, and what devices call a screen save."""
+    """Of a screen, a film or a camera, by its class of object, and what devices call a screen save."""
     ultrasound_without_regions: bool
     """An ultrasound that does not say where in it the scan lies: text may be anywhere."""
     localizer: bool
@@ -131,8 +131,7 @@ def flags(file: DicomFile, header: Header) -> Flags:
         {"YES": True, "NO": False}.get(header.text(0x00280301).upper()),
         kind.startswith(SECONDARY_CAPTURES[1])
         or kind == SECONDARY_CAPTURES[0]
-        or any("SCREEN" in value for value in image_type)
-        or header.text(0x00080064) in ("DF", "DI", "DRW", "DV", "SD", "SI", "SYN", "WSD"),
+        or any("SCREEN" in value for value in image_type),
         is_ultrasound and not header.items(0x00186011),
         "LOCALIZER" in image_type or "SCOUT" in image_type,
         image_type[0] == "DERIVED",

@@ -33,11 +33,13 @@ def native_frames(file: DicomFile, layout: Layout) -> Frames:
         samples = 2  # colour of every second pixel
     bits = layout.pixels * samples * layout.allocated
     available = min(file.length, len(file.data) - file.start)
-    data = memoryview(file.data)
+    data = memoryview(file.data)[file.start : file.start + available]
+    if layout.allocated <= 8 and file.in_words and not file.little_endian:
+        available -= available % 2
+        data = memoryview(np.frombuffer(data[:available], np.uint16).byteswap().tobytes())
 
     def read(index: int) -> memoryview:
-        first, last = index * bits // 8, -(-(index + 1) * bits // 8)
-        return data[file.start + first : file.start + last]
+        return data[index * bits // 8 : -(-(index + 1) * bits // 8)]
 
     return Frames(min(layout.frames, available * 8 // bits), read)
 

@@ -31,7 +31,7 @@ HEADERS = (1 << 20, 1 << 24)
 
 # Everything that is ever read, so that nothing else is kept: all of it is codes, numbers and identifiers.
 TAGS = [
-    0x00080008, 0x00080016, 0x00080060, 0x00080064, 0x00080070, 0x0020000D, 0x0020000E, 0x00100020,
+    0x00080008, 0x00080016, 0x00080060, 0x00080070, 0x0020000D, 0x0020000E, 0x00100020,
     0x00180015, 0x00186011, 0x00181164, 0x00182010, 0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010,
     0x00280011, 0x00280030, 0x00280034, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121,
     0x00280122, 0x00280123, 0x00280124, 0x00280125, 0x00280301, 0x00281050, 0x00281051, 0x00281052, 0x00281053,
@@ -131,8 +131,10 @@ class DicomFile(NamedTuple):
     """Where their value begins."""
     length: int
     """Bytes as declared, not as there are; UNDEFINED if in fragments."""
+    in_words: bool
+    """Whether it is declared as words of 16 bits (OW), which big-endian files turn around even if they hold bytes."""
     kind: str
-    """What class of object it is, by the standard's name; empty if that is unknown."""
+    """What class of object it is, by the standard's name; empty if the file does not say."""
 
 
 def looks_like_dicom(data: bytes) -> bool:
@@ -213,9 +215,10 @@ def _read_body(data: bytes, start: int, syntax: str, meta: Header) -> DicomFile:
     )
     header = Header(dataset)
     kind = header.text(0x00080016) or meta.text(0x00020002)
-    name = UID(kind).name if kind in UID_dictionary else ""
+    name = UID(kind).name if kind in UID_dictionary else "a private class of object" if kind else ""
     tag, value, length = _pixel_element(data, stream.tell(), little_endian, dataset.original_encoding[0])
-    return DicomFile(header, syntax, little_endian, data, tag, value, length, name)
+    in_words = data[stream.tell() + 4 : stream.tell() + 6] == b"OW"
+    return DicomFile(header, syntax, little_endian, data, tag, value, length, in_words, name)
 
 
 def _pixel_element(data: bytes, start: int, little_endian: bool, implicit: bool | None) -> tuple[int, int, int]:

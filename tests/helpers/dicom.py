@@ -1,0 +1,116 @@
+"""DICOM files: those of pydicom's wheel, ones made here with every value known, and a second decoder."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import gdcm
+import numpy as np
+import pydicom
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from fastfgssl.archive.dicom import DicomPicture, DicomSettings, read_dicom
+from fastfgssl.archive.dicom_codecs import codec, decode_compressed, decode_native
+from fastfgssl.archive.dicom_frames import encapsulated_frames, native_frames
+from fastfgssl.archive.dicom_header import read_file
+from fastfgssl.archive.dicom_layout import read_layout
+
+WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"
+MR_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
+
+
+def wheel_file(name: str) -> Path:
+    """Raises if the wheel does not have it: nothing is fetched."""
+    path = get_testdata_file(name, download=False)
+    assert path is not None, f"pydicom's wheel has no {name}"
+    return Path(path)
+
+
+def dataset(pixels: np.ndarray | bytes, **attributes: Any) -> Dataset:
+    """An MR of `pixels` [rows, columns], [rows, columns, 3] or [frames, rows, columns], as wide as its type."""
+    result = Dataset()
+    result.file_meta = FileMetaDataset()
+    result.file_meta.TransferSyntaxUID = attributes.pop("syntax", ExplicitVRLittleEndian)
+    result.file_meta.MediaStorageSOPClassUID = MR_STORAGE
+    result.SOPClassUID = MR_STORAGE
+    result.Modality = "MR"
+    result.PixelRepresentation = 0
+    if isinstance(pixels, np.ndarray):
+        colour = pixels.ndim >= 3 and pixels.shape[-1] == 3
+        result.Rows, result.Columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
+        if pixels.ndim == 3 + colour:
+            result.NumberOfFrames = len(pixels)
+        result.SamplesPerPixel = 3 if colour else 1
+        result.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+        if colour:
+            result.PlanarConfiguration = 0
+        bits = 8 * pixels.itemsize
+        result.BitsAllocated, result.BitsStored, result.HighBit = bits, bits, bits - 1
+        result.PixelRepresentation = int(pixels.dtype.kind == "i")
+        pixels = pixels.tobytes() + bytes(pixels.nbytes % 2)
+    for name, value in attributes.items():
+        setattr(result, name, value)
+    result.PixelData = pixels
+    result["PixelData"].VR = "OB" if result.file_meta.TransferSyntaxUID.is_encapsulated else "OW"
+    return result
+
+
+def encoded(data: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, data, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def dicom(pixels: np.ndarray | bytes, **attributes: Any) -> bytes:
+    return encoded(dataset(pixels, **attributes))
+
+
+def read(data: bytes, **settings: Any) -> DicomPicture:
+    """Its only picture."""
+    (picture,) = read_dicom(data, DicomSettings(**settings))
+    if isinstance(picture, Exception):
+        raise picture
+    return picture
+
+
+def shown(data: bytes, **settings: Any) -> np.ndarray:
+    return np.asarray(read(data, **settings).picture)
+
+
+def windowed(picture: DicomPicture) -> np.ndarray:
+    """A picture with levels as training shows it: 0 to 255."""
+    low, high = picture.levels
+    return ((np.asarray(picture.picture).astype(np.float64) - low) / (high - low)).clip(0, 1) * 255
+
+
+def stored_values(data: bytes, number: int = 0) -> np.ndarray:
+    """What the codec gives for a frame, before anything is made of it."""
+    file = read_file(data, 1 << 30)
+    layout = read_layout(file, 1 << 30)
+    name = codec(file.syntax)
+    if name:
+        return decode_compressed(bytes(encapsulated_frames(file, layout).read(number)), layout, name)
+    frame = native_frames(file, layout).read(number)
+    return decode_native(frame, layout, number, little_endian=file.little_endian)
+
+
+def gdcm_values(path: Path) -> np.ndarray:
+    """All frames by GDCM: [frames, rows, columns] or [frames, rows, columns, 3], stored values."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read(), path
+    image = reader.GetImage()
+    pixels = image.GetPixelFormat()
+    kind = np.dtype(f"{'i' if pixels.GetPixelRepresentation() else 'u'}{pixels.GetBitsAllocated() // 8}")
+    values = np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), kind)
+    columns, rows = image.GetDimension(0), image.GetDimension(1)
+    samples = pixels.GetSamplesPerPixel()
+    if samples == 1:
+        return values.reshape(-1, rows, columns)
+    if image.GetPlanarConfiguration():
+        return values.reshape(-1, samples, rows, columns).transpose(0, 2, 3, 1)
+    return values.reshape(-1, rows, columns, samples)
