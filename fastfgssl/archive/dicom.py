@@ -159,7 +159,7 @@ def _picture(
                 notes.append("16-bit colour became 8-bit")
             if layout.photometric.startswith("YBR") and not (name and becomes_rgb(name, bytes(data), layout)):
                 pixels = to_rgb(pixels, layout.photometric)
-        if (pixels == pixels[0, 0]).all():
+        if all((row == pixels[0, 0]).all() for row in pixels):
             raise Unusable("constant picture")
     picture = Image.fromarray(np.ascontiguousarray(pixels))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID, UID_dictionary
@@ -41,27 +43,28 @@ TAGS = [
 
 
 class Header:
-    """Values by tag, looked up in one data set after the other: those of a frame before those of the file.
+    """Values by tag; of several data sets, those of the first that has one.
 
     What is missing, empty or no value of its kind reads as nothing: no value raises.
     """
 
     def __init__(self, *datasets: Dataset) -> None:
-        self._datasets = datasets
+        self._elements: dict[int, Any] = {}
+        for dataset in reversed(datasets):
+            self._elements.update({int(tag): element for tag, element in dataset.items() if element.value})
 
     def __contains__(self, tag: int) -> bool:
-        return any(tag in dataset for dataset in self._datasets)
+        return tag in self._elements
 
     def within(self, items: Sequence[Dataset]) -> Header:
         """The same with `items` looked at first."""
-        return Header(*items, *self._datasets)
+        result = Header(*items)
+        result._elements = {**self._elements, **result._elements}
+        return result
 
     def raw(self, tag: int) -> bytes:
-        for dataset in self._datasets:
-            value = dataset.get_item(tag).value if tag in dataset else None  # type: ignore[union-attr]
-            if isinstance(value, bytes) and value:
-                return value
-        return b""
+        element = self._elements.get(tag)
+        return element.value if element is not None and isinstance(element.value, bytes) else b""
 
     def texts(self, tag: int) -> list[str]:
         """Its values, without the spaces and zeros that pad them."""
@@ -75,11 +78,12 @@ class Header:
         values: list[float] = []
         for text in self.texts(tag):
             try:
-                values.append(float(text.replace(",", ".")))
+                value = float(text.replace(",", "."))
             except ValueError:
                 break
-            if not np.isfinite(values[-1]):
-                return values[:-1]
+            if not math.isfinite(value):
+                break
+            values.append(value)
         return values
 
     def words(self, tag: int, *, signed: bool = False, code: str = "") -> list[int | float]:
@@ -95,8 +99,8 @@ class Header:
 
     def is_signed(self, tag: int) -> bool | None:
         """What an explicit header says of a value that may be signed or not."""
-        vr = next((d.get_item(tag).VR for d in self._datasets if tag in d), None)  # type: ignore[union-attr]
-        return {"SS": True, "US": False}.get(vr or "")
+        element = self._elements.get(tag)
+        return {"SS": True, "US": False}.get(element.VR or "") if element is not None else None
 
     def array(self, tag: int, dtype: str) -> np.ndarray:
         raw = self.raw(tag)
@@ -105,17 +109,16 @@ class Header:
 
     def items(self, tag: int) -> list[Dataset]:
         """Of a sequence."""
-        for dataset in self._datasets:
-            if tag in dataset:
-                try:
-                    return [item for item in dataset[tag].value or () if isinstance(item, Dataset)]
-                except Exception:  # whatever a broken sequence leads pydicom to
-                    return []
-        return []
+        element = self._elements.get(tag)
+        try:
+            if isinstance(element, RawDataElement):
+                element = convert_raw_data_element(element)
+            return [item for item in element.value or () if isinstance(item, Dataset)] if element is not None else []
+        except Exception:  # whatever a broken sequence leads pydicom to
+            return []
 
     def _byte_order(self, tag: int) -> str:
-        element = next((d.get_item(tag) for d in self._datasets if tag in d), None)
-        return "<" if getattr(element, "is_little_endian", True) else ">"
+        return "<" if getattr(self._elements.get(tag), "is_little_endian", True) else ">"
 
 
 class DicomFile(NamedTuple):
@@ -210,7 +213,7 @@ def _read_body(data: bytes, start: int, syntax: str, meta: Header) -> DicomFile:
         stream,
         implicit,
         little_endian,
-        stop_when=lambda tag, _vr, _length: FLOAT_PIXELS <= tag <= PIXELS,
+        stop_when=lambda tag, _vr, _length: tag >> 16 == PIXELS >> 16 and tag & 0xFFFF >= FLOAT_PIXELS & 0xFFFF,
         specific_tags=list(TAGS),  # type: ignore[arg-type]
     )
     header = Header(dataset)

@@ -62,7 +62,7 @@ def show(stored: np.ndarray, header: Header, layout: Layout, *, modality: str, w
     padding = padded(values, header, layout)
     present: np.ndarray = ~padding
     if index is not None and padding.any():
-        present = np.bincount(index.ravel(), minlength=len(values)) > 0
+        present = _counts(index, len(values)) > 0
         present &= ~padding
     seen = values[present]
     if not seen.size or seen.min() == seen.max():
@@ -72,7 +72,7 @@ def show(stored: np.ndarray, header: Header, layout: Layout, *, modality: str, w
     shown_values = modality_of(values)
 
     def percentiles() -> Window:
-        weights = None if index is None else np.bincount(index.ravel(), minlength=len(values))
+        weights = None if index is None else _counts(index, len(values))
         return Window(*_percentiles(shown_values[~padding], None if weights is None else weights[~padding]))
 
     chosen = _choose(header, layout, window, modality) or percentiles()
@@ -95,7 +95,28 @@ def show(stored: np.ndarray, header: Header, layout: Layout, *, modality: str, w
     visible = result[present].clip(*levels)
     if visible.min() == visible.max():
         raise Unusable(f"constant picture: the window from {chosen.low:g} to {chosen.high:g} shows nothing of it")
-    return Gray(result if index is None else np.take(result, index), levels)
+    return Gray(result if index is None else _looked_up(result, index), levels)
+
+
+def _counts(index: np.ndarray, size: int) -> np.ndarray:
+    """How often 0 to `size` - 1 occur."""
+    counts = np.zeros(size, np.int64)
+    for rows in _strips(index):
+        counts += np.bincount(rows.ravel(), minlength=size)
+    return counts
+
+
+def _looked_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    picture = np.empty(index.shape, table.dtype)
+    for into, rows in zip(_strips(picture), _strips(index), strict=True):
+        np.take(table, rows, out=into, mode="clip")  # no index lies outside; this mode needs no buffer for `out`
+    return picture
+
+
+def _strips(picture: np.ndarray) -> list[np.ndarray]:
+    """Of rows, with about 65,536 pixels: numpy makes indices eight bytes wide first."""
+    rows = max(1, (1 << 16) // picture.shape[1])
+    return [picture[start : start + rows] for start in range(0, len(picture), rows)]
 
 
 def padded(values: np.ndarray, header: Header, layout: Layout) -> np.ndarray:
