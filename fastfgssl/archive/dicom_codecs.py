@@ -23,6 +23,10 @@ CODECS = {
     "1.2.840.10008.1.2.5": "RLE",
 }
 
+# markers of JPEG, but for tables (C4, CC) and extensions (C8), and of JPEG-LS
+FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+LOSSLESS_JPEG = (0xC3, 0xC7, 0xCB, 0xCF)
+
 
 class Codestream(NamedTuple):
     """What a compressed frame says of itself."""
@@ -74,8 +78,8 @@ def decode_compressed(data: bytes, layout: Layout, name: str) -> np.ndarray:
         stream = read_jpeg_2000(data) if name in ("JPEG 2000", "HTJ2K") else read_jpeg(data)
         if (stream.rows, stream.columns, stream.samples) != (layout.rows, layout.columns, layout.samples):
             raise Unusable(
-                f"damaged or unsupported DICOM: {name} of {stream.columns} x {stream.rows} pixels with {stream.samples} "
-                f"samples in a file of {layout.columns} x {layout.rows} with {layout.samples}"
+                f"damaged or unsupported DICOM: {name} of {stream.columns} x {stream.rows} pixels with "
+                f"{stream.samples} samples in a file of {layout.columns} x {layout.rows} with {layout.samples}"
             )
         values = _decode(data, layout, name, stream)
     except Unusable:
@@ -95,7 +99,8 @@ def _decode(data: bytes, layout: Layout, name: str, stream: Codestream) -> np.nd
     if name == "JPEG-LS":
         return imagecodecs.jpegls_decode(data)
     if name == "HTJ2K":
-        return imagecodecs.htj2k_decode(data)
+        # before 2026.1, the last for Python 3.10 among them, without OpenJPH: OpenJPEG reads these as well
+        return getattr(imagecodecs, "htj2k_decode", imagecodecs.jpeg2k_decode)(data)
     if name == "JPEG 2000":
         return imagecodecs.jpeg2k_decode(data)
     if layout.samples == 1:
@@ -126,7 +131,7 @@ def read_jpeg(data: bytes) -> Codestream:
             jfif = True
         if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe = body[11]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+        if marker in FRAME_HEADERS:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", body)
             identifiers = bytes(body[6 + 3 * number] for number in range(samples))
             colour = ""
@@ -134,7 +139,7 @@ def read_jpeg(data: bytes) -> Codestream:
                 colour = "RGB"
             elif jfif or adobe == 1:
                 colour = "YCBCR"
-            return Codestream(rows, columns, samples, precision, False, marker in (0xC3, 0xC7, 0xCB, 0xCF), colour)
+            return Codestream(rows, columns, samples, precision, False, marker in LOSSLESS_JPEG, colour)
         position += 2 + length
     raise Unusable("damaged or unsupported DICOM: no JPEG")
 

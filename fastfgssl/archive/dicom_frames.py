@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ def _first_fragments(file: DicomFile, layout: Layout, table: np.ndarray, starts:
         places = {start - starts[0]: number for number, start in enumerate(starts)} if starts else {}
         numbers = [places.get(int(offset), -1) for offset in table]
         there = numbers[: numbers.index(-1)] if -1 in numbers else numbers
-        if there and there[0] == 0 and all(a < b for a, b in zip(there, there[1:], strict=False)):
+        if there and there[0] == 0 and all(a < b for a, b in pairwise(there)):
             return there
     if len(starts) <= layout.frames:  # one each; fewer if the file was cut short
         return list(range(len(starts)))

@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydicom.dataelem import RawDataElement, convert_raw_data_element
@@ -117,7 +117,7 @@ class Header:
         except Exception:  # whatever a broken sequence leads pydicom to
             return []
 
-    def _byte_order(self, tag: int) -> str:
+    def _byte_order(self, tag: int) -> Literal["<", ">"]:
         return "<" if getattr(self._elements.get(tag), "is_little_endian", True) else ">"
 
 
@@ -214,7 +214,7 @@ def _read_body(data: bytes, start: int, syntax: str, meta: Header) -> DicomFile:
         implicit,
         little_endian,
         stop_when=lambda tag, _vr, _length: tag >> 16 == PIXELS >> 16 and tag & 0xFFFF >= FLOAT_PIXELS & 0xFFFF,
-        specific_tags=list(TAGS),  # type: ignore[arg-type]
+        specific_tags=list(TAGS),
     )
     header = Header(dataset)
     kind = header.text(0x00080016) or meta.text(0x00020002)

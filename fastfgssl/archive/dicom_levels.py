@@ -136,11 +136,10 @@ def padded(values: np.ndarray, header: Header, layout: Layout) -> np.ndarray:
 
 def modality_values(header: Header, layout: Layout) -> Curve:
     """Stored values to what was measured, such as Hounsfield units, by the file's table or line."""
-    for item in header.items(0x00283000)[:1]:
-        table = _table(Header(item), layout.signed)
-        if table is not None:
-            first, entries, _ = table
-            return lambda values: _look_up(values, first, entries).astype(np.float64)
+    tables = [_table(Header(item), layout.signed) for item in header.items(0x00283000)[:1]]
+    if tables and tables[0] is not None:
+        first, entries, _ = tables[0]
+        return lambda values: _look_up(values, first, entries).astype(np.float64)
     slope, intercept = _line(header)
     return lambda values: values * slope + intercept
 
@@ -162,12 +161,10 @@ def _choose(header: Header, layout: Layout, window: str, modality: str) -> Windo
     if window != "header":
         center, width = (float(part) for part in window.split("/"))
         return _linear(center, width)
-    for item in header.items(0x00283010)[:1]:
-        table = _table(Header(item), layout.signed or _line(header)[1] < 0)
-        if table is not None:
-            first, entries, white = table
-            curve = lambda values: _look_up(values, first, entries) / white  # noqa: E731
-            return Window(first, first + len(entries) - 1, curve)
+    tables = [_table(Header(item), layout.signed or _line(header)[1] < 0) for item in header.items(0x00283010)[:1]]
+    if tables and tables[0] is not None:
+        first, entries, white = tables[0]
+        return Window(first, first + len(entries) - 1, lambda values: _look_up(values, first, entries) / white)
     found = _window_of(header)
     if found is not None:
         return found
