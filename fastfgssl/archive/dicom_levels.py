@@ -18,6 +18,7 @@ from fastfgssl.archive.outcome import Unusable
 SOFT_TISSUE = (40.0, 400.0)  # Hounsfield units; the window of a CT that brings none
 PERCENTILES = (0.5, 99.5)
 WHITE = 65535
+FINEST_WINDOW = 4096
 SPREAD = 1 << 16  # values that a table is made for
 
 Curve = Callable[[np.ndarray], np.ndarray]
@@ -150,7 +151,9 @@ def _line(header: Header) -> tuple[float, float]:
 
 
 def _unit(header: Header, layout: Layout) -> float:
-    """The smallest difference of modality values."""
+    """The smallest difference of modality values; 0 of floats."""
+    if layout.is_float:
+        return 0.0
     return 1.0 if header.items(0x00283000) else abs(_line(header)[0])
 
 
@@ -234,19 +237,23 @@ def _whole_range(
 ) -> tuple[np.ndarray, tuple[int, int], int]:
     """Modality values as levels, one for each `unit` if 65536 suffice, the window in those levels, and the highest.
 
+    Values that spread too far share levels, as long as the window has FINEST_WINDOW of them; beyond, they are cut off.
     Levels begin at what the header's bits can hold at least (`ends`), so that the slices of a series agree.
     """
     for low, high in ((ends.min(), ends.max()), (seen.min(), seen.max())):
         bottom, top = min(low, window.low), max(high, window.high)
-        if (top - bottom) / unit <= WHITE:
+        if top - bottom <= WHITE * unit:
             break
     else:
-        unit = (top - bottom) / WHITE
+        unit = max(unit, min((top - bottom) / WHITE, (window.high - window.low) / FINEST_WINDOW or np.inf))
+        bottom = max(bottom, (window.low + window.high - WHITE * unit) / 2)
+        top = min(top, bottom + WHITE * unit)
 
     def level(value: np.ndarray) -> np.ndarray:
         return np.floor((value - bottom) / unit + 0.5).clip(0, WHITE)
 
     black, white = (int(level(np.array(end))) for end in (window.low, window.high))
-    if white <= black:
-        black, white = (black, black + 1) if black < WHITE else (WHITE - 1, WHITE)
+    if white <= black:  # a threshold, or less than a level
+        black = int(np.floor((window.low - bottom) / unit).clip(0, WHITE - 1))
+        white = black + 1
     return level(values), (black, white), max(int(level(top)), white)

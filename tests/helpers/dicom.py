@@ -31,14 +31,19 @@ def wheel_file(name: str) -> Path:
 
 
 def dataset(pixels: np.ndarray | bytes, **attributes: Any) -> Dataset:
-    """An MR of `pixels` [rows, columns], [rows, columns, 3] or [frames, rows, columns], as wide as its type."""
+    """An MR of `pixels` [rows, columns], [rows, columns, 3] or [frames, rows, columns], of bits as its type has.
+
+    Of bytes, which may be compressed, `attributes` say what they are.
+    """
     result = Dataset()
     result.file_meta = FileMetaDataset()
     result.file_meta.TransferSyntaxUID = attributes.pop("syntax", ExplicitVRLittleEndian)
     result.file_meta.MediaStorageSOPClassUID = MR_STORAGE
+    result.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     result.SOPClassUID = MR_STORAGE
     result.Modality = "MR"
     result.PixelRepresentation = 0
+    keyword = "PixelData"
     if isinstance(pixels, np.ndarray):
         colour = pixels.ndim >= 3 and pixels.shape[-1] == 3
         result.Rows, result.Columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
@@ -51,11 +56,14 @@ def dataset(pixels: np.ndarray | bytes, **attributes: Any) -> Dataset:
         bits = 8 * pixels.itemsize
         result.BitsAllocated, result.BitsStored, result.HighBit = bits, bits, bits - 1
         result.PixelRepresentation = int(pixels.dtype.kind == "i")
+        if pixels.dtype.kind == "f":
+            keyword = "FloatPixelData" if bits == 32 else "DoubleFloatPixelData"
         pixels = pixels.tobytes() + bytes(pixels.nbytes % 2)
     for name, value in attributes.items():
         setattr(result, name, value)
-    result.PixelData = pixels
-    result["PixelData"].VR = "OB" if result.file_meta.TransferSyntaxUID.is_encapsulated else "OW"
+    setattr(result, keyword, pixels)
+    if keyword == "PixelData":
+        result[keyword].VR = "OB" if result.file_meta.TransferSyntaxUID.is_encapsulated else "OW"
     return result
 
 
