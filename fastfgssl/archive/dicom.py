@@ -20,7 +20,7 @@ from fastfgssl.archive.dicom_levels import show
 from fastfgssl.archive.outcome import Facts, NoImage, Unusable
 from fastfgssl.runtime.errors import UserError
 
-__all__ = ["DicomPicture", "DicomSettings", "Flags", "Identifiers", "looks_like_dicom", "read_dicom"]
+__all__ = ["DicomPicture", "DicomSettings", "Flags", "Identifiers", "UnusableFrame", "looks_like_dicom", "read_dicom"]
 
 WITH_PIXELS = ("RT Dose Storage", "Segmentation Storage", "Parametric Map Storage")  # beside "... Image Storage"
 SQUARE = 1.01  # up to which ratio of its sides a pixel is taken as square
@@ -71,10 +71,19 @@ class DicomPicture(NamedTuple):
     flags: Flags
 
 
+class UnusableFrame(Unusable):
+    """A frame that cannot go into the archive, beside others that can."""
+
+    def __init__(self, reason: str, part: str = "") -> None:
+        super().__init__(reason)
+        self.part = part
+
+
 def read_dicom(data: bytes, settings: DicomSettings) -> Iterator[DicomPicture | Unusable]:
     """The pictures of a file's bytes, decoded one by one as they are asked for.
 
-    A frame that is damaged, constant or not supported gives an Unusable in its place; a file that is, one alone.
+    A frame that is damaged, constant or not supported gives an UnusableFrame in its place; a file that is, one
+    Unusable alone. Of frames that were cut off, the first stands for all.
     Raises NoImage, before anything is decoded, for a file that rightly holds no image, such as a report.
     """
     try:
@@ -123,14 +132,15 @@ def _pictures(
     for number in numbers:
         part = f"frame {number + 1}" if layout.frames > 1 else ""
         if number >= frames.present:
-            yield Unusable(f"damaged or unsupported DICOM: cut short: {frames.present} of {layout.frames} frames")
+            reason = f"damaged or unsupported DICOM: cut short: {frames.present} of {layout.frames} frames"
+            yield UnusableFrame(reason, part)
             return
         try:
             yield _picture(file, layout, name, frames, number, part, settings)
-        except Unusable as reason:
-            yield Unusable(f"{reason}: {part}" if part else str(reason))
+        except Unusable as unusable:
+            yield UnusableFrame(str(unusable), part)
         except MemoryError:
-            yield Unusable(f"out of memory: {layout.columns} x {layout.rows} pixels")
+            yield UnusableFrame(f"out of memory: {layout.columns} x {layout.rows} pixels", part)
 
 
 def _picture(

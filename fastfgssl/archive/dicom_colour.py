@@ -26,7 +26,7 @@ def to_rgb(values: np.ndarray, photometric: str) -> np.ndarray:
     """[rows, columns, 3] uint8 of a photometric interpretation (PS3.3 C.7.6.3.1.2) to RGB."""
     if photometric in ("YBR_FULL", "YBR_FULL_422"):
         return np.asarray(Image.fromarray(values, "YCbCr").convert("RGB"))  # CCIR 601 with all levels, as JPEG's
-    if photometric.startswith("YBR_PARTIAL"):
+    if photometric == "YBR_PARTIAL_422":
         luma, blue, red = (values[..., channel].astype(np.float32) for channel in range(3))
         luma, blue, red = (luma - 16) * (255 / 219), (blue - 128) * (255 / 224), (red - 128) * (255 / 224)
         rgb = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], axis=-1)

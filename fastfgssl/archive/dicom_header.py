@@ -49,6 +49,7 @@ class Header:
     """
 
     def __init__(self, *datasets: Dataset) -> None:
+        self._items: dict[int, list[Dataset]] = {}  # of sequences, parsed once for all frames
         self._elements: dict[int, Any] = {}
         for dataset in reversed(datasets):
             self._elements.update({int(tag): element for tag, element in dataset.items() if element.value})
@@ -109,13 +110,16 @@ class Header:
 
     def items(self, tag: int) -> list[Dataset]:
         """Of a sequence."""
-        element = self._elements.get(tag)
-        try:
-            if isinstance(element, RawDataElement):
-                element = convert_raw_data_element(element)
-            return [item for item in element.value or () if isinstance(item, Dataset)] if element is not None else []
-        except Exception:  # whatever a broken sequence leads pydicom to
-            return []
+        if tag not in self._items:
+            element = self._elements.get(tag)
+            try:
+                if isinstance(element, RawDataElement):
+                    element = convert_raw_data_element(element)
+                found = [item for item in element.value if isinstance(item, Dataset)] if element is not None else []
+            except Exception:  # whatever a broken sequence leads pydicom to
+                found = []
+            self._items[tag] = found
+        return self._items[tag]
 
     def _byte_order(self, tag: int) -> Literal["<", ">"]:
         return "<" if getattr(self._elements.get(tag), "is_little_endian", True) else ">"

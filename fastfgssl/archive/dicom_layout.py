@@ -8,7 +8,7 @@ from fastfgssl.archive.dicom_header import DOUBLE_PIXELS, FLOAT_PIXELS, DicomFil
 from fastfgssl.archive.outcome import Unusable
 
 GRAY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT")
 
 
 class Layout(NamedTuple):
