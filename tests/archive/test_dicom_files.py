@@ -102,10 +102,18 @@ def test_every_other_file_of_the_wheel_becomes_pictures(name, depth):
         assert 0 <= picture.levels[0] < picture.levels[1] <= 65535
 
 
-@pytest.mark.parametrize("name", [name for name in PICTURES if name not in NOT_GDCMS])
-def test_a_second_decoder_agrees(name):
+GDCMS = [name for name in PICTURES if name not in NOT_GDCMS]
+
+
+@pytest.fixture(scope="module")
+def by_gdcm() -> dict[str, np.ndarray]:
+    return dict(zip(GDCMS, gdcm_values([wheel_file(name) for name in GDCMS]), strict=True))
+
+
+@pytest.mark.parametrize("name", GDCMS)
+def test_a_second_decoder_agrees(name, by_gdcm):
     data = wheel_file(name).read_bytes()
-    expected = gdcm_values(wheel_file(name))
+    expected = by_gdcm[name]
     number = len(expected) // 2
     if expected.ndim == 3:
         np.testing.assert_array_equal(stored_values(data, number), expected[number])
@@ -155,8 +163,9 @@ def test_lossy_syntaxes_stay_as_close_as_their_codec_promises(name):
 
 
 @real_data
-@pytest.mark.parametrize("path", sorted((Path(REAL_DATA or "") / "dicom").glob("*.dcm")), ids=lambda path: path.stem)
-def test_a_second_decoder_agrees_on_real_data(path):
-    expected = gdcm_values(path)[0]
-    assert isinstance(read(path.read_bytes()), DicomPicture)
-    np.testing.assert_array_equal(stored_values(path.read_bytes()), expected)
+def test_a_second_decoder_agrees_on_real_data():
+    paths = sorted((Path(REAL_DATA or "") / "dicom").glob("*.dcm"))
+    assert len(paths) >= 17
+    for path, expected in zip(paths, gdcm_values(paths), strict=True):
+        assert isinstance(read(path.read_bytes()), DicomPicture)
+        np.testing.assert_array_equal(stored_values(path.read_bytes()), expected[0], err_msg=path.name)

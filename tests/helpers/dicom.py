@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import gdcm
 import numpy as np
 import pydicom
 from pydicom.data import get_testdata_file
@@ -106,19 +108,12 @@ def stored_values(data: bytes, number: int = 0) -> np.ndarray:
     return decode_native(frame, layout, number, little_endian=file.little_endian)
 
 
-def gdcm_values(path: Path) -> np.ndarray:
-    """All frames by GDCM: [frames, rows, columns] or [frames, rows, columns, 3], stored values."""
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    assert reader.Read(), path
-    image = reader.GetImage()
-    pixels = image.GetPixelFormat()
-    kind = np.dtype(f"{'i' if pixels.GetPixelRepresentation() else 'u'}{pixels.GetBitsAllocated() // 8}")
-    values = np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), kind)
-    columns, rows = image.GetDimension(0), image.GetDimension(1)
-    samples = pixels.GetSamplesPerPixel()
-    if samples == 1:
-        return values.reshape(-1, rows, columns)
-    if image.GetPlanarConfiguration():
-        return values.reshape(-1, samples, rows, columns).transpose(0, 2, 3, 1)
-    return values.reshape(-1, rows, columns, samples)
+def gdcm_values(paths: list[Path]) -> list[np.ndarray]:
+    """All frames of each by GDCM: [frames, rows, columns] or [frames, rows, columns, 3], stored values.
+
+    In a process of its own: where GDCM is loaded before imagecodecs, Pillow's next PNG ends the process.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [folder, *map(str, paths)]
+        subprocess.run([sys.executable, Path(__file__).with_name("gdcm_decode.py"), *arguments], check=True)
+        return [np.load(Path(folder) / f"{number}.npy") for number in range(len(paths))]
