@@ -184,9 +184,11 @@ def _as_stored(values: np.ndarray, layout: Layout) -> np.ndarray:
     above = 8 * values.itemsize - layout.stored - layout.shift
     if layout.signed:
         values = values.view(f"i{values.itemsize}")
-    if above or layout.shift:
-        values = values << above >> (above + layout.shift)
-    return values
+        return values << above >> (above + layout.shift) if above or layout.shift else values
+    if layout.shift:
+        values = values >> layout.shift
+    highest = (1 << layout.stored) - 1
+    return values & values.dtype.type(highest) if above and values.max() > highest else values
 
 
 def _with_sign(values: np.ndarray, layout: Layout, stream: Codestream) -> np.ndarray:

@@ -54,17 +54,18 @@ def show(stored: np.ndarray, header: Header, layout: Layout, *, modality: str, w
     Raises Unusable for a constant picture.
     """
     low, high = stored.min(), stored.max()
-    table = stored.dtype.kind in "iu" and int(high) - int(low) < SPREAD
-    values = np.arange(int(low), int(high) + 1) if table else stored
-    unsigned = np.dtype(f"u{stored.dtype.itemsize}")
-    # differences below 2^16, which wrap around to what they are
-    index = (stored.view(unsigned) - np.array(low).astype(unsigned)) if table else None
+    values, index = stored, None
+    if stored.dtype.kind in "iu" and int(high) - int(low) < SPREAD:
+        # unsigned values index a table as they are; of others the differences do, which wrap around to what they are
+        first = 0 if stored.dtype.kind == "u" and high < SPREAD else int(low)
+        unsigned = np.dtype(f"u{stored.dtype.itemsize}")
+        index = stored.view(unsigned) - np.array(first).astype(unsigned) if first else stored
+        values = np.arange(first, int(high) + 1)
 
     padding = padded(values, header, layout)
-    present: np.ndarray = ~padding
+    present: np.ndarray = ~padding & (values >= low) if index is not None else ~padding
     if index is not None and padding.any():
-        present = _counts(index, len(values)) > 0
-        present &= ~padding
+        present &= _counts(index, len(values)) > 0
     seen = values[present]
     if not seen.size or seen.min() == seen.max():
         raise Unusable("constant picture")
@@ -84,7 +85,9 @@ def show(stored: np.ndarray, header: Header, layout: Layout, *, modality: str, w
         if layout.photometric == "MONOCHROME1":
             result = white - result
     else:
-        ends = modality_of(np.array(_stored_range(layout, seen), dtype=np.float64)) if table else shown_values[present]
+        ends = shown_values[present]
+        if index is not None:
+            ends = modality_of(np.array(_stored_range(layout, seen), dtype=np.float64))
         result, (black, white), top = _whole_range(
             shown_values, shown_values[present], ends, chosen, _unit(header, layout)
         )
