@@ -96,6 +96,8 @@ def read_dicom(data: bytes, settings: DicomSettings) -> Iterator[DicomPicture | 
         numbers = _chosen(layout, frames, settings)
     except Unusable as reason:
         return iter([reason])
+    except MemoryError:
+        return iter([Unusable("out of memory: while reading a DICOM header")])
     return _pictures(file, layout, name, frames, numbers, settings)
 
 

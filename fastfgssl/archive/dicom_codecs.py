@@ -81,8 +81,12 @@ def decode_compressed(data: bytes, layout: Layout, name: str) -> np.ndarray:
                 f"damaged or unsupported DICOM: {name} of {stream.columns} x {stream.rows} pixels with "
                 f"{stream.samples} samples in a file of {layout.columns} x {layout.rows} with {layout.samples}"
             )
+        if stream.precision > layout.allocated:
+            raise Unusable(
+                f"damaged or unsupported DICOM: {name} of {stream.precision} bits in a file of {layout.allocated}"
+            )
         values = _decode(data, layout, name, stream)
-    except Unusable:
+    except (Unusable, MemoryError):
         raise
     except Exception as error:  # each codec has exceptions of its own
         reason = " ".join(re.sub(r"^\w+ returned ", "", str(error)).split())[:100] or type(error).__name__

@@ -164,7 +164,7 @@ def read_file(data: bytes, max_bytes: int) -> DicomFile:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom says much about files that are read rightly
             return _read(data, max_bytes)
-    except Unusable:
+    except (Unusable, MemoryError):
         raise
     except Exception as error:  # whatever the damage leads pydicom to, such as recursion through nested sequences
         raise Unusable(f"damaged or unsupported DICOM: header: {type(error).__name__}") from error

@@ -157,6 +157,19 @@ def test_video_and_private_syntaxes_are_named():
     assert refused(private) == "unsupported DICOM: transfer syntax a private one"
 
 
+def test_a_lack_of_memory_is_told_as_such(monkeypatch):
+    data = (WHEEL / "MR_small_jp2klossless.dcm").read_bytes()
+
+    def exhausted(*_arguments: object, **_options: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imagecodecs, "jpeg2k_decode", exhausted)
+        assert outcomes(data) == ["out of memory: 64 x 64 pixels"]
+    monkeypatch.setattr("fastfgssl.archive.dicom_header.read_dataset", exhausted)
+    assert outcomes(data)[0].startswith("out of memory")
+
+
 CUT = [
     "CT_small.dcm",
     "JPGExtended.dcm",

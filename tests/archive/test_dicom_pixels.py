@@ -225,6 +225,9 @@ def test_12_bit_jpeg_is_decoded():
     frame = imagecodecs.jpeg8_encode(values, level=95, bitspersample=12)
     data = compressed(values, JPEG[:-2] + "51", [frame], BitsStored=12, HighBit=11)
     assert np.abs(stored_values(data).astype(int) - values).max() <= 40  # 1 % of the range
+    narrow = compressed(values, JPEG, [frame], BitsAllocated=8, BitsStored=8, HighBit=7)
+    with pytest.raises(Unusable, match="JPEG of 12 bits in a file of 8"):
+        read(narrow)
 
 
 @pytest.mark.parametrize("fragments", [1, 3])
