@@ -78,6 +78,7 @@ DOORS = {
     r"nvidia\.dali": ["fastfgssl/data/", "fastfgssl/archive/", "fastfgssl/benchmarks/", "kernels/"],
     r"triton": ["triton_kernel.py", "columns_triton.py"],
     r"pydicom": ["fastfgssl/archive/"],
+    r"imagecodecs": ["fastfgssl/archive/"],
     r"timm": ["fastfgssl/models/"],
     r"(onnx|onnxruntime|onnxscript)": ["fastfgssl/export/onnx.py"],
 }
