@@ -58,7 +58,7 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"override {override!r}: must be key=value, such as train.batch_size=64")
         # a run is as long as was said last: steps given on the command line replace the file's epochs
         flat[key] = _read_override(key, text)
-        if flat[key] is not None:
+        if not is_null(flat[key]):
             flat.pop(_ALTERNATIVES.get(key, ""), None)
     views = flat.get(_VIEWS)
     if isinstance(views, str) and views.endswith((".yaml", ".yml")):
