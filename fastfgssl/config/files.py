@@ -57,8 +57,9 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not separator or not key:
             raise UserError(f"override {override!r}: must be key=value, such as train.batch_size=64")
         # a run is as long as was said last: steps given on the command line replace the file's epochs
-        flat.pop(_ALTERNATIVES.get(key, ""), None)
         flat[key] = _read_override(key, text)
+        if not is_null(flat[key]):
+            flat.pop(_ALTERNATIVES.get(key, ""), None)
     views = flat.get(_VIEWS)
     if isinstance(views, str) and views.endswith((".yaml", ".yml")):
         flat[_VIEWS] = _read_preset(Path(views))

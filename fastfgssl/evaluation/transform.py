@@ -22,8 +22,9 @@ class PlainTransform:
 
     It takes a PIL image of any mode (turned upright as its EXIF says; transparency is left out, gray becomes three
     equal channels), or a tensor [3, H, W], [1, H, W], or with a batch in front, of uint8 (white 255) or uint16 (white
-    65535). The whole image is resized to S x S by antialiased linear interpolation, whatever its shape: within one grey
-    level what training and evaluation resize. Raises `UserError` for anything else.
+    65535). The whole image is resized to S x S by antialiased linear interpolation, whatever its shape, as
+    training and evaluation do it; docs/export.md has by how much decoders and resizes differ. Raises `UserError` for
+    anything else.
     """
 
     def __init__(self, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:

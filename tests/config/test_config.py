@@ -44,8 +44,9 @@ def test_overrides_win_over_the_file(file):
 
 
 def test_steps_on_the_command_line_replace_the_epochs_of_the_file(file):
-    config = load_config(file, ["train.steps=5"])
-    assert (config.train.steps, config.train.epochs) == (5, None)
+    for empty in ([], ["train.epochs=null"]):
+        config = load_config(file, ["train.steps=5", *empty])
+        assert (config.train.steps, config.train.epochs) == (5, None)
 
 
 def test_a_written_configuration_reads_back_equal(file, tmp_path):
@@ -90,7 +91,7 @@ def load_config_of_defaults():
         ("loss.lambd=-1e-3", "loss.lambd = -0.001: must be greater than 0"),
         ("model.width=0.5", "model.weights"),
         ("train.steps=0", "train.steps = 0: must be greater than 0"),
-        ("train.steps=null", "give one of the two"),
+        ("train.epochs=null", "give one of the two"),
         ("seed=-1", "seed = -1"),
         ("data.std=[1,1,0]", "data.std"),
         ("train.sinks=[csv,csv]", "train.sinks = ['csv', 'csv']: must be a list of each at most once"),
