@@ -9,9 +9,9 @@ class PreparedImage(NamedTuple):
     """An image as it goes into a shard."""
 
     data: bytes
-    """The encoded image: the very bytes of the file if there are no `changes`."""
+    """The encoded image, which holds nothing but pixels: those of the file if there are no `changes`."""
     format: str
-    """jpeg, png, tiff, bmp or webp."""
+    """jpeg or png."""
     width: int
     height: int
     """Pixels, as decoded."""
@@ -27,6 +27,8 @@ class PreparedImage(NamedTuple):
     """Which image of its file it is, such as `frame 12` or `page 3`; empty for the only one."""
     facts: Facts | None = None
     """What a header says of how it was made."""
+    pixels: bytes = b""
+    """16 bytes, a hash: the same for images that training sees as the same picture."""
 
 
 class Facts(NamedTuple):
@@ -45,6 +47,14 @@ class Facts(NamedTuple):
 
 class Unusable(Exception):
     """An image that cannot go into the archive. Its text is `kind: detail` or `kind`."""
+
+    part = ""
+    """Which image of its file it is, see `PreparedImage.part`."""
+
+    def at(self, part: str) -> Unusable:
+        """This one, as that of `part`."""
+        self.part = part
+        return self
 
 
 class NoImage(Exception):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastfgssl.archive.image import TrainingDecoder, prepare_image
+from fastfgssl.archive.image import ImageSettings, TrainingDecoder, prepare_file
 from fastfgssl.archive.labels import Facts, Labels, labels_of_folders, read_labels
 from fastfgssl.archive.labels_presets import PRESETS, read_preset
 from fastfgssl.archive.outcome import PreparedImage, Unusable
@@ -133,7 +133,9 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = l
         overwrite=options.overwrite,
     )
     results = in_order(
-        _Verification(options.short_side, options.max_pixels), found.entries, options.workers or available_cores()
+        _Verification(ImageSettings(short_side=options.short_side, max_pixels=options.max_pixels, pages="first")),
+        found.entries,
+        options.workers or available_cores(),
     )
     with writer, closing(results):
         for done, (entry, result) in enumerate(zip(found.entries, results, strict=True), start=1):
@@ -178,8 +180,8 @@ def _sample(entry: Entry, image: PreparedImage, facts: Facts | None) -> Sample:
 class _Verification:
     """What a worker does with an entry: returns the image, or what is wrong with it."""
 
-    def __init__(self, short_side: int | None, max_pixels: int) -> None:
-        self._short_side, self._max_pixels = short_side, max_pixels
+    def __init__(self, settings: ImageSettings) -> None:
+        self._settings = settings
         self._decoder: TrainingDecoder | None = None  # made in the worker
 
     def __call__(self, entry: Entry) -> PreparedImage | Unusable:
@@ -188,11 +190,8 @@ class _Verification:
             data = entry.read()
         except OSError as error:
             return Unusable(f"cannot be read: {error.strerror}")
-        try:
-            with _quiet():
-                return prepare_image(data, self._decoder, short_side=self._short_side, max_pixels=self._max_pixels)
-        except Unusable as unusable:
-            return unusable
+        with _quiet():
+            return next(prepare_file(data, self._decoder, self._settings))  # the first page of several
 
 
 @contextmanager
