@@ -97,9 +97,9 @@ def _by_pillow(data: bytes, format: str, max_pixels: int) -> Picture:
     if not (format == "BMP" and struct.unpack_from("<I", data, 30)[0] in _BMP_RLE):
         second = np.asarray(_SECOND[format](data))
         if second.dtype == np.uint16:  # AVIF of 10 or 12 bits, which Pillow makes 8
-            levels = to_levels(_without_alpha(second))
+            levels = to_levels(_plain(second))
         else:
-            require_same(format, levels.pixels, _without_alpha(second))
+            require_same(format, levels.pixels, _plain(second))
     orientation = exif_orientation(image)
     return Picture(
         turn_upright(levels.pixels, orientation),
@@ -123,13 +123,11 @@ def _by_imagecodecs(data: bytes, format: str, max_pixels: int) -> Picture:
     decode: Any = {"JPEG 2000": imagecodecs.jpeg2k_decode, "JPEG-LS": imagecodecs.jpegls_decode}.get(
         format, imagecodecs.jpegxl_decode
     )
-    pixels = np.asarray(decode(data))
-    if format == "JPEG XL" and pixels.ndim == 4:  # an animation
-        pixels = pixels[0]
+    pixels = _plain(np.asarray(decode(data)))
     sizes = ((height, width), (width, height)) if format == "JPEG XL" else ((height, width),)  # it turns by itself
     if pixels.ndim not in (2, 3) or pixels.shape[:2] not in sizes:
         raise damaged(format, f"{width} x {height} pixels are decoded as {pixels.shape}")
-    levels = to_levels(_without_alpha(pixels), declared_bits=bits if bits and bits > 8 else None)
+    levels = to_levels(pixels, declared_bits=bits if bits and bits > 8 else None)
     return Picture(levels.pixels, levels.range, notes=(levels.note,) if levels.note else ())
 
 
@@ -142,7 +140,10 @@ def _jpeg_2000_header(data: bytes) -> tuple[int, int, int]:
     return right - left, bottom - top, (data[place + 42] & 0x7F) + 1
 
 
-def _without_alpha(pixels: np.ndarray) -> np.ndarray:
+def _plain(pixels: np.ndarray) -> np.ndarray:
+    """The first frame of what imagecodecs makes, gray or RGB."""
+    if pixels.ndim == 4:
+        pixels = pixels[0]
     if pixels.ndim == 3 and pixels.shape[2] in (1, 2):
         pixels = pixels[..., 0]
     return np.ascontiguousarray(pixels[..., :3] if pixels.ndim == 3 else pixels)

@@ -166,8 +166,8 @@ def _prepare_jpeg(data: bytes, decoder: TrainingDecoder, settings: ImageSettings
     picture = jpeg.picture
     changes = ["turned upright"] if picture.turned else []
     if jpeg.data is None:
-        changes.append("12-bit or lossless JPEG became PNG")
-    elif not jpeg.plain and not picture.turned and not _shows(decoder, jpeg.data, picture):
+        return _finish(picture, None, "", ["12-bit or lossless JPEG became PNG", *changes], decoder, settings)
+    if not jpeg.plain and not picture.turned and not _shows(decoder, jpeg.data, picture):
         changes.append("JPEG is not read rightly in training")
     return _finish(picture, jpeg.data, "jpeg", changes, decoder, settings)
 

@@ -117,7 +117,7 @@ def _read(data: bytes, page: _Page, max_pixels: int) -> Picture:
         levels.range,
         turned=page.orientation in TURNED,
         notes=(levels.note,) if levels.note else (),
-        profile=not is_srgb(page.tags.get(_PROFILE, b"sRGB")),
+        profile=photometric != _LAB and not is_srgb(page.tags.get(_PROFILE, b"sRGB")),
     )
 
 
