@@ -67,9 +67,7 @@ def identify(data: bytes) -> str:
         raise Unusable("empty file")
     if data.startswith(b"version https://git-lfs"):
         raise Unusable("not the image but a Git LFS pointer to it: run `git lfs pull`")
-    raise Unusable(
-        f"not a JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG 2000, JPEG-LS, JPEG XL or AVIF file: it begins with {data[:16]!r}"
-    )
+    raise Unusable(f"not an image of a known format: it begins with {data[:16]!r}")
 
 
 def read_pictures(data: bytes, format: str, max_pixels: int, every_page: bool) -> Iterator[Picture | Unusable]:

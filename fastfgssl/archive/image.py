@@ -151,9 +151,14 @@ def upright(image: Image.Image) -> Image.Image:
 def plain_picture(image: Image.Image) -> Image.Image:
     """The picture in mode L, RGB or I;16, as training sees it: transparency is left out, not blended.
 
-    Raises Unusable for pixels that are no numbers.
+    Raises Unusable for floats and for integers that are no levels of 16 bits: only a file is scaled, which is noted.
     """
-    return image if image.mode in ("L", "RGB", "I;16") else as_image(as_levels(image).pixels)
+    if image.mode in ("L", "RGB", "I;16"):
+        return image
+    levels = as_levels(image)
+    if image.mode == "F" or levels.note:
+        raise Unusable(f"pixels are {'32-bit floats' if image.mode == 'F' else 'beyond 16 bits'}: rescale them")
+    return as_image(levels.pixels)
 
 
 def _prepare_jpeg(data: bytes, decoder: TrainingDecoder, settings: ImageSettings) -> PreparedImage:
@@ -239,9 +244,11 @@ def _prepared(
     bit_depth = 8 * pixels.dtype.itemsize
     if pixels.ndim == 3 and _is_gray(pixels):
         pixels = pixels[..., 0]
-    seen = f"{height} {width} {bit_depth} {levels}".encode() + np.ascontiguousarray(pixels).tobytes()
-    digest = hashlib.sha256(seen).digest()[:16]
-    return PreparedImage(data, format, width, height, bit_depth, changes, notes, levels, part, facts, digest)
+    seen = hashlib.sha256(f"{height} {width} {bit_depth} {levels} ".encode())
+    seen.update(np.ascontiguousarray(pixels).data)
+    return PreparedImage(
+        data, format, width, height, bit_depth, changes, notes, levels, part, facts, seen.digest()[:16]
+    )
 
 
 def _is_gray(pixels: np.ndarray) -> bool:

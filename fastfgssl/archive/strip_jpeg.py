@@ -35,8 +35,9 @@ MAX_SCANS = 100  # encoders write 10 or so; decoding takes time in proportion, a
 _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # no density, no thumbnail
 _ADOBE = b"Adobe\0\x64\0\0\0\0"  # then the byte that names the colour transform
 _MARKER = re.compile(rb"\xff+([\x01-\xfe])")
-# within entropy-coded data: not a stuffed 0xff, and no restart
-_AFTER_SCAN = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+# within entropy-coded data: not a stuffed 0xff, and no restart; it begins with one byte, so that memchr finds it
+_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xff]")
+_FILL = re.compile(rb"\xff+")
 
 
 class Component(NamedTuple):
@@ -185,13 +186,21 @@ def _segments(data: bytes) -> list[_Segment]:
         place += length
         scan = b""
         if marker == SOS:
-            after = _AFTER_SCAN.search(data, place)
-            end = after.start() if after else len(data)
+            end = _end_of_scan(data, place)
             scan, place = data[place:end], end
             if not body or len(body) < 4 + 2 * body[0]:
                 raise _damaged("a scan header is cut off")
         segments.append(_Segment(marker, body, scan))
     raise _damaged("its end is missing")
+
+
+def _end_of_scan(data: bytes, place: int) -> int:
+    """Where the next marker begins, fill bytes included, or the end of `data`."""
+    while found := _AFTER_SCAN.search(data, place):
+        place = _FILL.match(data, found.start()).end()  # type: ignore[union-attr]
+        if place < len(data) and not (data[place] == 0 or 0xD0 <= data[place] <= 0xD7):
+            return found.start()
+    return len(data)
 
 
 def _has_profile(body: bytes) -> bool:

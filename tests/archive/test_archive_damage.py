@@ -22,7 +22,7 @@ from helpers.names import png_chunk
 REFUSED = {
     "empty file": b"",
     "not the image but a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-    "not a JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG 2000,": b"<!DOCTYPE html><html>not found</html>",
+    "not an image of a known format": b"<!DOCTYPE html><html>not found</html>",
     "damaged or unsupported PNG": b"\x89PNG\r\n\x1a\nrubbish",
     "damaged or unsupported JPEG": b"\xff\xd8\xff" + bytes(100),
     "damaged or unsupported WEBP": b"RIFF\0\0\0\0WEBPVP8 ",
