@@ -14,6 +14,7 @@ from fastfgssl.archive.jpeg_xl import jpeg_xl_size
 from fastfgssl.archive.levels import to_levels
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.pictures import (
+    SEVERAL,
     Picture,
     as_levels,
     check_size,
@@ -51,7 +52,6 @@ _SECOND: dict[str, Callable[[bytes], Any]] = {  # beside Pillow
     "GIF": lambda data: imagecodecs.gif_decode(data, index=0),
     "AVIF": imagecodecs.avif_decode,
 }
-SEVERAL = "only the first of several pages or frames is used"
 
 
 def identify(data: bytes) -> str:
@@ -113,8 +113,10 @@ def _by_imagecodecs(data: bytes, format: str, max_pixels: int) -> Picture:
     if format == "JPEG 2000":
         width, height, bits = _jpeg_2000_header(data)
     elif format == "JPEG-LS":
-        place = data.find(b"\xff\xf7")
-        bits, height, width = struct.unpack_from(">BHH", data, place + 4)
+        bits, height, width = struct.unpack_from(">BHH", data, data.find(b"\xff\xf7") + 4)
+        data = data[: data.rfind(b"\xff\xd9") + 2]
+        if len(data) < 4:  # CharLS would look for it for ever
+            raise damaged(format, "its end is missing")
     else:
         width, height = jpeg_xl_size(data)
     check_size(width, height, max_pixels)

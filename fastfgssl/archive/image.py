@@ -19,11 +19,12 @@ import imagecodecs
 import numpy as np
 from PIL import Image, ImageOps
 
-from fastfgssl.archive.formats import SEVERAL, identify, read_pictures
+from fastfgssl.archive.formats import identify, read_pictures
 from fastfgssl.archive.jpeg import decode_encoded, read_jpeg
 from fastfgssl.archive.outcome import Facts, PreparedImage, Unusable
 from fastfgssl.archive.pictures import (
     NO_PROFILE,
+    SEVERAL,
     Picture,
     as_image,
     as_levels,

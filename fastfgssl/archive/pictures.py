@@ -17,6 +17,7 @@ TURNED = range(2, 9)
 # Mean absolute difference, in levels of 255, up to which two decoders show the same picture. Rounding of CMYK and
 # palettes stays below 1; of what is misread, a gray + alpha TIFF differs by 18, Lab by 12, floats by 140.
 SAME_PICTURE = 2.0
+SEVERAL = "only the first of several pages or frames is used"
 NO_PROFILE = "its colour profile is not applied"
 
 

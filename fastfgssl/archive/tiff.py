@@ -19,6 +19,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from fastfgssl.archive.levels import Levels, to_levels
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.pictures import (
+    SEVERAL,
     TURNED,
     Picture,
     as_levels,
@@ -67,7 +68,10 @@ def read_tiff(data: bytes, max_pixels: int, every_page: bool) -> Iterator[Pictur
     for page in wanted if every_page else wanted[:1]:
         part = f"page {page.number + 1}" if every_page and len(wanted) > 1 else ""
         try:
-            yield _read(data, page, max_pixels)._replace(part=part)
+            picture = _read(data, page, max_pixels)
+            if len(wanted) > 1 and not every_page:
+                picture = picture._replace(notes=(*picture.notes, SEVERAL))
+            yield picture._replace(part=part)
         except Unusable as unusable:
             yield unusable.at(part)
         except (MemoryError, KeyboardInterrupt):

@@ -127,7 +127,7 @@ def test_a_sample_a_page():
     assert np.array_equal(shown(one), np.asarray(first))
     assert np.array_equal(shown(three), np.asarray(third))
     (only,) = run_all(data, pages="first")
-    assert only == one._replace(part="")
+    assert only == one._replace(part="", notes=("only the first of several pages or frames is used",))
     assert np.array_equal(np.asarray(read_picture(data, max_pixels=10**6)), np.asarray(first))
 
 
@@ -217,6 +217,14 @@ def test_size_of_a_jpeg_xl_is_known_before_decoding(size):
     if size[0] * size[1] > 1:
         with pytest.raises(Unusable, match=f"too large: {size[0]} x {size[1]} pixels"):
             run(data, max_pixels=size[0] * size[1] - 1)
+
+
+def test_jpeg_ls_that_is_cut_off_is_refused():
+    """Its decoder looks for the end for ever."""
+    data = CODECS["JPEG-LS"](np.asarray(RGB))
+    for size in (100, 301, len(data) // 2, len(data) - 2):
+        with pytest.raises(Unusable, match=r"^damaged or unsupported JPEG-LS: its end is missing$"):
+            run(data[:size])
 
 
 @pytest.mark.parametrize("codec", ["JPEG 2000", "JPEG-LS", "JPEG XL", "lossless JPEG"])
