@@ -131,12 +131,6 @@ def test_every_image_is_in_the_archive_or_in_quarantine(any_prepared):
     assert all(reason and "\n" not in reason for reason in quarantined.values())
 
 
-def _stripped(source: bytes) -> bytes | None:
-    if source.startswith(b"\xff\xd8"):
-        return strip_jpeg(source).data
-    return strip_png(source, 10**8).data if source.startswith(b"\x89PNG") else None
-
-
 def test_bytes_are_the_files_own_unless_the_picture_changed(any_prepared):
     sources = {entry.id: entry for entry in any_prepared.found}
     changed = 0
@@ -145,7 +139,8 @@ def test_bytes_are_the_files_own_unless_the_picture_changed(any_prepared):
         source = sources[id].read()
         size = any_prepared.columns["width"][sample], any_prepared.columns["height"][sample]
         assert Image.open(io.BytesIO(data)).size == size
-        kept = data == _stripped(source)
+        strip = {b"\xff\xd8": strip_jpeg, b"\x89P": lambda source: strip_png(source, 10**8)}.get(source[:2])
+        kept = strip is not None and data == strip(source).data
         changed += not kept
         if kept:
             assert ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size == size
@@ -177,7 +172,7 @@ def test_what_was_done_is_counted(plain):
     }
     assert plain.quarantine()["b/truncated.jpg"].startswith("damaged or unsupported JPEG: its end is missing")
     assert plain.archive.bit_depth == {8: 43, 16: 2}
-    assert len(plain.archive.shard_sizes) > 3
+    assert len(plain.archive.shard_sizes) > 1
 
 
 def test_short_side_of_every_image(labelled):
