@@ -28,6 +28,7 @@ REQUIREMENTS = [
     "rich>=13.7",
     "scikit-learn>=1.5",
     "scipy>=1.13",
+    "simplejpeg>=1.8",  # its decoder tells a damaged JPEG, which Pillow's does not
     "tensorboard>=2.17",
 ]
 

@@ -106,7 +106,11 @@ def assemble(
     shards = base.shards + _write_shards(options, place, plans, on_progress)
     keep_only(place.archive, shards)
     columns = tables.sample_columns(inputs, names, bounds, plans.offsets(), len(base.shards))
-    of_samples = said.of(inputs.row[written], ids.key) if said is not None else None
+    of_samples = tables.SampleLabels.none(int(written.sum()))
+    if said is not None:
+        of_samples = said.of(inputs.row[written], ids.key)
+    patients = inputs.table["patient"].filter(pa.array(written)).combine_chunks()
+    of_samples = of_samples.with_patients(patients, ids.key)
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
     accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()

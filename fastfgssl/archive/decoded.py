@@ -1,66 +1,44 @@
-"""One file's bytes as images for an archive, each with the hash of what training will see of it."""
+"""What a file's bytes hold, as images for an archive."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from fastfgssl.archive.image import TrainingDecoder, prepare_image
+from fastfgssl.archive.dicom import DicomPicture, DicomSettings, looks_like_dicom, read_dicom
+from fastfgssl.archive.image import ImageSettings, encode_picture, prepare_file
 from fastfgssl.archive.outcome import NoImage, PreparedImage, Unusable
+from fastfgssl.archive.text import find_text
+from fastfgssl.archive.training_decoder import TrainingDecoder
+
+BURNED_IN = "burned-in text"
 
 
-class ImageOptions(NamedTuple):
-    """What `prepare` is asked to make of images."""
+@dataclass(frozen=True, kw_only=True)
+class FileSettings:
+    """What `prepare` is asked to make of files."""
 
-    short_side: int | None = None
-    """Larger images are made smaller, to this many pixels on their short side."""
-    max_pixels: int = 100_000_000
-    """Larger ones are not decoded."""
-
-
-class Hashed(NamedTuple):
-    """An image, and the hash of its pixels."""
-
-    image: PreparedImage
-    pixels: bytes
-    """16 bytes: the same for images that training sees as the same picture."""
+    image: ImageSettings = field(default_factory=ImageSettings)
+    dicom: DicomSettings = field(default_factory=DicomSettings)
+    burned_in: Literal["skip", "keep"] = "skip"
+    """What becomes of DICOM images that have text in their pixels, or whose header makes it likely."""
 
 
-class HashingDecoder(TrainingDecoder):
-    """The training decoder, which remembers the picture that it made last: that of what goes into the archive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._data: bytes | None = None
-        self._picture: np.ndarray | None = None
-
-    def decode(self, data: bytes, dtype: type | np.dtype = np.uint8) -> np.ndarray | None:
-        self._picture = super().decode(data, dtype)
-        self._data = data
-        return self._picture
-
-    def hash(self, image: PreparedImage) -> bytes:
-        """Of the pixels of an image, which is decoded again if it was not the last that was."""
-        if self._data is not image.data:
-            self.decode(image.data, np.uint16 if image.bit_depth == 16 else np.uint8)
-        picture = np.frombuffer(image.data, np.uint8) if self._picture is None else self._picture
-        shape = f"{image.height} {image.width} {image.bit_depth} {image.levels}".encode()
-        digest = hashlib.sha256(shape)
-        digest.update(np.ascontiguousarray(picture).data)
-        return digest.digest()[:16]
-
-
-def hashed_images(data: bytes, decoder: HashingDecoder, options: ImageOptions) -> Iterator[Hashed | Unusable]:
+def images_of(data: bytes, decoder: TrainingDecoder, settings: FileSettings) -> Iterator[PreparedImage | Unusable]:
     """What becomes of a file's bytes: whatever a decoder does with them, its images, or why they are not usable.
 
     Raises NoImage for what rightly holds none.
     """
     try:
-        for image in _images(data, decoder, options):
-            yield image if isinstance(image, Unusable) else Hashed(image, decoder.hash(image))
+        if looks_like_dicom(data):
+            for found in read_dicom(data, settings.dicom):
+                yield found if isinstance(found, Unusable) else _of_dicom(found, decoder, settings)
+        else:
+            yield from prepare_file(data, decoder, settings.image)
     except NoImage:
         raise
     except Unusable as unusable:
@@ -71,8 +49,48 @@ def hashed_images(data: bytes, decoder: HashingDecoder, options: ImageOptions) -
         yield Unusable(f"a decoder failed: {type(error).__name__}: {error}")
 
 
-def _images(data: bytes, decoder: TrainingDecoder, options: ImageOptions) -> Iterator[PreparedImage | Unusable]:
-    yield prepare_image(data, decoder, short_side=options.short_side, max_pixels=options.max_pixels)
+def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
+    why = _text_in(found) if settings.burned_in == "skip" else ""
+    if why:
+        return Unusable(f"{BURNED_IN}: {why}; --burned-in keep takes such images").at(found.part)
+    try:
+        image = encode_picture(
+            found.picture,
+            decoder,
+            settings.image,
+            levels=found.levels,
+            part=found.part,
+            facts=found.facts,
+            changes=("DICOM was encoded anew",),
+            notes=found.notes,
+        )
+    except Unusable as unusable:
+        return unusable.at(found.part)
+    # what stands for a patient is itself no name: a part may lie about after a kill
+    patient = found.identifiers.patient
+    return image._replace(patient=hashlib.sha256(patient.encode()).hexdigest()[:32] if patient else "")
+
+
+def _text_in(found: DicomPicture) -> str:
+    """Why there may be text in a picture; empty if nothing says so."""
+    flags = found.flags
+    if flags.burned_in:
+        return "BurnedInAnnotation is YES"
+    if flags.burned_in is None and flags.secondary_capture:
+        return "a capture of a screen or a film"
+    if flags.burned_in is None and flags.ultrasound_without_regions:
+        return "an ultrasound without regions"
+    lines = find_text(_shown(found))
+    return f"{len(lines)} lines of text were found" if lines else ""
+
+
+def _shown(found: DicomPicture) -> np.ndarray:
+    """The picture as it is seen, uint8."""
+    pixels = np.asarray(found.picture)
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = found.levels
+    return ((pixels.astype(np.float32) - low) * (255 / max(1, high - low))).clip(0, 255).astype(np.uint8)
 
 
 def _out_of_memory() -> Unusable:

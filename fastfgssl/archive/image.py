@@ -1,244 +1,286 @@
-"""One image on its way into the archive: decoded completely, upright, not too large, and readable in training.
+"""An image on its way into the archive: decoded completely, upright, nothing but pixels, not too large.
 
-Two decoders have to agree on it. Pillow is the strict one, which says what is wrong with a damaged file. DALI is the
-one that training uses; a picture that it reads differently, or not at all, is encoded anew in a form that it reads.
+What goes into a shard is a JPEG or a PNG of tables and pixels. A file of these formats keeps its compressed picture,
+and the rest of it is left out; it is encoded anew only if it must be, and so is each picture of every other format.
+Every file is decoded by a strict decoder, which says what is wrong with a damaged one, and by a second that has to
+agree; see `_prepare_jpeg` for the one exception.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
+import imagecodecs
 import numpy as np
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import TiffImageFile
 
-from fastfgssl.archive.outcome import PreparedImage, Unusable
+from fastfgssl.archive.formats import identify, read_pictures
+from fastfgssl.archive.jpeg import decode_encoded, read_jpeg
+from fastfgssl.archive.outcome import Facts, PreparedImage, Unusable
+from fastfgssl.archive.pictures import (
+    NO_PROFILE,
+    SEVERAL,
+    Picture,
+    as_image,
+    as_levels,
+    exif_orientation,
+    refuse_constant,
+    same_picture,
+)
+from fastfgssl.archive.png import read_png
+from fastfgssl.archive.training_decoder import TrainingDecoder as TrainingDecoder  # where others look for it
+from fastfgssl.runtime.errors import UserError
 
-SIGNATURES = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",  # BigTIFF
-    b"MM\0+": "TIFF",
-    b"BM": "BMP",
-    b"RIFF": "WEBP",
-}
-ORIENTATION = 0x0112  # the EXIF tag
-TURNED = range(2, 9)  # its values that mean a turned or mirrored picture; 1 is upright, others are invalid
-# Mean absolute difference, in levels, up to which two decoders show the same picture. Rounding of CMYK and palettes
-# stays below 1; of what is misread, a gray + alpha TIFF differs by 18 of 255, Lab by 12, floats by 140.
-SAME_PICTURE = 2.0
+_JPEG_QUALITY = 95
+_PNG_LEVEL = 3  # a third to a fifth of the time of level 6, for 1 to 3 % more bytes
 
 
-class TrainingDecoder:
-    """The decoder of the training graph, DALI's on the CPU, for one image at a time.
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """What images become."""
 
-    Building it takes about 3 ms; a call then costs no more than the decoding.
+    short_side: int | None = None
+    """Larger images are made smaller, to this many pixels on their short side."""
+    max_pixels: int = 100_000_000
+    """Larger ones are refused before any pixel is decoded."""
+    pages: Literal["first", "all"] = "all"
+    """Of a TIFF with several."""
+    encode: str = "keep"
+    """keep: JPEG and PNG stay as they are where they can, a JPEG that cannot becomes a JPEG of quality 95, all else
+    PNG. jpeg:N: pictures of 8 bits that are not JPEG become JPEG of quality N, and so does a JPEG that cannot stay.
+    png: all become PNG, which loses nothing."""
+
+    def __post_init__(self) -> None:
+        if self.pages not in ("first", "all"):
+            raise UserError(f"pages must be first or all, not {self.pages}")
+        if self.encode not in ("keep", "png") and not 1 <= self.quality <= 100:
+            raise UserError(f"encode must be keep, png or jpeg:N with N of 1 to 100, not {self.encode}")
+
+    @property
+    def quality(self) -> int:
+        """Of a JPEG that is written; 0 if `encode` is none of its values."""
+        found = re.fullmatch(r"jpeg:(\d{1,3})", self.encode)
+        return int(found[1]) if found else _JPEG_QUALITY if self.encode == "keep" else 0
+
+
+def prepare_file(data: bytes, decoder: TrainingDecoder, settings: ImageSettings) -> Iterator[PreparedImage | Unusable]:
+    """The images of a file's bytes, each as it goes into a shard, or why it does not.
+
+    One for most files; several for the pages of a TIFF, with their `part`. A picture keeps its compressed bytes unless
+    EXIF says that it is not upright, its short side is above `short_side`, or training would see something else.
+    Gray and colour of 16 bits stay 16-bit. Colour profiles are left out and not applied, which `notes` tells.
     """
-
-    def __init__(self) -> None:
-        self._pipelines: dict[np.dtype, Any] = {}
-
-    def decode(self, data: bytes, dtype: type | np.dtype = np.uint8) -> np.ndarray | None:
-        """The RGB picture [height, width, 3], valid until the next call, or None if DALI cannot decode it.
-
-        `dtype` is uint8, or uint16 as training asks for if the archive has 16-bit images; both span their whole range.
-        """
-        dtype = np.dtype(dtype)
-        if dtype not in self._pipelines:
-            self._pipelines[dtype] = _decoding_pipeline(dtype)
-            self._pipelines[dtype].build()
-        pipeline = self._pipelines[dtype]
-        try:
-            pipeline.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8)])
-            (pictures,) = pipeline.run()
-            return np.asarray(pictures[0])
-        except RuntimeError:  # DALI's only one; the pipeline cannot be used after it
-            del self._pipelines[dtype]
-            return None
+    try:
+        # DICOM, which has b"DICM" at 128, is dispatched here: it yields what `encode_picture` makes of its frames.
+        format = identify(data)
+        if format == "JPEG":
+            yield _prepare_jpeg(data, decoder, settings)
+        elif format == "PNG":
+            yield _prepare_png(data, decoder, settings)
+        else:
+            for picture in read_pictures(data, format, settings.max_pixels, settings.pages == "all"):
+                if isinstance(picture, Unusable):
+                    yield picture
+                else:
+                    yield from _prepare_page(picture, format, decoder, settings)
+    except Unusable as unusable:
+        yield unusable
 
 
-def _decoding_pipeline(dtype: np.dtype) -> Any:
-    from nvidia.dali import fn, pipeline_def, types  # a second, which processes that decode nothing need not wait
+def encode_picture(
+    picture: Image.Image | np.ndarray,
+    decoder: TrainingDecoder,
+    settings: ImageSettings,
+    *,
+    levels: tuple[int, int] = (0, 255),
+    part: str = "",
+    facts: Facts | None = None,
+    changes: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+    lossy: bool = False,
+) -> PreparedImage:
+    """A decoded picture, made smaller if `settings` ask for it, encoded, and verified with the training decoder.
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-    def pipeline():
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        wanted = types.UINT16 if dtype == np.uint16 else types.UINT8
-        return fn.decoders.image(encoded, device="cpu", output_type=types.RGB, dtype=wanted)
-
-    return pipeline()
-
-
-def prepare_image(data: bytes, decoder: TrainingDecoder, *, short_side: int | None, max_pixels: int) -> PreparedImage:
-    """Verifies the encoded image `data` and changes no byte of it unless it must.
-
-    It must if EXIF says that the picture is not upright, if its short side is above `short_side` pixels (None: any
-    side is fine), or if the training decoder shows something else than Pillow. A JPEG is then encoded as JPEG of
-    quality 95 without chroma subsampling, all else as PNG; 16-bit gray stays 16-bit. Nothing but pixels survives that.
-    Raises Unusable with the reason, for more than `max_pixels` pixels before any of them is decoded.
+    picture: in mode L, RGB or I;16, or uint8 or uint16 of [height, width] or [height, width, 3]. lossy: it was a JPEG,
+    so that JPEG of high quality is no harm. changes: why it is encoded anew. The rest: see `PreparedImage`.
+    Raises Unusable for a constant picture, and if the training decoder shows another.
     """
-    format, image, turned = _load(data, max_pixels)
-    bit_depth = _bit_depth(data, image)
-    picture = plain_picture(ImageOps.exif_transpose(image) if turned else image)
-
-    changes = ["turned upright"] if turned else []
-    if short_side is not None and min(picture.size) > short_side:
-        picture = _shrink(picture, short_side)
-        changes.append("made smaller")
-    if not changes and not _shows(decoder, data, picture):
-        changes.append(f"{image.mode} {format} is not read rightly in training")
-    if changes:
-        if bit_depth == 16 and picture.mode != "I;16":
-            changes.append("16-bit colour became 8-bit")  # Pillow has no 16-bit colour
-            bit_depth = 8
-        format = "JPEG" if format == "JPEG" else "PNG"
-        data = _encode(picture, format)
-        if not _shows(decoder, data, Image.open(io.BytesIO(data))):  # not `picture`: JPEG loses some of it
-            raise Unusable(f"not readable in training: even encoded anew as {format}")
-    # The second picture inside a JPEG is the camera's preview; in the other formats it is a page or a frame.
-    several = format != "JPEG" and getattr(image, "is_animated", False)
-    notes = ("only the first of several pages or frames is used",) if several else ()
-    return PreparedImage(data, format.lower(), *picture.size, bit_depth, tuple(changes), notes)
+    pixels = np.ascontiguousarray(picture)
+    refuse_constant(pixels)
+    if settings.short_side is not None and min(pixels.shape[:2]) > settings.short_side:
+        pixels = _shrink(pixels, settings.short_side)
+        changes = (*changes, "made smaller")
+    as_jpeg = pixels.dtype == np.uint8 and settings.quality and (lossy or settings.encode != "keep")
+    if as_jpeg:
+        data = _encode_jpeg(pixels, settings.quality)
+        shown = decode_encoded(data)
+    else:
+        data = bytes(imagecodecs.png_encode(pixels, _PNG_LEVEL))
+        decoded = decoder.decode(data, pixels.dtype)
+        shown = pixels if decoded is not None and same_picture(decoded, pixels) else None
+    if shown is None:
+        raise Unusable("not readable in training: even encoded anew")
+    return _prepared(data, "jpeg" if as_jpeg else "png", shown, levels, changes, notes, part, facts)
 
 
 def read_picture(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The encoded image `data` as `prepare_image` takes it: decoded completely, upright, in mode L, RGB or I;16.
+    """The first picture of a file as `prepare_file` takes it: upright, in mode L, RGB or I;16.
 
     Raises Unusable with the reason.
     """
-    _, image, turned = _load(data, max_pixels)
-    return plain_picture(ImageOps.exif_transpose(image) if turned else image)
-
-
-class _Loaded(NamedTuple):
-    format: str
-    image: Image.Image
-    turned: bool  # EXIF says that the picture is not upright
-
-
-def _load(data: bytes, max_pixels: int) -> _Loaded:
-    """Decodes all of it; raises Unusable with the reason."""
-    format = _format(data)
-    image = _open(data, format, max_pixels)
-    # these, Pillow turns as it loads them
-    turned = isinstance(image, TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) in TURNED
-    try:
-        image.load()
-    except Exception as error:  # Pillow raises whatever the damage leads it to
-        raise Unusable(_damaged(format, error)) from error
-    return _Loaded(format, image, turned or _exif_orientation(image) in TURNED)
-
-
-def _format(data: bytes) -> str:
-    for signature, format in SIGNATURES.items():
-        if data.startswith(signature) and (format != "WEBP" or data[8:12] == b"WEBP"):
-            return format
-    if not data:
-        raise Unusable("empty file")
-    if data.startswith(b"version https://git-lfs"):
-        raise Unusable("not the image but a Git LFS pointer to it: run `git lfs pull`")
-    raise Unusable(f"not a JPEG, PNG, TIFF, BMP or WebP file: it begins with {data[:16]!r}")
-
-
-def _open(data: bytes, format: str, max_pixels: int) -> Image.Image:
-    Image.MAX_IMAGE_PIXELS = None  # the limit below takes the place of Pillow's
-    try:
-        image = Image.open(io.BytesIO(data), formats=(format,))
-    except Image.UnidentifiedImageError:
-        raise Unusable(_damaged(format, _why_unidentified(data, format))) from None
-    except Exception as error:
-        raise Unusable(_damaged(format, error)) from error
-    if image.width * image.height > max_pixels:
-        raise Unusable(f"too large: {image.width} x {image.height} pixels, --max-pixels is {max_pixels}")
-    return image
-
-
-def _why_unidentified(data: bytes, format: str) -> Exception:
-    """`Image.open` keeps to itself why a plugin refused the file: ask the plugin."""
-    plugin, _ = Image.OPEN[format]
-    try:
-        plugin(io.BytesIO(data), "")
-    except Exception as error:
-        return error
-    return Image.UnidentifiedImageError("Pillow does not recognise it")
-
-
-def _damaged(format: str, error: Exception) -> str:
-    return f"damaged or unsupported {format}: {' '.join(str(error).split()) or type(error).__name__}"
-
-
-def _exif_orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a broken EXIF block makes no bad picture
-        return 1
-
-
-def _bit_depth(data: bytes, image: Image.Image) -> int:
-    """Read from the file: Pillow's mode does not tell, it opens 16-bit colour as 8-bit."""
-    depth = 8
-    if image.format == "PNG":
-        depth = data[24]  # IHDR
-    elif isinstance(image, TiffImageFile):
-        depth = max(image.tag_v2.get(258, (1,)))  # BitsPerSample
-    return 16 if depth > 8 else 8
+    format = identify(data)
+    if format == "JPEG":
+        return as_image(read_jpeg(data, max_pixels).picture.pixels)
+    if format == "PNG":
+        return as_image(read_png(data, max_pixels).picture.pixels)
+    picture = next(read_pictures(data, format, max_pixels, every_page=False))
+    if isinstance(picture, Unusable):
+        raise picture
+    return as_image(picture.pixels)
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Turned and mirrored as its EXIF says."""
-    return ImageOps.exif_transpose(image) if _exif_orientation(image) in TURNED else image
+    return ImageOps.exif_transpose(image) if exif_orientation(image) != 1 else image
 
 
 def plain_picture(image: Image.Image) -> Image.Image:
     """The picture in mode L, RGB or I;16, as training sees it: transparency is left out, not blended.
 
-    Raises Unusable for floats, and for integers beyond 16 bits.
+    Raises Unusable for floats and for integers that are no levels of 16 bits: only a file is scaled, which is noted.
     """
     if image.mode in ("L", "RGB", "I;16"):
         return image
-    if image.mode == "F":
-        raise Unusable("pixels are 32-bit floats: rescale them to 16-bit integers")
-    if image.mode.startswith("I"):  # 32-bit, signed or big-endian integers
-        pixels = np.asarray(image)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise Unusable(f"pixels do not fit in 16 bits: they lie in {pixels.min()} to {pixels.max()}")
-        return Image.fromarray(pixels.astype(np.uint16))
-    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    levels = as_levels(image)
+    if image.mode == "F" or levels.note:
+        raise Unusable(f"pixels are {'32-bit floats' if image.mode == 'F' else 'beyond 16 bits'}: rescale them")
+    return as_image(levels.pixels)
 
 
-def _shrink(picture: Image.Image, short_side: int) -> Image.Image:
-    scale = short_side / min(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    size = width, height
-    if picture.mode != "I;16":
-        return picture.resize(size, Image.Resampling.BICUBIC)
-    # In floats, because Pillow's 16-bit resampling goes wrong where bicubic weights overshoot the range.
-    floats = Image.fromarray(np.asarray(picture, dtype=np.float32)).resize(size, Image.Resampling.BICUBIC)
-    return Image.fromarray(np.rint(np.asarray(floats)).clip(0, 65535).astype(np.uint16))
+def _prepare_jpeg(data: bytes, decoder: TrainingDecoder, settings: ImageSettings) -> PreparedImage:
+    """A JPEG, decoded once if it is `plain`: every libjpeg decodes such a file to the same pixels, training's too.
+
+    Tests hold that against both decoders, on damaged files too. All others have to be decoded alike by the training
+    decoder; one that is not is encoded anew, because strict decoding has shown that the file is sound.
+    """
+    jpeg = read_jpeg(data, settings.max_pixels)
+    picture = jpeg.picture
+    changes = ["turned upright"] if picture.turned else []
+    if jpeg.data is None:
+        return _finish(picture, None, "", ["12-bit or lossless JPEG became PNG", *changes], decoder, settings)
+    if not jpeg.plain and not picture.turned and not _shows(decoder, jpeg.data, picture):
+        changes.append("JPEG is not read rightly in training")
+    return _finish(picture, jpeg.data, "jpeg", changes, decoder, settings)
 
 
-def _encode(picture: Image.Image, format: str) -> bytes:
-    picture.info = {}  # comments and profiles of the source, which Pillow would write again
-    buffer = io.BytesIO()
-    options = {"quality": 95, "subsampling": "4:4:4"} if format == "JPEG" else {}
-    picture.save(buffer, format, **options)
-    return buffer.getvalue()
+def _prepare_png(data: bytes, decoder: TrainingDecoder, settings: ImageSettings) -> PreparedImage:
+    """A PNG, whose checksums have shown that it is sound: it is encoded anew if the training decoder differs."""
+    png = read_png(data, settings.max_pixels)
+    picture = png.picture._replace(notes=(SEVERAL,) if png.animated else ())
+    changes = ["turned upright"] if picture.turned else []
+    if png.data is None:
+        changes.append("held more than its picture")
+    elif not picture.turned and not _shows(decoder, png.data, picture):
+        changes.append("PNG is not read rightly in training")
+    return _finish(picture, png.data, "png", changes, decoder, settings)
 
 
-def _shows(decoder: TrainingDecoder, data: bytes, picture: Image.Image) -> bool:
-    """Whether the training decoder makes `picture` of `data`."""
-    expected = np.asarray(picture)
-    decoded = decoder.decode(data, expected.dtype)
-    if decoded is None or decoded.shape[:2] != expected.shape[:2]:
+def _prepare_page(
+    picture: Picture, format: str, decoder: TrainingDecoder, settings: ImageSettings
+) -> Iterator[PreparedImage | Unusable]:
+    changes = ["turned upright"] if picture.turned else []
+    try:
+        yield _finish(picture, None, format, [f"{format} was encoded anew", *changes], decoder, settings)
+    except Unusable as unusable:
+        yield unusable.at(picture.part)
+
+
+def _finish(
+    picture: Picture,
+    kept: bytes | None,
+    format: str,
+    changes: list[str],
+    decoder: TrainingDecoder,
+    settings: ImageSettings,
+) -> PreparedImage:
+    """With the bytes that are `kept`, if nothing must change."""
+    notes = (*picture.notes, NO_PROFILE) if picture.profile else picture.notes
+    larger = settings.short_side is not None and min(picture.pixels.shape[:2]) > settings.short_side
+    if format == "jpeg" and settings.encode == "png":
+        changes.append("JPEG became PNG")
+    elif format == "png" and settings.encode.startswith("jpeg") and picture.pixels.dtype == np.uint8:
+        changes.append("PNG became JPEG")
+    if kept is not None and not changes and not larger:
+        refuse_constant(picture.pixels)
+        return _prepared(kept, format, picture.pixels, picture.levels, (), notes, picture.part, None)
+    return encode_picture(
+        picture.pixels,
+        decoder,
+        settings,
+        levels=picture.levels,
+        part=picture.part,
+        changes=tuple(changes),
+        notes=notes,
+        lossy=format == "jpeg",
+    )
+
+
+def _prepared(
+    data: bytes,
+    format: str,
+    pixels: np.ndarray,
+    levels: tuple[int, int],
+    changes: tuple[str, ...],
+    notes: tuple[str, ...],
+    part: str,
+    facts: Facts | None,
+) -> PreparedImage:
+    """pixels: those that `data` shows."""
+    height, width = pixels.shape[:2]
+    bit_depth = 8 * pixels.dtype.itemsize
+    if pixels.ndim == 3 and _is_gray(pixels):
+        pixels = pixels[..., 0]
+    seen = hashlib.sha256(f"{height} {width} {bit_depth} {levels} ".encode())
+    seen.update(np.ascontiguousarray(pixels).data)
+    return PreparedImage(
+        data, format, width, height, bit_depth, changes, notes, levels, part, facts, seen.digest()[:16]
+    )
+
+
+def _is_gray(pixels: np.ndarray) -> bool:
+    few = pixels[::8, ::8]
+    if (few != few[..., :1]).any():  # nearly always, of colour
         return False
-    if expected.ndim == 3 and np.array_equal(decoded, expected):  # nearly always
-        return True
-    total = 0
-    for rows in range(0, len(expected), 256):  # in strips: the copies below are four times the size of the picture
-        strip = expected[rows : rows + 256].astype(np.int32)
-        strip = strip.reshape(*strip.shape[:2], -1)  # gray becomes [rows, width, 1]
-        total += np.abs(decoded[rows : rows + 256] - strip).sum(dtype=np.int64)
-    return total <= SAME_PICTURE * decoded.size
+    return not (pixels != pixels[..., :1]).any()
+
+
+def _shows(decoder: TrainingDecoder, data: bytes, picture: Picture) -> bool:
+    """Whether the training decoder makes `picture` of `data`."""
+    decoded = decoder.decode(data, picture.pixels.dtype)
+    return decoded is not None and same_picture(decoded, picture.pixels)
+
+
+def _shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    scale = short_side / min(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    # In floats, because Pillow's 16-bit resampling goes wrong where bicubic weights overshoot the range.
+    channels = [pixels] if pixels.ndim == 2 else [pixels[..., channel] for channel in range(pixels.shape[2])]
+    floats = (
+        Image.fromarray(channel.astype(np.float32)).resize(size, Image.Resampling.BICUBIC) for channel in channels
+    )
+    smaller = [np.rint(np.asarray(channel)).clip(0, 65535).astype(np.uint16) for channel in floats]
+    return smaller[0] if pixels.ndim == 2 else np.stack(smaller, axis=-1)
+
+
+def _encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:4:4")
+    return buffer.getvalue()

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastfgssl.archive.decoded import ImageOptions
+from fastfgssl.archive.decoded import FileSettings
+from fastfgssl.archive.dicom import DicomSettings
+from fastfgssl.archive.image import ImageSettings
 from fastfgssl.archive.labels_presets import PRESETS
 from fastfgssl.archive.parts import PartOptions
 from fastfgssl.archive.shards import SHARD_BYTES
@@ -40,13 +42,25 @@ class PrepareOptions:
     """folders: an image's class is the folder it lies in, see `labels.labels_of_folders`."""
     short_side: int | None = None
     """Larger images are made smaller, to this many pixels on their short side."""
+    encode: str = "keep"
+    """keep, png or jpeg:N, see `image.ImageSettings`."""
+    pages: Literal["first", "all"] = "all"
+    """Of a TIFF with several, each an image of its own."""
+    frames: str = "middle"
+    """Of a DICOM file with several: middle, all, or every:N."""
+    window: str = "header"
+    """What is black and white in gray DICOM images: header, percentiles, or CENTER/WIDTH."""
+    depth: int = 8
+    """Bits of gray DICOM images: 8, windowed, or 16, with the window told beside, for training to apply."""
+    burned_in: Literal["skip", "keep"] = "skip"
+    """What becomes of DICOM images with text in their pixels."""
     duplicates: Literal["drop", "keep"] = "drop"
     """What becomes of an image whose pixels are those of an earlier one."""
     workers: int | None = None
     """Processes; default: one a core."""
     shard_size: float = SHARD_BYTES / MIB
     """MiB of images in a shard, at most, unless a single one has more."""
-    max_pixels: int = ImageOptions().max_pixels
+    max_pixels: int = ImageSettings.max_pixels
     """Larger images are quarantined without decoding them: small files can claim any size."""
     max_bytes: int = PartOptions().max_bytes
     """Larger files are quarantined without reading them."""
@@ -82,6 +96,8 @@ class PrepareOptions:
         if self.labels_from is not None:
             require_one_of("labels-from", self.labels_from, ("folders",))
         require_one_of("duplicates", self.duplicates, ("drop", "keep"))
+        require_one_of("burned-in", self.burned_in, ("skip", "keep"))
+        self.part_options()  # which refuses what its settings cannot be
         given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} each say what images show: give one of them")
@@ -119,8 +135,12 @@ class PrepareOptions:
 
     def part_options(self) -> PartOptions:
         """What parts depend on."""
-        image = ImageOptions(self.short_side, self.max_pixels)
-        return PartOptions(image, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))
+        image = ImageSettings(
+            short_side=self.short_side, max_pixels=self.max_pixels, pages=self.pages, encode=self.encode
+        )
+        dicom = DicomSettings(frames=self.frames, window=self.window, depth=self.depth, max_pixels=self.max_pixels)
+        file = FileSettings(image=image, dicom=dicom, burned_in=self.burned_in)
+        return PartOptions(file, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))
 
 
 @dataclass(kw_only=True)

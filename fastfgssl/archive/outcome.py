@@ -9,9 +9,9 @@ class PreparedImage(NamedTuple):
     """An image as it goes into a shard."""
 
     data: bytes
-    """The encoded image: the very bytes of the file if there are no `changes`."""
+    """The encoded image, which holds nothing but pixels: those of the file if there are no `changes`."""
     format: str
-    """jpeg, png, tiff, bmp or webp."""
+    """jpeg or png."""
     width: int
     height: int
     """Pixels, as decoded."""
@@ -27,6 +27,10 @@ class PreparedImage(NamedTuple):
     """Which image of its file it is, such as `frame 12` or `page 3`; empty for the only one."""
     facts: Facts | None = None
     """What a header says of how it was made."""
+    patient: str = ""
+    """Stands for the patient whom a header names, and for every image of theirs; empty where none is named."""
+    pixels: bytes = b""
+    """16 bytes, a hash: the same for images that training sees as the same picture."""
 
 
 class Facts(NamedTuple):
@@ -45,6 +49,18 @@ class Facts(NamedTuple):
 
 class Unusable(Exception):
     """An image that cannot go into the archive. Its text is `kind: detail` or `kind`."""
+
+    part = ""
+    """Which image of its file it is, see `PreparedImage.part`."""
+
+    def at(self, part: str) -> Unusable:
+        """This one, as that of `part`."""
+        self.part = part
+        return self
+
+
+class UnknownFormat(Unusable):
+    """Bytes that begin as no image does."""
 
 
 class NoImage(Exception):

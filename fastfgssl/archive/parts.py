@@ -27,10 +27,11 @@ import numpy as np
 import pyarrow as pa
 
 from fastfgssl import __version__
-from fastfgssl.archive.decoded import Hashed, HashingDecoder, ImageOptions, hashed_images
+from fastfgssl.archive.decoded import FileSettings, images_of
 from fastfgssl.archive.listing import Listing
-from fastfgssl.archive.outcome import Facts, NoImage, Unusable
-from fastfgssl.archive.sources.base import Entry, Source
+from fastfgssl.archive.outcome import Facts, NoImage, PreparedImage, UnknownFormat, Unusable
+from fastfgssl.archive.sources.base import Entry, Source, is_named_image
+from fastfgssl.archive.training_decoder import TrainingDecoder
 from fastfgssl.archive.workers import Watch
 from fastfgssl.runtime.files import sync_folder
 
@@ -67,6 +68,7 @@ SCHEMA = pa.schema(
         pa.field("high", pa.uint16()),
         pa.field("crc32", pa.uint32()),
         pa.field("pixels", pa.binary(16)),
+        pa.field("patient", pa.string()),
         pa.field("changes", pa.list_(pa.string())),
         pa.field("notes", pa.list_(pa.string())),
         *(pa.field(name, type) for name, type in FACT_TYPES.items()),
@@ -77,7 +79,7 @@ SCHEMA = pa.schema(
 class PartOptions(NamedTuple):
     """What a part depends on besides its entries."""
 
-    image: ImageOptions = ImageOptions()
+    file: FileSettings = FileSettings()
     max_bytes: int = 1 << 30
     """Larger files are quarantined unread."""
     max_seconds: float = 60.0
@@ -149,7 +151,7 @@ class PartMaker:
 
     def __init__(self, folder: Path, sources: Sequence[Source], options: PartOptions) -> None:
         self._folder, self._sources, self._options = folder, list(sources), options
-        self._decoder: HashingDecoder | None = None  # made in the worker
+        self._decoder: TrainingDecoder | None = None  # made in the worker
 
     def __call__(self, chunk: Chunk, watch: Watch) -> Part:
         """Makes the part of a chunk. Raises OSError if it cannot be written."""
@@ -208,18 +210,22 @@ class PartMaker:
                     why = f"cannot be read: {data.strerror or data}"
                     rows[number] = [_left_out(number, "unreadable", why)]
                 else:
-                    rows[number] = list(self._images(number, data, file))
+                    is_named = is_named_image(os.fsdecode(chunk.entries[number].name).rpartition("/")[2])
+                    rows[number] = list(self._images(number, is_named, data, file))
             watch.rest()
         return [row for of_entry in rows for row in of_entry]
 
-    def _images(self, entry: int, data: bytes, file: Any) -> Iterator[dict]:
+    def _images(self, entry: int, is_named: bool, data: bytes, file: Any) -> Iterator[dict]:
+        """is_named: whether its name says that it is an image, not only that it might be one."""
         assert self._decoder is not None
         some = False
         try:
-            for made in hashed_images(data, self._decoder, self._options.image):
+            for made in images_of(data, self._decoder, self._options.file):
                 some = True
-                if isinstance(made, Unusable):
-                    yield _left_out(entry, "quarantined", str(made))
+                if isinstance(made, UnknownFormat) and not is_named:
+                    yield _left_out(entry, "skipped", "no image, by its first bytes")
+                elif isinstance(made, Unusable):
+                    yield _left_out(entry, "quarantined", str(made), made.part)
                 else:
                     yield _image_row(entry, made, file)
         except NoImage as kind:
@@ -229,8 +235,7 @@ class PartMaker:
             yield _left_out(entry, "quarantined", "no image in it")
 
 
-def _image_row(entry: int, made: Hashed, file: Any) -> dict:
-    image = made.image
+def _image_row(entry: int, image: PreparedImage, file: Any) -> dict:
     row = {
         "entry": entry,
         "part": image.part,
@@ -244,7 +249,8 @@ def _image_row(entry: int, made: Hashed, file: Any) -> dict:
         "low": image.levels[0],
         "high": image.levels[1],
         "crc32": zlib.crc32(image.data),
-        "pixels": made.pixels,
+        "pixels": image.pixels,
+        "patient": image.patient or None,
         "changes": list(image.changes),
         "notes": list(image.notes),
     }
@@ -252,8 +258,8 @@ def _image_row(entry: int, made: Hashed, file: Any) -> dict:
     return row | (image.facts._asdict() if image.facts else {})
 
 
-def _left_out(entry: int, outcome: str, reason: str) -> dict:
-    return {"entry": entry, "part": "", "outcome": outcome, "reason": " ".join(reason.split())}
+def _left_out(entry: int, outcome: str, reason: str, part: str = "") -> dict:
+    return {"entry": entry, "part": part, "outcome": outcome, "reason": " ".join(reason.split())}
 
 
 def _part(chunk: Chunk, rows: list[dict], source: Source) -> Part:
@@ -262,9 +268,9 @@ def _part(chunk: Chunk, rows: list[dict], source: Source) -> Part:
     return Part(chunk.digest, len(chunk.entries), Counter(row["outcome"] for row in rows), example)
 
 
-def _warm_decoder() -> HashingDecoder:
+def _warm_decoder() -> TrainingDecoder:
     """One that has taken the memory which it needs for every image."""
-    decoder = HashingDecoder()
+    decoder = TrainingDecoder()
     pixel = b"BM:\0\0\0\0\0\0\0006\0\0\0(\0\0\0\1\0\0\0\1\0\0\0\1\0\x18" + bytes(30)
     for dtype in (np.uint8, np.uint16):
         decoder.decode(pixel, dtype)

@@ -27,11 +27,13 @@ COLUMNS = [
     pa.field("width", pa.uint32(), nullable=False),
     pa.field("height", pa.uint32(), nullable=False),
     pa.field("crc32", pa.uint32(), nullable=False),
+    pa.field("bit_depth", pa.uint8(), nullable=False),
     pa.field("low", pa.uint16(), nullable=False),  # the levels that are black and white
     pa.field("high", pa.uint16(), nullable=False),
 ]
 FACT_COLUMNS = [pa.field(name, type) for name, type in FACT_TYPES.items()]
-LABEL_COLUMNS = [pa.field("label", pa.int32()), pa.field("group", pa.int64()), pa.field("split", pa.string())]
+GROUP = pa.field("group", pa.int64())
+LABEL_COLUMNS = [pa.field("label", pa.int32()), GROUP, pa.field("split", pa.string())]
 
 
 class SampleLabels(NamedTuple):
@@ -43,6 +45,17 @@ class SampleLabels(NamedTuple):
     """int64; null for none."""
     split: pa.Array
 
+    @classmethod
+    def none(cls, number: int) -> SampleLabels:
+        """Of samples of which nothing is said."""
+        return cls(*(pa.nulls(number, type) for type in (pa.string(), pa.int64(), pa.string())))
+
+    def with_patients(self, patients: pa.Array, key: Key) -> SampleLabels:
+        """With a group for each patient where no other is said; patients: what stands for them, null for none."""
+        words = pc.dictionary_encode(patients)
+        hashes = pa.array([key.group(f"patient {word}") for word in words.dictionary.to_pylist()], pa.int64())
+        return self._replace(group=pc.coalesce(self.group, hashes.take(words.indices)))
+
 
 def sample_columns(inputs: Inputs, ids: pa.Array, bounds: np.ndarray, offsets: np.ndarray, first_shard: int) -> dict:
     """Columns of the samples among `inputs`, which begin shards at `bounds` and lie at `offsets` in them."""
@@ -53,13 +66,16 @@ def sample_columns(inputs: Inputs, ids: pa.Array, bounds: np.ndarray, offsets: n
         "id": ids.filter(written),
         "shard": pa.array(shard, pa.uint32()),
         "offset": pa.array(offsets, pa.uint64()),
-        **{name: table[name].combine_chunks() for name in ("size", "width", "height", "crc32", "low", "high")},
+        **{
+            name: table[name].combine_chunks()
+            for name in ("size", "width", "height", "crc32", "bit_depth", "low", "high")
+        },
         **{name: table[name].combine_chunks() for name in FACT_TYPES},
     }
 
 
 def write_samples(
-    archive: Path, base: Base, columns: dict, labels: SampleLabels | None, bounds: np.ndarray, classes: list[str] | None
+    archive: Path, base: Base, columns: dict, labels: SampleLabels, bounds: np.ndarray, classes: list[str] | None
 ) -> tuple[dict, pa.Table]:
     """Writes the table, a record batch a shard; returns its entry in the manifest, and the table.
 
@@ -70,10 +86,13 @@ def write_samples(
     }
     old = set() if base.table is None else set(base.table.schema.names)
     fields = COLUMNS + [item for item in FACT_COLUMNS if item.name in old or item.name in new]
-    schema = pa.schema(fields if classes is None else fields + LABEL_COLUMNS)
-    if labels is not None:
-        code = pc.index_in(labels.label, pa.array(classes or [], pa.string()))
-        new |= {"label": code, "group": labels.group, "split": labels.split}
+    if classes is not None:
+        fields += LABEL_COLUMNS
+    elif "group" in old or labels.group.null_count < len(labels.group):
+        fields.append(GROUP)
+    schema = pa.schema(fields)
+    code = pc.index_in(labels.label, pa.array(classes or [], pa.string()))
+    new |= {"label": code, "group": labels.group, "split": labels.split}
     table = _with_schema(pa.table(new), schema)
     batches = []
     if base.table is not None:
@@ -143,7 +162,7 @@ def write_manifest(
         "inputs": outcomes,
         "classes": classes,
         "labelled": len(samples) - samples["label"].null_count if known else 0,
-        "groups": len(pc.unique(samples["group"].drop_null())) if known else 0,
+        "groups": len(pc.unique(samples["group"].drop_null())) if "group" in samples.schema.names else 0,
         "quarantined": outcomes.get("quarantined", 0) + outcomes.get("unreadable", 0),
         "bit_depth": {bits: depth[bits] + base.manifest.get("bit_depth", {}).get(bits, 0) for bits in ("8", "16")},
         "formats": Counter(base.manifest.get("formats", {})) + Counter(written["format"].to_pylist()),

@@ -67,9 +67,7 @@ def main() -> int | None:
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add(
-        "sources", nargs="*", type=Path, metavar="SOURCE", help="folder of JPEG, PNG, TIFF, BMP, WebP; or one such file"
-    )
+    add("sources", nargs="*", type=Path, metavar="SOURCE", help="folder of images or DICOM files; or one such file")
     add("--out", type=Path, metavar="DIR", help="the archive to make")
     add("--labels", type=Path, metavar="CSV", help="table with the columns image, label, and perhaps a group and split")
     add("--group-column", metavar="NAME", help="column of --labels that says which images belong together")
@@ -91,6 +89,22 @@ def parse_arguments() -> argparse.Namespace:
         metavar="MIB",
         default=PrepareOptions.shard_size,
         help="of images (default %(default)g)",
+    )
+    add("--encode", metavar="HOW", default="keep", help="keep, png or jpeg:N: what images become (default %(default)s)")
+    add("--pages", choices=["first", "all"], default="all", help="of a TIFF with several (default %(default)s)")
+    add("--frames", metavar="WHICH", default="middle", help="of a DICOM file: middle, all, every:N (default middle)")
+    add(
+        "--window",
+        metavar="C/W",
+        default="header",
+        help="what is black and white in gray DICOM images: header, percentiles, or center/width as 40/400",
+    )
+    add("--depth", type=int, choices=[8, 16], default=8, help="bits of gray DICOM images (default 8)")
+    add(
+        "--burned-in",
+        choices=["skip", "keep"],
+        default="skip",
+        help="DICOM images with text in their pixels (default %(default)s)",
     )
     add(
         "--duplicates",

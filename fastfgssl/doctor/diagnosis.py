@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastfgssl.archive.image import TrainingDecoder, prepare_image
+from fastfgssl.archive.image import ImageSettings, TrainingDecoder, prepare_file
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.config.schema import Config
@@ -230,10 +230,10 @@ def _try_short_side(bench: Bench) -> ShortSide | None:
     if now < 1.2 * wanted:
         return None
     decoder, smaller, larger, sizes = TrainingDecoder(), [], [], []
+    settings = ImageSettings(short_side=wanted, max_pixels=_MAX_PIXELS, pages="first")
     for encoded, *size in zip(bench.encoded[0], rows["width"].tolist(), rows["height"].tolist(), strict=False):
-        try:
-            image = prepare_image(encoded.tobytes(), decoder, short_side=wanted, max_pixels=_MAX_PIXELS)
-        except Unusable:
+        image = next(prepare_file(encoded.tobytes(), decoder, settings))
+        if isinstance(image, Unusable):
             continue
         smaller.append(np.frombuffer(image.data, np.uint8))
         larger.append(encoded)

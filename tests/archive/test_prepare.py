@@ -18,6 +18,8 @@ from fastfgssl.archive.labels import read_labels
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.strip_jpeg import strip_jpeg
+from fastfgssl.archive.strip_png import strip_png
 from fastfgssl.runtime.errors import UserError
 from helpers.images import (
     DECODER,
@@ -144,9 +146,11 @@ def test_bytes_are_the_files_own_unless_the_picture_changed(any_prepared):
         source = sources[path].read()
         size = any_prepared.columns["width"][sample], any_prepared.columns["height"][sample]
         assert Image.open(io.BytesIO(data)).size == size
-        changed += data != source
-        if data == source:
-            assert ImageOps.exif_transpose(Image.open(io.BytesIO(source))).size == size
+        strip = {b"\xff\xd8": strip_jpeg, b"\x89P": lambda source: strip_png(source, 10**8)}.get(source[:2])
+        kept = strip is not None and data == strip(source).data
+        changed += not kept
+        if kept:
+            assert ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size == size
     assert any_prepared.summary.changed.total() >= changed
     assert bool(any_prepared.summary.changed) == bool(changed)
 
@@ -162,15 +166,15 @@ def test_verification_finds_nothing_wrong(any_prepared):
 
 
 def test_what_was_done_is_counted(plain, generated):
-    assert plain.summary.changed == {"turned upright": 7, "LA TIFF is not read rightly in training": 1}
+    assert plain.summary.changed == {"turned upright": 7, "TIFF was encoded anew": 2, "WEBP was encoded anew": 1}
     assert plain.summary.notes == {"only the first of several pages or frames is used": 1}
     assert plain.summary.other_files == {".txt": 1, ".csv": 1, "not a regular file": 1}
     truncated = plain.quarantine().pop(f"{generated}/b/truncated.jpg")
-    assert truncated.startswith("damaged or unsupported JPEG: image file is truncated")
+    assert truncated.startswith("damaged or unsupported JPEG: its end is missing")
     reasons = {
         "b/empty.png": "empty file",
         "b/link.png": "cannot be read: No such file or directory",
-        "b/markup [red].png": "not a JPEG, PNG, TIFF, BMP or WebP file: it begins with b'[bold]'",
+        "b/markup [red].png": "not an image of a known format: it begins with b'[bold]'",
         "b/pointer.png": "not the image but a Git LFS pointer to it: run `git lfs pull`",
         "b/truncated.jpg": truncated,
     }
@@ -178,7 +182,7 @@ def test_what_was_done_is_counted(plain, generated):
     assert plain.summary.unreadable == 1
     assert plain.summary.examples["empty file"] == f"{generated}/b/empty.png"
     assert plain.archive.bit_depth == {8: 43, 16: 2}
-    assert len(plain.archive.shard_sizes) > 3
+    assert len(plain.archive.shard_sizes) > 1
 
 
 def test_short_side_of_every_image(labelled):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastfgssl.archive.image import TrainingDecoder, prepare_image
+from fastfgssl.archive.image import ImageSettings, TrainingDecoder, prepare_file
 from fastfgssl.archive.options import PrepareOptions
-from fastfgssl.archive.outcome import PreparedImage
+from fastfgssl.archive.outcome import PreparedImage, Unusable
 
 REAL_DATA = os.environ.get("FASTFGSSL_TEST_DATA")
 real_data = pytest.mark.skipif(REAL_DATA is None, reason="FASTFGSSL_TEST_DATA names no folder of real images")
@@ -45,8 +45,17 @@ def with_orientation(image: Image.Image, orientation: int, format: str) -> bytes
 DECODER = TrainingDecoder()
 
 
-def run(data: bytes, short_side: int | None = None, max_pixels: int = 10**8) -> PreparedImage:
-    return prepare_image(data, DECODER, short_side=short_side, max_pixels=max_pixels)
+def run_all(data: bytes, **settings: object) -> list[PreparedImage | Unusable]:
+    """What becomes of a file; `settings` are those of `ImageSettings`."""
+    return list(prepare_file(data, DECODER, ImageSettings(**settings)))
+
+
+def run(data: bytes, **settings: object) -> PreparedImage:
+    """The only image of a file. Raises what is wrong with it."""
+    (image,) = run_all(data, **settings)
+    if isinstance(image, Unusable):
+        raise image
+    return image
 
 
 RGB = gradient()

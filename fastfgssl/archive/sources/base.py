@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".webp",
+        ".gif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jls",
+        ".jxl",
+        ".avif",
+        ".heic",
+        ".dcm",
+        ".dicom",
+        ".ima",
+    ]
+)
+_OF_DICOM = re.compile(r"(im|img|image|i|ct|cr|dx|mg|mr|nm|pt|rf|us|xa)?[-_]?\d[\d.]*", re.IGNORECASE)
+"""Names that devices give to DICOM files without a suffix: a number behind a modality, or a UID."""
 JUNK = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _KNOWN_SUFFIXES = frozenset(
     suffix
     for suffixes in (
         ".csv .tsv .txt .md .pdf .xml .json .jsonl .yaml .html .xls .xlsx .doc .docx .log .ini .py .ipynb .db .sqlite",
         ".zip .tar .gz .bz2 .xz .zst .7z .rar .npy .npz .h5 .pkl .parquet .arrow .idx .exe .dll .bak .tmp",
-        ".dcm .dicom .nii .nrrd .mha .mhd .gif .jp2 .j2k .jxl .heic .avif .svs .ndpi .mp4 .avi .mov",
+        ".nii .nrrd .mha .mhd .svs .ndpi .mp4 .avi .mov",
     )
     for suffix in suffixes.split()
 )
@@ -71,6 +97,16 @@ def junk(parts: Sequence[str]) -> str:
     if "__MACOSX" in parts or parts[-1].startswith("._"):
         return "AppleDouble"
     return parts[-1] if parts[-1] in JUNK else ""
+
+
+def may_be_image(name: str) -> bool:
+    """Whether a file of that name is read to see whether it is an image."""
+    return is_named_image(name) or _OF_DICOM.fullmatch(name) is not None
+
+
+def is_named_image(name: str) -> bool:
+    """Whether a file's name says that it is an image, so that anything else in it is a fault."""
+    return suffix_of(name) in IMAGE_SUFFIXES
 
 
 def suffix_kind(name: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from fastfgssl.archive.sources.base import IMAGE_SUFFIXES, Entry, SourceOptions, junk, suffix_kind, suffix_of
+from fastfgssl.archive.sources.base import Entry, SourceOptions, junk, may_be_image, suffix_kind
 from fastfgssl.runtime.errors import UserError
 
 OUTSIDE = "link out of the source"
@@ -94,7 +94,7 @@ class FolderSource:
         for pattern in self._options.leave_out:
             if fnmatchcase(parts[-1], pattern):
                 return pattern
-        return "" if suffix_of(parts[-1]) in IMAGE_SUFFIXES else suffix_kind(parts[-1])
+        return "" if may_be_image(parts[-1]) else suffix_kind(parts[-1])
 
     def _leaves(self, name: bytes) -> bool:
         """Whether a symbolic link leads out of the source."""
