@@ -27,6 +27,7 @@ COLUMNS = [
     pa.field("width", pa.uint32(), nullable=False),
     pa.field("height", pa.uint32(), nullable=False),
     pa.field("crc32", pa.uint32(), nullable=False),
+    pa.field("bit_depth", pa.uint8(), nullable=False),
     pa.field("low", pa.uint16(), nullable=False),  # the levels that are black and white
     pa.field("high", pa.uint16(), nullable=False),
 ]
@@ -53,7 +54,10 @@ def sample_columns(inputs: Inputs, ids: pa.Array, bounds: np.ndarray, offsets: n
         "id": ids.filter(written),
         "shard": pa.array(shard, pa.uint32()),
         "offset": pa.array(offsets, pa.uint64()),
-        **{name: table[name].combine_chunks() for name in ("size", "width", "height", "crc32", "low", "high")},
+        **{
+            name: table[name].combine_chunks()
+            for name in ("size", "width", "height", "crc32", "bit_depth", "low", "high")
+        },
         **{name: table[name].combine_chunks() for name in FACT_TYPES},
     }
 
