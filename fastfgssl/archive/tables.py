@@ -31,6 +31,7 @@ COLUMNS = [
     pa.field("low", pa.uint16(), nullable=False),  # the levels that are black and white
     pa.field("high", pa.uint16(), nullable=False),
 ]
+_OF_PARTS = ("size", "width", "height", "crc32", "bit_depth", "low", "high")
 FACT_COLUMNS = [pa.field(name, type) for name, type in FACT_TYPES.items()]
 GROUP = pa.field("group", pa.int64())
 LABEL_COLUMNS = [pa.field("label", pa.int32()), GROUP, pa.field("split", pa.string())]
@@ -66,11 +67,7 @@ def sample_columns(inputs: Inputs, ids: pa.Array, bounds: np.ndarray, offsets: n
         "id": ids.filter(written),
         "shard": pa.array(shard, pa.uint32()),
         "offset": pa.array(offsets, pa.uint64()),
-        **{
-            name: table[name].combine_chunks()
-            for name in ("size", "width", "height", "crc32", "bit_depth", "low", "high")
-        },
-        **{name: table[name].combine_chunks() for name in FACT_TYPES},
+        **{name: table[name].combine_chunks() for name in (*_OF_PARTS, *FACT_TYPES)},
     }
 
 

@@ -26,7 +26,7 @@ from fastfgssl.config.schema import IMAGENET_MEAN as MEAN
 from fastfgssl.config.schema import IMAGENET_STD as STD
 from fastfgssl.config.schema import Config, DataConfig, TrainConfig
 from fastfgssl.data.batch import Needs
-from fastfgssl.data.decode import GraphSpec, build_decoder
+from fastfgssl.data.decode import Encoded, GraphSpec, build_decoder
 from fastfgssl.data.graph import GraphInput, build_graph, view_flags
 from fastfgssl.data.order import Slots
 from fastfgssl.data.reader import Reader
@@ -164,7 +164,7 @@ def _spec(device: torch.device) -> GraphSpec:
     config = Config(
         data=DataConfig(path="none", image_size=SIDE, threads=threads), train=TrainConfig(steps=1, batch_size=BATCH)
     )
-    return GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), sixteen_bit=False)
+    return GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), depth="8")
 
 
 def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec) -> tuple[Pipeline, Pipeline]:
@@ -175,11 +175,11 @@ def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec) -> t
     def source(iteration: int) -> GraphInput:
         slots = Slots(ids + iteration * BATCH, np.zeros_like(ids))
         return GraphInput(
-            batch, draw_view_params(spec.preset, slots, seed=0, sizes=sizes, image_size=SIDE, grids=GRIDS)
+            Encoded(batch), draw_view_params(spec.preset, slots, seed=0, sizes=sizes, image_size=SIDE, grids=GRIDS)
         )
 
     graph = build_graph(source, spec)
-    decoder = build_decoder(lambda: batch, spec)
+    decoder = build_decoder(lambda: Encoded(batch), spec)
     for pipeline in (graph, decoder):
         pipeline.build()
     _check(graph.run(), batch, source(0)[1])

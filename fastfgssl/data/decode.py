@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
+from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config, ViewSizes
 from fastfgssl.data.batch import Needs
 from fastfgssl.data.presets import PRESETS, Preset, find_preset
@@ -22,6 +23,19 @@ from fastfgssl.runtime.errors import UserError
 # DALI reads it at its first allocation. Host buffers above 32 MB come from its pool by default; smaller ones, which are
 # most of a batch's outputs, would be mapped and zeroed anew for every batch: a sixth of the CPU path's time.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "1M")
+
+
+Depth = Literal["8", "16", "own"]
+"""Bits a channel that images are decoded to. own: of each image those that it has, of which a window becomes 8."""
+
+
+class Encoded(NamedTuple):
+    """The encoded images of a batch."""
+
+    images: list[np.ndarray]
+    """B arrays of uint8."""
+    windows: np.ndarray | None = None
+    """float32 [B, 2] where depths are their own: the levels that are black and white; 0 and 0 for an 8-bit image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +54,7 @@ class GraphSpec:
     std: tuple[float, ...]
     half: bool
     """float16 outputs instead of float32."""
-    sixteen_bit: bool
-    """Decode to uint16, keeping what 16-bit images hold, instead of uint8."""
+    depth: Depth
     device_id: int | None
     """The GPU to decode and distort on; None uses the CPU."""
     threads: int
@@ -59,11 +72,11 @@ class GraphSpec:
                 raise UserError(
                     f"the objective's needs: a grid of {grid}: must divide data.image_size = {self.image_size}, or be 0"
                 )
-        if self.sixteen_bit and self.preset.colour:
+        if self.depth == "16" and self.preset.colour:
             others = ", ".join(name for name, preset in PRESETS.items() if not preset.colour)
             raise UserError(
-                "data.views: this preset changes hue and saturation, which 16-bit images do not allow;"
-                f" those that do not are {others}"
+                "data.views: this preset changes hue and saturation, which an archive with 16-bit images of an earlier"
+                f" release does not allow; prepare it anew, or take one that does not: {others}"
             )
 
     @property
@@ -72,9 +85,7 @@ class GraphSpec:
         return self.device_id is not None and not self.decode_on_cpu
 
     @classmethod
-    def of(
-        cls, config: Config, needs: Needs, world: World, *, sixteen_bit: bool, preset: Preset | None = None
-    ) -> GraphSpec:
+    def of(cls, config: Config, needs: Needs, world: World, *, depth: Depth, preset: Preset | None = None) -> GraphSpec:
         """The graph of each rank in training; preset: in the place of that of `config`."""
         data, on_gpu = config.data, world.device.type == "cuda"
         return cls(
@@ -86,7 +97,7 @@ class GraphSpec:
             mean=data.mean,
             std=data.std,
             half=on_gpu and config.train.precision in ("bfloat16", "float16"),
-            sixteen_bit=sixteen_bit,
+            depth=depth,
             device_id=world.device.index if on_gpu else None,
             threads=data.threads or cores_per_rank(world.local_size),
             prefetch=data.prefetch,
@@ -94,24 +105,56 @@ class GraphSpec:
         )
 
 
-def decode(encoded: DataNode, spec: GraphSpec) -> DataNode:
-    """RGB of any supported format, upright, on the device of the graph."""
+def depth_of(archive: Archive) -> Depth:
+    """What the images of an archive are decoded to: archives of earlier releases do not tell it of each."""
+    if not archive.is_sixteen_bit:
+        return "8"
+    return "own" if archive.has_column("high") else "16"
+
+
+def decode(inputs: Sequence[DataNode], spec: GraphSpec) -> DataNode:
+    """RGB of any supported format, upright, on the device of the graph.
+
+    inputs: encoded images; where depths are their own the lowest levels and the highest, a number an image, too.
+    """
+    encoded, *window = inputs
+    if spec.depth != "own":
+        return _decoded(encoded, spec, types.UINT16 if spec.depth == "16" else types.UINT8)
+    low, high = window
+    if high > 0:  # only images of more than 8 bits pay for it
+        deep = _decoded(encoded, spec, types.UINT16)
+        image = fn.cast((deep - low) * (255.0 / (high - low)), dtype=types.UINT8)  # rounds and saturates
+    else:
+        image = _decoded(encoded, spec, types.UINT8)
+    return image
+
+
+def _decoded(encoded: DataNode, spec: GraphSpec, dtype: Any) -> DataNode:
     image = fn.decoders.image(
         encoded,
         device="mixed" if spec.decodes_on_gpu else "cpu",
         hw_decoder_load=spec.hw_decoder_load,
         output_type=types.RGB,
-        dtype=types.UINT16 if spec.sixteen_bit else types.UINT8,
+        dtype=dtype,
     )
     return image.gpu() if spec.device_id is not None and spec.decode_on_cpu else image
 
 
-def build_decoder(source: Callable[[], list[np.ndarray]], spec: GraphSpec) -> Pipeline:
-    """The graph's decoder alone, on the encoded images that `source` gives for each run."""
+def decoder_inputs(encoded: Encoded) -> list:
+    """What `decode` takes of a batch."""
+    if encoded.windows is None:
+        return [encoded.images]
+    return [encoded.images, *np.ascontiguousarray(encoded.windows.T)]
 
-    @pipeline_def(**pipeline_options(spec))  # as the whole graph: what one costs is part of what the other does
+
+def build_decoder(source: Callable[[], Encoded], spec: GraphSpec) -> Pipeline:
+    """The graph's decoder alone, on the encoded images that `source` gives for each run."""
+    num_inputs = 3 if spec.depth == "own" else 1
+
+    # as the whole graph: what one costs is part of what the other does
+    @pipeline_def(**pipeline_options(spec), enable_conditionals=True)
     def graph():
-        return decode(fn.external_source(source=source, batch=True), spec)
+        return decode(fn.external_source(lambda: decoder_inputs(source()), num_outputs=num_inputs, batch=True), spec)
 
     return graph()
 

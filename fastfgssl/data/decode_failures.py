@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from fastfgssl.archive.image import TrainingDecoder
-from fastfgssl.data.decode import GraphSpec, build_decoder
+from fastfgssl.data.decode import Encoded, GraphSpec, build_decoder
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader
 from fastfgssl.runtime.memory import is_out_of_memory
@@ -46,10 +46,13 @@ class DecodeFailures:
         ids = np.unique(ids)
         encoded = self._reader.read(ids)
         damage = self._reader.find_damage(ids, encoded)  # since they were read for the graph
-        refused = _refused_by_decoder(self.replace(ids, encoded), spec, skip=damage)
+        windows = self._reader.windows(ids) if spec.depth == "own" else None
+        refused = _refused_by_decoder(Encoded(self.replace(ids, encoded), windows), spec, skip=damage)
+        is_deep = np.full(len(ids), spec.depth == "16") if windows is None else windows[:, 1] > 0
+        dtypes = np.where(is_deep, np.uint16, np.uint8)
         for place, reason in {**refused, **damage}.items():
             sample, name = int(ids[place]), self._reader.names(ids[[place]])[0]
-            if place in refused and spec.decodes_on_gpu and self._decode_on_cpu(sample, encoded[place], spec):
+            if place in refused and spec.decodes_on_gpu and self._decode_on_cpu(sample, encoded[place], dtypes[place]):
                 log.warning(
                     "sample %d (%s) is decoded on the CPU; the GPU's decoder refuses it: %s", sample, name, reason
                 )
@@ -57,26 +60,26 @@ class DecodeFailures:
                 self._quarantine.add(sample, name, reason)
         return bool(refused or damage)
 
-    def _decode_on_cpu(self, sample: int, payload: np.ndarray, spec: GraphSpec) -> bool:
+    def _decode_on_cpu(self, sample: int, payload: np.ndarray, dtype: type[np.generic]) -> bool:
         """Keeps the sample's picture in a form that every decoder reads; False if that does not help."""
         if sample in self._decoded:
             return False
-        picture = TrainingDecoder().decode(payload.tobytes(), np.uint16 if spec.sixteen_bit else np.uint8)
+        picture = TrainingDecoder().decode(payload.tobytes(), dtype)
         if picture is not None:
             self._decoded[sample] = np.frombuffer(encode_pnm(picture), np.uint8)
         return picture is not None
 
 
-def _refused_by_decoder(encoded: list[np.ndarray], spec: GraphSpec, *, skip: Container[int]) -> dict[int, str]:
+def _refused_by_decoder(encoded: Encoded, spec: GraphSpec, *, skip: Container[int]) -> dict[int, str]:
     """What the decoder says of each image that it refuses, by its place."""
     spec = replace(spec, batch_size=1, threads=1, prefetch=1)
     refused: dict[int, str] = {}
-    current: list[np.ndarray] = []
+    current = encoded
     decoder = None
-    for place, payload in enumerate(encoded):
+    for place, payload in enumerate(encoded.images):
         if place in skip:
             continue
-        current[:] = [payload]
+        current = Encoded([payload], None if encoded.windows is None else encoded.windows[[place]])
         if decoder is None:
             decoder = build_decoder(lambda: current, spec)
             decoder.build()

@@ -20,7 +20,7 @@ from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from nvidia.dali.types import BatchInfo
 
-from fastfgssl.data.decode import GraphSpec, decode, pipeline_options
+from fastfgssl.data.decode import Encoded, GraphSpec, decode, decoder_inputs, pipeline_options
 from fastfgssl.data.presets import JITTER_PARTS, ViewSpec
 from fastfgssl.data.view_params import ViewDraws, ViewParams
 from fastfgssl.kernels.build import BuildError, load_plugin
@@ -31,9 +31,9 @@ _INTERPOLATION = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
 
 
 class GraphInput(NamedTuple):
-    """The encoded images of a batch, uint8 arrays, and the parameters of their views."""
+    """The encoded images of a batch, and the parameters of their views."""
 
-    encoded: list[np.ndarray]
+    encoded: Encoded
     params: ViewParams
 
 
@@ -53,15 +53,17 @@ def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipelin
     load_operators()
     inputs = _declare_inputs(spec)
 
+    of_decoder = 3 if spec.depth == "own" else 1
+
     def batch(info: BatchInfo) -> list:
         encoded, params = source(info.iteration)
-        return [encoded, *_values(inputs, params)]
+        return [*decoder_inputs(encoded), *_values(inputs, params)]
 
     # only images that are blurred pay for a stock blur
     @pipeline_def(**pipeline_options(spec), enable_conditionals=True)
     def graph():
-        encoded, *values = fn.external_source(source=batch, num_outputs=1 + len(inputs), batch=True, batch_info=True)
-        return _views(decode(encoded, spec), _named(inputs, values), spec)
+        fed = fn.external_source(source=batch, num_outputs=of_decoder + len(inputs), batch=True, batch_info=True)
+        return _views(decode(fed[:of_decoder], spec), _named(inputs, fed[of_decoder:]), spec)
 
     return graph()
 
@@ -198,7 +200,7 @@ def _crop(image: DataNode, name: str, inputs: dict[str, DataNode], spec: GraphSp
 def _distort(image: DataNode, name: str, view: ViewSpec, inputs: dict[str, DataNode], spec: GraphSpec) -> DataNode:
     """What is done to one view before the views operator, in the order that `ViewSpec` says."""
     # stock operators for geometry and intensity do not take uint16; a cast back rounds and saturates
-    as_float = spec.sixteen_bit and (view.affine or view.jitter)
+    as_float = spec.depth == "16" and (view.affine or view.jitter)
     if as_float:
         image = fn.cast(image, dtype=types.FLOAT)
     if view.affine:
@@ -209,7 +211,7 @@ def _distort(image: DataNode, name: str, view: ViewSpec, inputs: dict[str, DataN
         if view.jitter.colour:
             image = fn.color_twist(image, **parts)
         else:
-            image = fn.brightness_contrast(image, contrast_center=32768 if spec.sixteen_bit else 128, **parts)
+            image = fn.brightness_contrast(image, contrast_center=32768 if spec.depth == "16" else 128, **parts)
     if as_float:
         image = fn.cast(image, dtype=types.UINT16)
     if view.blur and spec.device_id is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastfgssl.data.decode import GraphSpec
+from fastfgssl.data.decode import Encoded, GraphSpec
 from fastfgssl.data.decode_failures import DecodeFailures
 from fastfgssl.data.order import Slots
 from fastfgssl.data.philox import Use, random_words
@@ -21,8 +21,8 @@ class HostBatch(NamedTuple):
     """int64 [B], the samples whose bytes these are."""
     substitutes: int
     """How many of them stand in for others."""
-    encoded: list[np.ndarray]
-    """B arrays of uint8, each the bytes that were stored."""
+    encoded: Encoded
+    """The bytes that were stored."""
     params: ViewParams
     labels: np.ndarray | None
     """int64 [B], where they are needed."""
@@ -32,7 +32,7 @@ class HostBatch(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the encoded images, which is nearly all."""
-        return sum(map(len, self.encoded))
+        return sum(map(len, self.encoded.images))
 
 
 class HostBatches:
@@ -66,7 +66,9 @@ class HostBatches:
         return HostBatch(
             ids=ids,
             substitutes=int((ids != slots.ids).sum()),
-            encoded=self._failures.replace(ids, encoded),
+            encoded=Encoded(
+                self._failures.replace(ids, encoded), self._reader.windows(ids) if self._spec.depth == "own" else None
+            ),
             params=params,
             labels=self._reader.labels(ids) if self._spec.needs.labels else None,
             draws=self._draws(slots),

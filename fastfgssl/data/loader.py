@@ -18,7 +18,7 @@ from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Batch, on_device
-from fastfgssl.data.decode import GraphSpec
+from fastfgssl.data.decode import Encoded, GraphSpec
 from fastfgssl.data.decode_failures import DecodeFailures
 from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.host_batch import HostBatch, HostBatches
@@ -152,7 +152,7 @@ def _source(ahead: ReadAhead[HostBatch], fed: deque[HostBatch]) -> Callable[[int
         ahead = ahead_of_graph()
         assert ahead is not None, "the loader, which runs the graph, keeps it"
         batch = next(ahead)
-        fed.append(batch._replace(encoded=[]))  # the graph has its own copy
+        fed.append(batch._replace(encoded=Encoded([])))  # the graph has its own copy
         return GraphInput(batch.encoded, batch.params)
 
     return source

@@ -79,6 +79,12 @@ class Reader:
         rows = self._archive.columns(ids, ("width", "height"))
         return np.stack((rows["width"], rows["height"]), axis=1).astype(np.int64)
 
+    def windows(self, ids: np.ndarray) -> np.ndarray:
+        """Levels that are black and white in each image, float32 [B, 2]; 0 and 0 in one of 8 bits."""
+        rows = self._archive.columns(ids, ("bit_depth", "low", "high"))
+        windows = np.stack((rows["low"], rows["high"]), axis=1).astype(np.float32)
+        return np.where(rows["bit_depth"][:, None] > 8, windows, np.float32(0))
+
     def labels(self, ids: np.ndarray) -> np.ndarray:
         """Classes of the samples: int64 [B], -1 for one without a label."""
         if not self._archive.has_column("label"):

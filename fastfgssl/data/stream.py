@@ -13,7 +13,7 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch, Needs
-from fastfgssl.data.decode import GraphSpec
+from fastfgssl.data.decode import GraphSpec, depth_of
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Order, Slots, Stream
 from fastfgssl.data.quarantine import Quarantine
@@ -47,7 +47,7 @@ class ArchiveStream:
         with shared_errors(world), local_main_first(world):  # the first builds the operators, the others find them
             loader = Loader(
                 self.archive,
-                GraphSpec.of(config, self.needs, world, sixteen_bit=self.archive.is_sixteen_bit),
+                GraphSpec.of(config, self.needs, world, depth=depth_of(self.archive)),
                 rank_slots(self._stream, config, world),
                 seed=config.seed,
                 quarantine=Quarantine(self.archive.num_samples, listed, among=self._stream.ids),

@@ -17,6 +17,7 @@ from fastfgssl.archive.image import ImageSettings, TrainingDecoder, prepare_file
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.config.schema import Config
+from fastfgssl.data.decode import Encoded
 from fastfgssl.data.stream import rank_slots, whole_archive
 from fastfgssl.doctor.advice import Measured, ShortSide, Trial, Verdict, best_of, judge
 from fastfgssl.doctor.disk import ReadRate, measure_reading
@@ -229,22 +230,26 @@ def _try_short_side(bench: Bench) -> ShortSide | None:
     now = int(np.median(np.minimum(rows["width"], rows["height"])))
     if now < 1.2 * wanted:
         return None
-    decoder, smaller, larger, sizes = TrainingDecoder(), [], [], []
+    decoder, smaller, larger, sizes, kept = TrainingDecoder(), [], [], [], []
     settings = ImageSettings(short_side=wanted, max_pixels=_MAX_PIXELS, pages="first")
-    for encoded, *size in zip(bench.encoded[0], rows["width"].tolist(), rows["height"].tolist(), strict=False):
+    stored = zip(bench.encoded[0].images, rows["width"].tolist(), rows["height"].tolist(), strict=False)
+    for place, (encoded, *size) in enumerate(stored):
         image = next(prepare_file(encoded.tobytes(), decoder, settings))
         if isinstance(image, Unusable):
             continue
         smaller.append(np.frombuffer(image.data, np.uint8))
         larger.append(encoded)
+        kept.append(place)
         sizes.append((size, (image.width, image.height)))
     if not smaller:
         return None
     sizes_now, sizes_then = (np.array(part, np.int64) for part in zip(*sizes, strict=True))
+    windows = bench.encoded[0].windows
+    windows = None if windows is None else windows[kept]
     rates = in_turns(
         {
-            "before": lambda: bench.graph_of_block(larger, sizes_now),
-            "after": lambda: bench.graph_of_block(smaller, sizes_then),
+            "before": lambda: bench.graph_of_block(Encoded(larger, windows), sizes_now),
+            "after": lambda: bench.graph_of_block(Encoded(smaller, windows), sizes_then),
         }
     )
     ratio = sum(map(len, smaller)) / sum(map(len, larger))

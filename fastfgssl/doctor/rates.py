@@ -19,7 +19,7 @@ import torch
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch, Needs
-from fastfgssl.data.decode import GraphSpec, build_decoder
+from fastfgssl.data.decode import Encoded, GraphSpec, build_decoder, depth_of
 from fastfgssl.data.graph import GraphInput, build_graph, build_views
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
@@ -90,7 +90,7 @@ class Bench:
         seconds: float,
     ) -> None:
         self.config, self.archive, self.world = config, archive, world
-        self.spec = GraphSpec.of(config, needs, world, sixteen_bit=archive.is_sixteen_bit)
+        self.spec = GraphSpec.of(config, needs, world, depth=depth_of(archive))
         self.seconds, self._block = seconds, seconds / BLOCKS
         self._slots = slots
         self._quarantine = Quarantine(archive.num_samples)
@@ -101,7 +101,8 @@ class Bench:
         with self._loader(replace(self.spec, batch_size=self.rows)) as loader:
             self._batch = next(loader)
             self.ids = [self._batch.ids, *(next(loader).ids for _ in range(_KEPT - 1))]
-        self.encoded = [self._reader.read(ids) for ids in self.ids]
+        own = self.spec.depth == "own"
+        self.encoded = [Encoded(self._reader.read(ids), self._reader.windows(ids) if own else None) for ids in self.ids]
 
     def reader_block(self) -> float:
         """Order, view parameters, and the bytes themselves, from memory: what the loader's thread does."""
@@ -139,10 +140,11 @@ class Bench:
         with self._loader(spec) as loader:
             return self._timed(loader.__next__, spec)
 
-    def graph_of_block(self, encoded: list[np.ndarray], sizes: np.ndarray) -> float:
+    def graph_of_block(self, encoded: Encoded, sizes: np.ndarray) -> float:
         """The whole graph on one batch of encoded images with pictures of `sizes` (int64 [B, 2])."""
-        spec = replace(self.spec, batch_size=len(encoded))
-        slots = Slots(np.arange(len(encoded)), np.zeros(len(encoded), np.int64))
+        number = len(encoded.images)
+        spec = replace(self.spec, batch_size=number)
+        slots = Slots(np.arange(number), np.zeros(number, np.int64))
         graph = build_graph(lambda _: GraphInput(encoded, self._params(slots, sizes, spec.preset)), spec)
         graph.build()
         return self._timed(graph.run, spec)

@@ -14,7 +14,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
 from fastfgssl.config.section import require
 from fastfgssl.data.batch import Needs
-from fastfgssl.data.decode import GraphSpec
+from fastfgssl.data.decode import GraphSpec, depth_of
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Slots
 from fastfgssl.data.philox import Use, permutations, random_words
@@ -147,7 +147,7 @@ class FeatureExtractor:
 
         needs = Needs(anchor=True, view=preset is not PLAIN)
         spec = GraphSpec.of(
-            self._config, needs, World.alone(self._device), sixteen_bit=self._archive.is_sixteen_bit, preset=preset
+            self._config, needs, World.alone(self._device), depth=depth_of(self._archive), preset=preset
         )
         spec = replace(spec, batch_size=max(map(len, parts)), half=False)
         some = False

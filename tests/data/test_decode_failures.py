@@ -59,7 +59,7 @@ def refusing(archive_path, monkeypatch) -> Archive:
     def build(source, spec):
         def checked(iteration: int) -> GraphInput:
             given = source(iteration)
-            if any(payload.tobytes() in refused for payload in given.encoded):
+            if any(payload.tobytes() in refused for payload in given.encoded.images):
                 raise RuntimeError("the graph does not say which")
             return given
 

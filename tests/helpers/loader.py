@@ -27,7 +27,7 @@ def spec(**changes) -> GraphSpec:
         "mean": (0.5, 0.4, 0.3),
         "std": (0.2, 0.3, 0.4),
         "half": False,
-        "sixteen_bit": False,
+        "depth": "8",
         "device_id": None,
         "threads": 2,
         "prefetch": 2,

@@ -39,7 +39,7 @@ def test_a_run_of_the_first_release_is_resumed(tmp_path):
     # what its configuration does not name it goes on with as it was, and once more with the same command
     assert load_config(output / "config.yaml").data.view_sizes == "pixels"
     scored = load_pretrained(RELEASED / "step_000000003.pt").config
-    graph = GraphSpec.of(scored, Needs(), World.alone(torch.device("cpu")), sixteen_bit=False)
+    graph = GraphSpec.of(scored, Needs(), World.alone(torch.device("cpu")), depth="8")
     assert graph.view_sizes == "pixels"
     again = load_config(
         RELEASED / "config.yaml", [f"data.path={RELEASED / 'archive'}", f"output={output}", "train.steps=7"]

@@ -6,30 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".webp",
-        ".gif",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".jls",
-        ".jxl",
-        ".avif",
-        ".heic",
-        ".dcm",
-        ".dicom",
-        ".ima",
-    ]
-)
+_OF_IMAGES = ".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .jp2 .j2k .jpx .jls .jxl .avif .heic"
+IMAGE_SUFFIXES = frozenset(f"{_OF_IMAGES} .dcm .dicom .ima".split())
 _OF_DICOM = re.compile(r"(im|img|image|i|ct|cr|dx|mg|mr|nm|pt|rf|us|xa)?[-_]?\d[\d.]*", re.IGNORECASE)
 """Names that devices give to DICOM files without a suffix: a number behind a modality, or a UID."""
 JUNK = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
