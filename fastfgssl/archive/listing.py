@@ -151,7 +151,7 @@ def find_images(
     memory = io.BytesIO()
     deltas = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
     with file.open("wb") if file else nullcontext(memory) as sink, pa.ipc.new_file(sink, SCHEMA, options=deltas) as out:
-        kinds: dict[str, int] = {}
+        kinds = {"": 0}  # never empty: Arrow writes no delta to a dictionary of nothing
         for batch in _batches(sources, kinds):
             out.write_batch(batch)
     stored = pa.memory_map(str(file)) if file else pa.BufferReader(memory.getvalue())

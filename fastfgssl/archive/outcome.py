@@ -27,10 +27,10 @@ class PreparedImage(NamedTuple):
     """Which image of its file it is, such as `frame 12` or `page 3`; empty for the only one."""
     facts: Facts | None = None
     """What a header says of how it was made."""
-    patient: str = ""
-    """Stands for the patient whom a header names, and for every image of theirs; empty where none is named."""
     pixels: bytes = b""
     """16 bytes, a hash: the same for images that training sees as the same picture."""
+    patient: str = ""
+    """Stands for the patient whom a header names, and for every image of theirs; empty where none is named."""
 
 
 class Facts(NamedTuple):

@@ -74,14 +74,14 @@ def _refused_by_decoder(encoded: Encoded, spec: GraphSpec, *, skip: Container[in
     """What the decoder says of each image that it refuses, by its place."""
     spec = replace(spec, batch_size=1, threads=1, prefetch=1)
     refused: dict[int, str] = {}
-    current = encoded
+    current: list[Encoded] = []
     decoder = None
     for place, payload in enumerate(encoded.images):
         if place in skip:
             continue
-        current = Encoded([payload], None if encoded.windows is None else encoded.windows[[place]])
+        current[:] = [Encoded([payload], None if encoded.windows is None else encoded.windows[[place]])]
         if decoder is None:
-            decoder = build_decoder(lambda: current, spec)
+            decoder = build_decoder(lambda: current[0], spec)
             decoder.build()
         try:
             decoder.run()
