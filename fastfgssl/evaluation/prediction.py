@@ -61,10 +61,11 @@ def predict(
 ) -> Predicted:
     """Writes a CSV with a row for each image: `image`, `predicted`, `p_CLASS` for each class, and `problem`.
 
-    data: a folder of images (or one image), or a prepared archive, whose images are called by their ids. An image that cannot be decoded has a row without a
-    prediction, whose `problem` says why. flips: predictions are means over an image and its mirror images; None does as
-    `supervised.flips` says. device: auto, cuda or cpu. max_pixels: larger images of a folder are not decoded. Raises
-    `UserError` for a checkpoint that tells no classes apart, for data without images, and if `out` cannot be written.
+    data: a folder of images (or one image), or a prepared archive, whose images are called by their ids. An image that
+    cannot be decoded has a row without a prediction, whose `problem` says why. flips: predictions are means over an
+    image and its mirror images; None does as `supervised.flips` says. device: auto, cuda or cpu. max_pixels: larger
+    images of a folder are not decoded. Raises `UserError` for a checkpoint that tells no classes apart, for data
+    without images, and if `out` cannot be written.
     """
     require(batch_size > 0, "batch size", batch_size, "greater than 0")
     data, out = Path(data).expanduser(), Path(out).expanduser()
