@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,16 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfgssl.archive.listing import Listing
+from fastfgssl.archive.sources.base import IMAGE_SUFFIXES
 
 NONE, SEVERAL = -1, -2
 _ODD = r"^/|//|(^|/)\.\.?(/|$)|/$|^$"  # absolute, or not as a path is spelled
+
+_SUFFIX = f"(?i)({'|'.join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))})$"
 
 
 class Finder:
     """Finds the images of a listing by what the cells of a table, in the folder `beside`, call them.
 
     A cell is a path relative to a source or to `beside`, or absolute, or a name as in `ImageFile.name`; or a file name,
-    with or without its suffix, if only one image has it.
+    with or without its suffix, or with that of another format, if only one image has it.
     """
 
     def __init__(self, listing: Listing, beside: Path) -> None:
@@ -53,6 +57,9 @@ class Finder:
         unmatched = np.flatnonzero(found == NONE)
         if len(unmatched):
             found[unmatched] = self._of_name(cells.take(pa.array(unmatched)))
+        unmatched = np.flatnonzero(found == NONE)
+        if len(unmatched):  # files that were given another format since the table was made
+            found[unmatched] = self._of_name(pc.replace_substring_regex(cells.take(pa.array(unmatched)), _SUFFIX, ""))
         return found
 
     def _spellings(self, cell: str) -> Iterator[bytes]:

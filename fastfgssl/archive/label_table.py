@@ -31,7 +31,7 @@ class Table(NamedTuple):
     """The other columns."""
 
 
-def read_cells(table: Path, needed: Collection[str]) -> Iterator[tuple[int, list[str]]]:
+def read_cells(table: Path, needed: Collection[str], optional: Collection[str] = ()) -> Iterator[tuple[int, list[str]]]:
     """The number of each row's last line and its cells, stripped; the header first, blank lines left out.
 
     Cells are separated by commas, semicolons or tabs, as the header is. Raises UserError if the table cannot be read,
@@ -39,7 +39,7 @@ def read_cells(table: Path, needed: Collection[str]) -> Iterator[tuple[int, list
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            header, delimiter = _header(file.readline(), needed)
+            header, delimiter = _header(file.readline(), (*needed, *optional))
             file.seek(0)
             for column in needed:
                 if column not in header:
@@ -65,7 +65,7 @@ def read_columns(table: Path, image: str, wanted: Collection[str], optional: Col
 
     Raises UserError as `read_cells` does.
     """
-    rows = read_cells(table, (image, *wanted))
+    rows = read_cells(table, (image, *wanted), optional)
     _, header = next(rows, (0, []))
     names = [*wanted, *(name for name in optional if name in header and name not in wanted)]
     if (plain := _read_plain(table, image, header, names)) is not None:
@@ -129,8 +129,13 @@ def _header(line: str, needed: Collection[str]) -> tuple[list[str], str]:
     best: tuple[list[str], str] = [], ","
     rank = (-1, -1)
     for delimiter in _DELIMITERS:
-        cells = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+        cells = [_spelled(name.strip(), needed) for name in next(csv.reader([line], delimiter=delimiter), [])]
         found = sum(name in cells for name in needed), len(cells)
         if found > rank:
             best, rank = (cells, delimiter), found
     return best
+
+
+def _spelled(name: str, needed: Collection[str]) -> str:
+    """A column's name as it is asked for, in whatever letters the table has it."""
+    return next((wanted for wanted in needed if wanted.lower() == name.lower()), name)

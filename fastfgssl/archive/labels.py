@@ -73,18 +73,26 @@ def standard_split(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if name.strip().lower() in names), None)
 
 
-def read_labels(table: Path, found: Listing, group_column: str | None = None) -> Labels:
+def read_labels(
+    table: Path,
+    found: Listing,
+    group_column: str | None = None,
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> Labels:
     """Reads a table with the columns `image` and `label` and, if present, a group column and `split`.
 
     `image` is a path relative to a source or to the table's folder, or an image's name, or a file name with or without
-    its suffix if only one image has it. `group_column` defaults to the first of `GROUP_COLUMNS` that the table has.
+    its suffix, or with another, if only one image has it. `group_column` defaults to the first of `GROUP_COLUMNS` that
+    the table has; capital letters do not matter.
     Raises UserError if the table cannot be read, lacks a column, contradicts itself or matches no image.
     """
     optional = ("split",) if group_column else ("split", *GROUP_COLUMNS)
-    read = read_columns(table, "image", ("label", *filter(None, [group_column])), optional)
+    read = read_columns(table, image_column, (label_column, *filter(None, [group_column])), optional)
     group = group_column or next((name for name in GROUP_COLUMNS if name in read.columns), "")
     nothing = Column([], np.full(len(read.line), NOTHING, np.int32))
-    columns = [read.columns.get(name, nothing) for name in ("label", group, "split")]
+    columns = [read.columns.get(name, nothing) for name in (label_column, group, "split")]
     images = Finder(found, table.parent)(read.image)
 
     rows = np.flatnonzero(images >= 0)
@@ -108,7 +116,7 @@ def read_labels(table: Path, found: Listing, group_column: str | None = None) ->
         code = np.full(len(found), NOTHING, np.int32)
         code[found.images[matched]] = column.code[first]
         said.append(Column(column.words, code))
-    return Labels(EntryLabels(*said), sorted(read.columns["label"].words), len(read.line), unmatched)
+    return Labels(EntryLabels(*said), sorted(read.columns[label_column].words), len(read.line), unmatched)
 
 
 def labels_of_folders(found: Listing) -> Labels:

@@ -36,6 +36,10 @@ class PrepareOptions:
     """A CSV, see `labels.read_labels`."""
     group_column: str | None = None
     """Its column that says which images belong together."""
+    image_column: str = "image"
+    """Its column that says which image a row is about."""
+    label_column: str = "label"
+    """Its column with the class."""
     labels_preset: str | None = None
     """A challenge whose tables lie below the sources or beside them: a key of `labels_presets.PRESETS`."""
     labels_from: Literal["folders"] | None = None

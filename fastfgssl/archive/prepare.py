@@ -80,7 +80,10 @@ def _read_labels(options: PrepareOptions, found: Listing) -> Labels | None:
         return read_preset(options.labels_preset, found)
     if options.labels_from:
         return labels_of_folders(found)
-    return read_labels(options.labels, found, options.group_column) if options.labels else None
+    if options.labels is None:
+        return None
+    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    return read_labels(options.labels, found, options.group_column, **columns)
 
 
 def _base(options: PrepareOptions, place: Place) -> Base:

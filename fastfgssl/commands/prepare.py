@@ -70,6 +70,8 @@ def parse_arguments() -> argparse.Namespace:
     add("sources", nargs="*", type=Path, metavar="SOURCE", help="folder of images or DICOM files; or one such file")
     add("--out", type=Path, metavar="DIR", help="the archive to make")
     add("--labels", type=Path, metavar="CSV", help="table with the columns image, label, and perhaps a group and split")
+    add("--image-column", metavar="NAME", default=PrepareOptions.image_column, help="of --labels (default %(default)s)")
+    add("--label-column", metavar="NAME", default=PrepareOptions.label_column, help="of --labels (default %(default)s)")
     add("--group-column", metavar="NAME", help="column of --labels that says which images belong together")
     add(
         "--labels-preset",

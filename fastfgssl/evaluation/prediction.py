@@ -20,6 +20,7 @@ from fastfgssl.archive.listing import ImageFile, find_images
 from fastfgssl.archive.manifest import MANIFEST, Archive
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.prepare import PrepareOptions
+from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.config.section import require
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import PretrainedClassifier, load
@@ -60,10 +61,11 @@ def predict(
 ) -> Predicted:
     """Writes a CSV with a row for each image: `image`, `predicted`, `p_CLASS` for each class, and `problem`.
 
-    data: a folder of images (or one image), or a prepared archive. An image that cannot be decoded has a row without a
-    prediction, whose `problem` says why. flips: predictions are means over an image and its mirror images; None does as
-    `supervised.flips` says. device: auto, cuda or cpu. max_pixels: larger images of a folder are not decoded. Raises
-    `UserError` for a checkpoint that tells no classes apart, for data without images, and if `out` cannot be written.
+    data: a folder of images (or one image), or a prepared archive, whose images are called by their ids. An image that
+    cannot be decoded has a row without a prediction, whose `problem` says why. flips: predictions are means over an
+    image and its mirror images; None does as `supervised.flips` says. device: auto, cuda or cpu. max_pixels: larger
+    images of a folder are not decoded. Raises `UserError` for a checkpoint that tells no classes apart, for data
+    without images, and if `out` cannot be written.
     """
     require(batch_size > 0, "batch size", batch_size, "greater than 0")
     data, out = Path(data).expanduser(), Path(out).expanduser()
@@ -79,7 +81,13 @@ def predict(
         if (data / MANIFEST).exists():
             rows = _of_archive(classifier, Archive.open(data), world.device, batch_size)
         else:
-            rows = _of_folder(classifier, find_images([data]).entries, world.device, batch_size, max_pixels)
+            rows = _of_folder(
+                classifier,
+                find_images([data], SourceOptions(follow_links=True)).entries,
+                world.device,
+                batch_size,
+                max_pixels,
+            )
         with file_errors("write", out):
             write_whole(out, lambda file: _write(file, rows, classifier.classes, found))
     return found

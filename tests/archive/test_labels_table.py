@@ -40,6 +40,17 @@ def test_nan_says_nothing(tmp_path):
     assert said.classes == ["mole"]
 
 
+def test_columns_of_other_names_and_letters(tmp_path):
+    write_files(tmp_path / "data", {"ISIC_1.jpg": b""})
+    table = tmp_path / "labels.csv"
+    table.write_text("lesion_id,image_id,dx,SPLIT\nHAM_0,ISIC_1.png,nv,val\n")  # and another format
+    found = find_images([tmp_path / "data"])
+    labels = read_labels(table, found, image_column="Image_ID", label_column="dx")
+    assert by_name(labels, found).facts == {"ISIC_1.jpg": Facts("nv", "HAM_0", "val")}
+    table.write_text("Image,Label\nISIC_1,nv\n")
+    assert by_name(read_labels(table, found), found).facts == {"ISIC_1.jpg": Facts("nv", None, None)}
+
+
 def test_a_column_that_is_there_twice_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"labels.csv has the column 'label' twice: which one counts\? Rename the other"
