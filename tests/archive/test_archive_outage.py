@@ -86,7 +86,7 @@ def make_part(folder: Path, source: FolderSource, options: parts.PartOptions, **
     entries = list(source.entries())
     chunk = parts.Chunk("digest", 0, np.arange(len(entries)), entries, **others)
     maker = parts.PartMaker(folder / "parts", [source], options)
-    maker._decoder = decoded.HashingDecoder()  # and so this process gets no limit of memory
+    maker._decoder = decoded.TrainingDecoder()  # and so this process gets no limit of memory
     maker(chunk, Watch([0.0] * 3))
     (made,) = (folder / "parts").iterdir()
     return {entries[row["entry"]].name.decode(): row for row in parts.read_part(made).to_pylist()}
@@ -142,14 +142,14 @@ def misbehave(data: bytes, *rest: object, **options: object) -> object:
     return PREPARE(data, *rest, **options)
 
 
-PREPARE = decoded.prepare_image
+PREPARE = decoded.prepare_file
 
 
 class Misbehaving(parts.PartMaker):
     """Makes parts with a decoder that misbehaves, in a worker as well."""
 
     def __call__(self, chunk: parts.Chunk, watch: Watch) -> parts.Part:
-        decoded.prepare_image = misbehave
+        decoded.prepare_file = misbehave
         return super().__call__(chunk, watch)
 
 

@@ -35,7 +35,7 @@ def test_order_is_that_of_the_paths_bytes(tmp_path):
 
 def test_other_files_are_counted(tmp_path):
     touch(tmp_path, "1.png", "x/notes.txt", "x/more.TXT", "README", ".hidden")
-    touch(tmp_path, "1.2.840.10008", "x/._1.png", "__MACOSX/2.png", "Thumbs.db", "a.png/.DS_Store", "no image.Doe")
+    touch(tmp_path, "1.2.840.pdf2", "x/._1.png", "__MACOSX/2.png", "Thumbs.db", "a.png/.DS_Store", "no image.Doe")
     assert find_images([tmp_path]).other_files == {
         ".txt": 2,
         "no suffix": 2,
@@ -95,7 +95,7 @@ def test_a_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
     [
         (["nowhere"], "the source .*nowhere does not exist"),
         (["empty"], "no images below .*empty, only no files"),
-        (["texts"], r"no images below .*texts, only 2 x \.txt, 1 x \.dcm"),
+        (["texts"], r"no images below .*texts, only 2 x \.txt, 1 x \.nii"),
         (["a", "a/images"], "images would count twice: the source .*a/images lies in the source .*a$"),
         (["a/images/1.png", "a"], "images would count twice"),
         (["a", "a"], "images would count twice"),
@@ -106,7 +106,7 @@ def test_a_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
     ],
 )
 def test_bad_sources(tmp_path, sources, message):
-    touch(tmp_path, "a/images/1.png", "b/images/1.png", "texts/1.txt", "texts/2.txt", "texts/3.dcm")
+    touch(tmp_path, "a/images/1.png", "b/images/1.png", "texts/1.txt", "texts/2.txt", "texts/3.nii")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         find_images([tmp_path / source for source in sources])

@@ -36,7 +36,7 @@ class Decoder:
         pass
 
     def run(self) -> None:
-        if self._source()[0].tobytes() in self._refused:
+        if self._source().images[0].tobytes() in self._refused:
             raise RuntimeError("Error in the decoder, encountered:\n\nits own words\nsomewhere")
 
 
