@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.data.batch import Needs
+from fastfgssl.data.decode import depth_of
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.order import Order, Slots
 from fastfgssl.data.presets import PLAIN, PRESETS, Preset, ViewSpec
@@ -222,17 +224,22 @@ def test_an_archive_without_any_sound_sample_is_refused(tmp_path):
         quarantine.add(1, "b", "broken")
 
 
-def gradient_16_bit(path, high) -> None:
-    Image.fromarray(np.linspace(0, high, 40 * 40).reshape(40, 40).astype(np.uint16)).save(path)
+def gradient(path: Path, white: int, high: float, *, dtype: type = np.uint16) -> None:
+    """From 0 to a share `high` of `white`."""
+    levels = np.linspace(0, high * white, 40 * 40).reshape(40, 40)
+    Image.fromarray(np.rint(levels).astype(dtype)).save(path)
 
 
 @pytest.fixture
-def sixteen_bit_archive(tmp_path):
-    (tmp_path / "source").mkdir()
-    for number in range(3):
-        gradient_16_bit(tmp_path / "source" / f"{number}.png", 4000 + number)
-    prepare(PrepareOptions(sources=[tmp_path / "source"], out=tmp_path / "sixteen", workers=1))
-    return tmp_path / "sixteen"
+def mixed_archive(tmp_path):
+    """Pictures that look alike, of 12, 16 and 8 bits."""
+    source = tmp_path / "source"
+    source.mkdir()
+    gradient(source / "a.png", 4095, 1)
+    gradient(source / "b.png", 65535, 0.99)
+    gradient(source / "c.png", 255, 0.98, dtype=np.uint8)
+    prepare(PrepareOptions(sources=[source], out=tmp_path / "mixed", workers=1))
+    return tmp_path / "mixed"
 
 
 def one_batch(path, **changes):
@@ -241,7 +248,7 @@ def one_batch(path, **changes):
     return next(
         Loader(
             archive,
-            spec(sixteen_bit=archive.is_sixteen_bit, **changes),
+            spec(**{"depth": depth_of(archive)} | changes),
             lambda step: Slots(ids, np.zeros_like(ids)),
             seed=0,
             quarantine=Quarantine(archive.num_samples),
@@ -251,16 +258,31 @@ def one_batch(path, **changes):
     )
 
 
-def test_sixteen_bit_images_keep_their_levels(sixteen_bit_archive):
-    batch = one_batch(sixteen_bit_archive, preset=PLAIN, mean=(0, 0, 0), std=(1 / 65535,) * 3)
+def test_images_of_every_depth_are_shown_by_their_own_levels(mixed_archive):
+    assert depth_of(Archive.open(mixed_archive)) == "own"
+    batch = one_batch(mixed_archive, preset=PLAIN, mean=(0, 0, 0), std=(1 / 255,) * 3)
+    expected = np.linspace(0, 255, 40 * 40).reshape(40, 40)
+    small = np.asarray(Image.fromarray(expected.astype(np.float32)).resize((32, 32), Image.Resampling.BILINEAR))
+    for image, share in zip(batch.anchor.numpy(), (1, 0.99, 0.98), strict=True):
+        np.testing.assert_allclose(image, np.broadcast_to(small * share, (3, 32, 32)), atol=1.6)
+
+
+def test_images_of_every_depth_may_change_their_colours(mixed_archive):
+    batch = one_batch(mixed_archive, preset=PRESETS["barlow"], mean=(0, 0, 0), std=(1 / 255,) * 3)
+    assert all(view.max() - view.min() > 60 for view in batch.puzzle_view)
+
+
+def test_sixteen_bits_of_earlier_archives_keep_their_levels(mixed_archive):
+    """Which do not tell black and white of each image: training goes on as it began."""
+    batch = one_batch(mixed_archive, depth="16", preset=PLAIN, mean=(0, 0, 0), std=(1 / 65535,) * 3)
     levels = batch.anchor[0].unique()
     assert levels.min() < 60
-    assert 3900 < levels.max() < 4000
+    assert 3900 < levels.max() < 4095
     assert len(levels) > 500  # 8 bits would leave 16 of them
 
 
-def test_the_grayscale_preset_takes_sixteen_bits_and_the_colour_preset_says_that_it_does_not(sixteen_bit_archive):
-    batch = one_batch(sixteen_bit_archive, preset=PRESETS["grayscale"], mean=(0, 0, 0), std=(1 / 65535,) * 3)
-    assert 3000 < batch.puzzle_view.max() < 6500
+def test_earlier_sixteen_bits_take_the_grayscale_preset_and_the_colour_preset_says_that_it_does_not(mixed_archive):
+    batch = one_batch(mixed_archive, depth="16", preset=PRESETS["grayscale"], mean=(0, 0, 0), std=(1 / 65535,) * 3)
+    assert 2000 < batch.puzzle_view[0].max() < 6500
     with pytest.raises(UserError, match="16-bit"):
-        one_batch(sixteen_bit_archive, preset=PRESETS["barlow"])
+        one_batch(mixed_archive, depth="16", preset=PRESETS["barlow"])
