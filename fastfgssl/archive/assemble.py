@@ -18,7 +18,7 @@ from fastfgssl.archive.keys import Key
 from fastfgssl.archive.labels import Labels
 from fastfgssl.archive.listing import Listing
 from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
-from fastfgssl.archive.plan import DonePart, Inputs, gather, number_samples, shard_bounds
+from fastfgssl.archive.plan import DonePart, Inputs, find_near_duplicates, gather, number_samples, shard_bounds
 from fastfgssl.archive.publish import Place
 from fastfgssl.archive.shards import EXTENSIONS, ShardPlan, ShardWriter, keep_only
 from fastfgssl.archive.workers import Death, Watch, run_tasks
@@ -85,7 +85,17 @@ def assemble(
         pairs = zip(names.to_pylist(), pc.fill_null(inputs.table["part"], "").to_pylist(), strict=True)
         inputs.keep(np.array([pair not in settled for pair in pairs], bool))
         names = ids.of(inputs.row)
-    number_samples(inputs, base.num_samples, base.pixels(), keep_duplicates=options.duplicates == "keep")
+    alike = find_near_duplicates(inputs) if options.near_duplicates else []
+    summary.near_duplicates = [
+        f"{listing.where(inputs.row[one])} and {listing.where(inputs.row[two])}" for one, two, _ in alike
+    ]
+    number_samples(
+        inputs,
+        base.num_samples,
+        base.pixels(),
+        keep_duplicates=options.duplicates == "keep",
+        drop=alike if options.near_duplicates == "drop" else (),
+    )
     written = inputs.outcome == WRITTEN
     if not written.any() and not base.num_samples:
         _write_names(options, listing, base, inputs, names)
@@ -111,6 +121,11 @@ def assemble(
         of_samples = said.of(inputs.row[written], ids.key)
     patients = inputs.table["patient"].filter(pa.array(written)).combine_chunks()
     of_samples = of_samples.with_patients(patients, ids.key)
+    if options.near_duplicates == "group":
+        pairs = [
+            (inputs.sample[one] - base.num_samples, inputs.sample[two] - base.num_samples) for one, two, _ in alike
+        ]
+        of_samples = of_samples.joined(pairs, names.filter(pa.array(written)), ids.key)
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
     accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()

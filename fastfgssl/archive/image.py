@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from fastfgssl.archive.formats import identify, read_pictures
 from fastfgssl.archive.jpeg import decode_encoded, read_jpeg
+from fastfgssl.archive.near_duplicates import thumbnail
 from fastfgssl.archive.outcome import Facts, PreparedImage, Unusable
 from fastfgssl.archive.pictures import (
     NO_PROFILE,
@@ -54,6 +55,9 @@ class ImageSettings:
     """keep: JPEG and PNG stay as they are where they can, a JPEG that cannot becomes a JPEG of quality 95, all else
     PNG. jpeg:N: pictures of 8 bits that are not JPEG become JPEG of quality N, and so does a JPEG that cannot stay.
     png: all become PNG, which loses nothing."""
+
+    thumbnails: bool = False
+    """Whether the structure of each is kept beside it, by which near-duplicates are found."""
 
     def __post_init__(self) -> None:
         if self.pages not in ("first", "all"):
@@ -125,7 +129,7 @@ def encode_picture(
         shown = pixels if decoded is not None and same_picture(decoded, pixels) else None
     if shown is None:
         raise Unusable("not readable in training: even encoded anew")
-    return _prepared(data, "jpeg" if as_jpeg else "png", shown, levels, changes, notes, part, facts)
+    return _prepared(data, "jpeg" if as_jpeg else "png", shown, levels, changes, notes, part, facts, settings)
 
 
 def read_picture(data: bytes, *, max_pixels: int) -> Image.Image:
@@ -217,7 +221,7 @@ def _finish(
         changes.append("PNG became JPEG")
     if kept is not None and not changes and not larger:
         refuse_constant(picture.pixels)
-        return _prepared(kept, format, picture.pixels, picture.levels, (), notes, picture.part, None)
+        return _prepared(kept, format, picture.pixels, picture.levels, (), notes, picture.part, None, settings)
     return encode_picture(
         picture.pixels,
         decoder,
@@ -239,6 +243,7 @@ def _prepared(
     notes: tuple[str, ...],
     part: str,
     facts: Facts | None,
+    settings: ImageSettings,
 ) -> PreparedImage:
     """pixels: those that `data` shows."""
     height, width = pixels.shape[:2]
@@ -247,8 +252,9 @@ def _prepared(
         pixels = pixels[..., 0]
     seen = hashlib.sha256(f"{height} {width} {bit_depth} {levels} ".encode())
     seen.update(np.ascontiguousarray(pixels).data)
+    structure = thumbnail(as_image(pixels)).tobytes() if settings.thumbnails else b""
     return PreparedImage(
-        data, format, width, height, bit_depth, changes, notes, levels, part, facts, seen.digest()[:16]
+        data, format, width, height, bit_depth, changes, notes, levels, part, facts, seen.digest()[:16], structure
     )
 
 

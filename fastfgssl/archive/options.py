@@ -60,6 +60,8 @@ class PrepareOptions:
     """What becomes of DICOM images with text in their pixels."""
     duplicates: Literal["drop", "keep"] = "drop"
     """What becomes of an image whose pixels are those of an earlier one."""
+    near_duplicates: Literal["report", "group", "drop"] | None = None
+    """What becomes of an image that is nearly the same as an earlier one that is new too; None looks for none."""
     workers: int | None = None
     """Processes; default: one a core."""
     shard_size: float = SHARD_BYTES / MIB
@@ -101,6 +103,8 @@ class PrepareOptions:
             require_one_of("labels-from", self.labels_from, ("folders",))
         require_one_of("duplicates", self.duplicates, ("drop", "keep"))
         require_one_of("burned-in", self.burned_in, ("skip", "keep"))
+        if self.near_duplicates is not None:
+            require_one_of("near-duplicates", self.near_duplicates, ("report", "group", "drop"))
         self.part_options()  # which refuses what its settings cannot be
         given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
         if len(given) > 1:
@@ -140,7 +144,11 @@ class PrepareOptions:
     def part_options(self) -> PartOptions:
         """What parts depend on."""
         image = ImageSettings(
-            short_side=self.short_side, max_pixels=self.max_pixels, pages=self.pages, encode=self.encode
+            short_side=self.short_side,
+            max_pixels=self.max_pixels,
+            pages=self.pages,
+            encode=self.encode,
+            thumbnails=self.near_duplicates is not None,
         )
         dicom = DicomSettings(frames=self.frames, window=self.window, depth=self.depth, max_pixels=self.max_pixels)
         file = FileSettings(image=image, dicom=dicom, burned_in=self.burned_in)
@@ -167,6 +175,8 @@ class Summary:
     """Other things to know of images that are in the archive."""
     duplicates: int = 0
     """Images that repeat another one's pixels."""
+    near_duplicates: list[str] = field(default_factory=list)
+    """Pairs of images that are nearly the same."""
     contradictions: list[str] = field(default_factory=list)
     """What labels say differently of such images."""
     quarantined: Counter[str] = field(default_factory=Counter)

@@ -29,6 +29,8 @@ class PreparedImage(NamedTuple):
     """What a header says of how it was made."""
     pixels: bytes = b""
     """16 bytes, a hash: the same for images that training sees as the same picture."""
+    thumbnail: bytes = b""
+    """Of its structure, see `near_duplicates.thumbnail`, where it is asked for."""
     patient: str = ""
     """Stands for the patient whom a header names, and for every image of theirs; empty where none is named."""
 

@@ -29,6 +29,7 @@ import pyarrow as pa
 from fastfgssl import __version__
 from fastfgssl.archive.decoded import FileSettings, images_of
 from fastfgssl.archive.listing import Listing
+from fastfgssl.archive.near_duplicates import SIDE
 from fastfgssl.archive.outcome import Facts, NoImage, PreparedImage, UnknownFormat, Unusable
 from fastfgssl.archive.sources.base import Entry, Source, is_named_image
 from fastfgssl.archive.training_decoder import TrainingDecoder
@@ -38,7 +39,7 @@ from fastfgssl.runtime.files import sync_folder
 UNREADABLE = ".unreadable"
 IMAGES, ROWS = "images.bin", "rows.arrow"
 READING, DECODING = 0, 1  # stages of an entry
-_FORMAT = 1  # of a part
+_FORMAT = 2  # of a part
 _ENTRIES, _BYTES = 256, 64 << 20  # of a chunk, at most
 _ENDS_CHUNK = 128  # one name in so many ends its chunk, so that a file that is added moves few of the others
 _PAUSES = (0.1, 0.5, 2.0)  # seconds before what could not be read is tried again
@@ -69,6 +70,7 @@ SCHEMA = pa.schema(
         pa.field("crc32", pa.uint32()),
         pa.field("pixels", pa.binary(16)),
         pa.field("patient", pa.string()),
+        pa.field("thumbnail", pa.binary(SIDE * SIDE)),
         pa.field("changes", pa.list_(pa.string())),
         pa.field("notes", pa.list_(pa.string())),
         *(pa.field(name, type) for name, type in FACT_TYPES.items()),
@@ -192,9 +194,8 @@ class PartMaker:
         limit = self._options.max_bytes
         for number, entry in enumerate(chunk.entries):
             if entry.size > limit:
-                rows[number] = [
-                    _left_out(number, "quarantined", f"too large: {entry.size} bytes, --max-bytes is {limit}")
-                ]
+                why = f"too large: {entry.size} bytes, --max-bytes is {limit}"
+                rows[number] = [_left_out(number, "quarantined", why)]
         for pause in (0.0, *_PAUSES):
             unread = [number for number, made in enumerate(rows) if not made or made[0]["outcome"] == "unreadable"]
             unread = [number for number in unread if number not in chunk.blamed]
@@ -251,6 +252,7 @@ def _image_row(entry: int, image: PreparedImage, file: Any) -> dict:
         "crc32": zlib.crc32(image.data),
         "pixels": image.pixels,
         "patient": image.patient or None,
+        "thumbnail": image.thumbnail or None,
         "changes": list(image.changes),
         "notes": list(image.notes),
     }

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from fastfgssl.archive.accounting import DUPLICATE, FAILED, QUARANTINED, SKIPPED, UNREADABLE, WRITTEN
 from fastfgssl.archive.listing import Listing
+from fastfgssl.archive.near_duplicates import SIDE, near_duplicates
 from fastfgssl.archive.parts import SCHEMA, read_part
 
 _IMAGE = -1  # the outcome of an image until it is known whether it repeats another
@@ -87,25 +88,49 @@ def gather(listing: Listing, parts: Sequence[DonePart], skipped: np.ndarray) -> 
     return Inputs(row[order], outcome, np.full(len(order), -1), table, of_part[order], changed, examples)
 
 
-def number_samples(inputs: Inputs, first: int, known: tuple[np.ndarray, np.ndarray], *, keep_duplicates: bool) -> None:
+def number_samples(
+    inputs: Inputs,
+    first: int,
+    known: tuple[np.ndarray, np.ndarray],
+    *,
+    keep_duplicates: bool,
+    drop: Sequence[tuple[int, int, float]] = (),
+) -> None:
     """Decides of each image whether it becomes a sample, numbered from `first`, or repeats one: by its pixels.
 
-    known: hashes of the pixels of samples that are there already, uint64 [K, 2], and their numbers.
+    known: hashes of the pixels of samples that are there already, uint64 [K, 2], and their numbers. drop: pairs of
+    inputs, as `find_near_duplicates` gives them, of which the later repeats the earlier.
     """
     images = np.flatnonzero(inputs.outcome == _IMAGE)
     inputs.outcome[images] = WRITTEN
-    if keep_duplicates or not len(images):
-        inputs.sample[images] = np.arange(first, first + len(images))
+    if not len(images):
         return
     known_pixels, known_samples = known
     pixels = np.concatenate([known_pixels, pixel_hashes(inputs.table["pixels"].take(pa.array(images)))])
-    original = first_of_its_kind(pixels)
+    original = np.arange(len(pixels)) if keep_duplicates else first_of_its_kind(pixels)
+    for earlier, later, _ in drop:  # in the order of the later: an earlier one has found its own by then
+        earlier, later = (len(known_pixels) + int(np.searchsorted(images, row)) for row in (earlier, later))
+        if original[later] == later:
+            original[later] = original[earlier]
     own = original == np.arange(len(pixels))
     own[: len(known_pixels)] = False
     number = np.concatenate([known_samples, np.zeros(len(images), np.int64)])
     number[own] = np.arange(first, first + own.sum())
     inputs.sample[images] = number[original][len(known_pixels) :]
     inputs.outcome[images[~own[len(known_pixels) :]]] = DUPLICATE
+
+
+def find_near_duplicates(inputs: Inputs) -> list[tuple[int, int, float]]:
+    """Pairs of images, by their numbers among `inputs`, that are nearly but not quite the same, and how nearly."""
+    images = np.flatnonzero(inputs.outcome == _IMAGE)
+    if not len(images):
+        return []
+    table = inputs.table.take(pa.array(images))
+    hashes = pixel_hashes(table["pixels"])
+    images = images[first_of_its_kind(hashes) == np.arange(len(hashes))]
+    column = inputs.table["thumbnail"].take(pa.array(images)).combine_chunks()
+    rows = np.frombuffer(column.buffers()[1], np.int8).reshape(-1, SIDE * SIDE)[column.offset :][: len(images)]
+    return [(int(images[one]), int(images[two]), cosine) for one, two, cosine in near_duplicates(rows)]
 
 
 def pixel_hashes(column: pa.ChunkedArray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -56,6 +57,28 @@ class SampleLabels(NamedTuple):
         words = pc.dictionary_encode(patients)
         hashes = pa.array([key.group(f"patient {word}") for word in words.dictionary.to_pylist()], pa.int64())
         return self._replace(group=pc.coalesce(self.group, hashes.take(words.indices)))
+
+    def joined(self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key) -> SampleLabels:
+        """With one group for samples that are paired, and for all that share a group with one of them.
+
+        pairs: numbers of samples; ids: theirs, which name groups of samples that had none.
+        """
+        groups = self.group.to_pylist()
+        for sample in {sample for pair in pairs for sample in pair}:
+            if groups[sample] is None:
+                groups[sample] = key.group(f"near-duplicates {ids[sample]}")
+        leader: dict[int, int] = {}
+
+        def lead(group: int) -> int:
+            while (above := leader.get(group, group)) != group:
+                group = above
+            return group
+
+        for one, two in pairs:
+            first, second = sorted((lead(groups[one]), lead(groups[two])))
+            if first != second:
+                leader[second] = first
+        return self._replace(group=pa.array([group if group is None else lead(group) for group in groups], pa.int64()))
 
 
 def sample_columns(inputs: Inputs, ids: pa.Array, bounds: np.ndarray, offsets: np.ndarray, first_shard: int) -> dict:

@@ -114,6 +114,12 @@ def parse_arguments() -> argparse.Namespace:
         default=PrepareOptions.duplicates,
         help="images whose pixels are those of an earlier one (default %(default)s)",
     )
+    add(
+        "--near-duplicates",
+        choices=["report", "group", "drop"],
+        help="images that are nearly the same: tell of them, put them into one group, or keep the first (default: not"
+        " looked for)",
+    )
     for name, kind, what in _LIMITS:
         default = getattr(PrepareOptions, name.replace("-", "_"))
         add(f"--{name}", type=kind, metavar="N", default=default, help=f"{what} (default {default:g})")
@@ -174,6 +180,9 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "missing", summary.missing
     if summary.duplicates:
         yield "duplicates", f"{summary.duplicates:,} x left out: the same pixels as another image"
+    if summary.near_duplicates:
+        pairs = summary.near_duplicates
+        yield "nearly the same", f"{len(pairs):,} pair{'s' * (len(pairs) != 1)}, e.g. {pairs[0]}"
     if summary.contradictions:
         yield "contradiction", f"{len(summary.contradictions):,} x in the labels, e.g. {summary.contradictions[0]}"
     told = {

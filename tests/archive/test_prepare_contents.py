@@ -1,0 +1,149 @@
+"""What `prepare` makes of DICOM files, of images with text in them, and of pictures that are nearly the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from fastfgssl.archive.inputs import read_inputs
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.options import PrepareOptions
+from fastfgssl.archive.prepare import prepare
+from fastfgssl.data.decode import depth_of
+from helpers.dicom import dicom
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
+
+
+def scan(seed: int) -> np.ndarray:
+    """12 bits, smooth."""
+    cells = np.random.default_rng(seed).integers(0, 4096, (6, 7)).astype(np.float32)
+    return np.asarray(Image.fromarray(cells).resize((96, 80), Image.Resampling.BICUBIC)).clip(0, 4095).astype(np.uint16)
+
+
+def with_text(pixels: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray((pixels >> 4).astype(np.uint8)).resize((288, 240))
+    ImageDraw.Draw(picture).text((20, 30), "DOE^JANE 12.03.1957", fill=255, font=ImageFont.load_default(18))
+    return np.asarray(picture).astype(np.uint16) << 4
+
+
+def make(tmp_path: Path, **options: object) -> tuple[Archive, dict[str, tuple[str, str]], object]:
+    """The archive, what became of each file by its path, and the summary."""
+    options = PrepareOptions(sources=[tmp_path / "source"], out=tmp_path / "archive", workers=1, **options)
+    summary = prepare(options)
+    rows = list(read_inputs(options.inputs_file))
+    outcomes = {Path(row[2]).name + (f" {row[1]}" if row[1] else ""): (row[3], row[4]) for row in rows}
+    return Archive.open(options.out), outcomes, summary
+
+
+@pytest.fixture
+def export(tmp_path) -> Path:
+    """What comes from a PACS: names of devices, several frames, a report, captures, and what is none of them."""
+    source = tmp_path / "source"
+    source.mkdir()
+    stored = {"BitsStored": 12, "HighBit": 11}
+    header = {"PatientName": "Roe^Jane", "PatientID": "MRN-4471193", **stored}
+    (source / "IM000001").write_bytes(dicom(scan(1), **header, WindowCenter=1000, WindowWidth=800))
+    (source / "1.2.840.5").write_bytes(dicom(scan(2), **header))
+    (source / "other.dcm").write_bytes(dicom(scan(3), PatientID="MRN-2", **stored))
+    (source / "frames.dcm").write_bytes(dicom(np.stack([scan(4), scan(5), scan(6)]), PatientID="MRN-2", **stored))
+    (source / "capture.dcm").write_bytes(dicom(scan(7), SOPClassUID=SECONDARY_CAPTURE, **stored))
+    (source / "declared.dcm").write_bytes(dicom(scan(8), BurnedInAnnotation="YES", **stored))
+    (source / "written.dcm").write_bytes(dicom(with_text(scan(9)), **stored))
+    (source / "2").write_bytes(b"a list of something")
+    return source
+
+
+def test_a_dicom_export_becomes_an_archive(export, tmp_path):
+    archive, outcomes, summary = make(tmp_path, depth=16, frames="all")
+    assert {name: outcome for name, (outcome, _) in outcomes.items()} == {
+        "1.2.840.5": "written",
+        "IM000001": "written",
+        "other.dcm": "written",
+        "frames.dcm frame 1": "written",
+        "frames.dcm frame 2": "written",
+        "frames.dcm frame 3": "written",
+        "capture.dcm": "quarantined",
+        "declared.dcm": "quarantined",
+        "written.dcm": "quarantined",
+        "2": "skipped",
+    }
+    assert summary.quarantined == {"burned-in text": 3}
+    assert [outcomes[name][1].split(";")[0] for name in ("capture.dcm", "declared.dcm")] == [
+        "burned-in text: a capture of a screen or a film",
+        "burned-in text: BurnedInAnnotation is YES",
+    ]
+    assert depth_of(archive) == "own"
+    ids = np.arange(archive.num_samples)
+    rows = archive.columns(ids, ("bit_depth", "low", "high", "group", "modality"))
+    assert set(rows["bit_depth"].tolist()) == {16}
+    assert (600, 1399) in set(zip(rows["low"].tolist(), rows["high"].tolist(), strict=True))
+    assert set(rows["modality"].tolist()) == {"MR"}
+    # a patient is a group, and its name is nowhere
+    groups = rows["group"].tolist()
+    assert len(set(groups)) == archive.groups == 2
+    assert sorted(map(groups.count, set(groups))) == [2, 4]
+    stored = b"".join(path.read_bytes() for path in archive.path.rglob("*") if path.is_file())
+    for name in ("Roe", "MRN-4471193", "MRN-2"):
+        assert not any(name.encode(coding) in stored for coding in ("utf-8", "utf-16-le", "utf-16-be"))
+
+
+def test_images_with_text_are_kept_if_that_is_asked_for(export, tmp_path):
+    archive, _, summary = make(tmp_path, burned_in="keep")
+    assert archive.num_samples == 7
+    assert not summary.quarantined
+    assert depth_of(archive) == "8"
+
+
+def blotches(seed: int) -> Image.Image:
+    cells = np.random.default_rng(seed).integers(40, 216, (14, 18, 3), np.uint8)
+    return Image.fromarray(cells).resize((180, 140), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def copies(tmp_path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    for seed in range(4):
+        blotches(seed).save(source / f"{seed}.png")
+    ImageOps.mirror(blotches(0)).resize((90, 70), Image.Resampling.BICUBIC).save(source / "5 of 0.png")
+    blotches(0).save(source / "6 of 0.jpg", quality=60)
+    blotches(2).save(source / "7 the same as 2.png", compress_level=1)
+    table = "image,label,patient\n0.png,a,one\n1.png,b,two\n5 of 0.png,a,three\n3.png,b,three\n"
+    (tmp_path / "labels.csv").write_text(table)
+    return source
+
+
+def test_pictures_that_are_nearly_the_same_are_told_of(copies, tmp_path):
+    archive, outcomes, summary = make(tmp_path, near_duplicates="report")
+    assert archive.num_samples == 6
+    assert outcomes["7 the same as 2.png"][0] == "duplicate"
+    told = {frozenset(Path(path).name for path in pair.split(" and ")) for pair in summary.near_duplicates}
+    assert told == {
+        frozenset({"0.png", "5 of 0.png"}),
+        frozenset({"0.png", "6 of 0.jpg"}),
+        frozenset({"5 of 0.png", "6 of 0.jpg"}),
+    }
+
+
+def test_pictures_that_are_nearly_the_same_are_left_out(copies, tmp_path):
+    archive, outcomes, _ = make(tmp_path, near_duplicates="drop")
+    assert archive.num_samples == 4
+    assert {name for name, (outcome, _) in outcomes.items() if outcome == "duplicate"} == {
+        "5 of 0.png",
+        "6 of 0.jpg",
+        "7 the same as 2.png",
+    }
+    assert archive.verify() == []
+
+
+def test_pictures_that_are_nearly_the_same_share_a_group_and_so_do_their_groups(copies, tmp_path):
+    labels = {"labels": tmp_path / "labels.csv", "group_column": "patient"}
+    archive, _, _ = make(tmp_path, near_duplicates="group", **labels)
+    groups = archive.columns(np.arange(6), ("group",))["group"].tolist()  # 0, 1, 2, 3, 5 of 0, 6 of 0
+    assert groups[0] == groups[3] == groups[4] == groups[5]
+    assert len({groups[0], groups[1], groups[2]}) == 3
