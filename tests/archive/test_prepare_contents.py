@@ -49,7 +49,7 @@ def export(tmp_path) -> Path:
     header = {"PatientName": "Roe^Jane", "PatientID": "MRN-4471193", **stored}
     (source / "IM000001").write_bytes(dicom(scan(1), **header, WindowCenter=1000, WindowWidth=800))
     (source / "1.2.840.5").write_bytes(dicom(scan(2), **header))
-    (source / "other.dcm").write_bytes(dicom(scan(3), PatientID="MRN-2", **stored))
+    (source / "ANY_NAME").write_bytes(dicom(scan(3), PatientID="MRN-2", **stored))
     (source / "frames.dcm").write_bytes(dicom(np.stack([scan(4), scan(5), scan(6)]), PatientID="MRN-2", **stored))
     (source / "capture.dcm").write_bytes(dicom(scan(7), SOPClassUID=SECONDARY_CAPTURE, **stored))
     (source / "declared.dcm").write_bytes(dicom(scan(8), BurnedInAnnotation="YES", **stored))
@@ -63,7 +63,7 @@ def test_a_dicom_export_becomes_an_archive(export, tmp_path):
     assert {name: outcome for name, (outcome, _) in outcomes.items()} == {
         "1.2.840.5": "written",
         "IM000001": "written",
-        "other.dcm": "written",
+        "ANY_NAME": "written",
         "frames.dcm frame 1": "written",
         "frames.dcm frame 2": "written",
         "frames.dcm frame 3": "written",

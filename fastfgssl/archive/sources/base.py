@@ -10,6 +10,8 @@ _OF_IMAGES = ".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .jp2 .j2k .j
 IMAGE_SUFFIXES = frozenset(f"{_OF_IMAGES} .dcm .dicom .ima".split())
 _OF_DICOM = re.compile(r"(im|img|image|i|ct|cr|dx|mg|mr|nm|pt|rf|us|xa)?[-_]?\d[\d.]*", re.IGNORECASE)
 """Names that devices give to DICOM files without a suffix: a number behind a modality, or a UID."""
+UNKNOWN = "other suffix", "no suffix"
+"""Kinds of files whose names do not tell what they are."""
 JUNK = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _KNOWN_SUFFIXES = frozenset(
     suffix

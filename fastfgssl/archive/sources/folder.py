@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from fastfgssl.archive.sources.base import Entry, SourceOptions, junk, may_be_image, suffix_kind
+from fastfgssl.archive.sources.base import UNKNOWN, Entry, SourceOptions, junk, may_be_image, suffix_kind
 from fastfgssl.runtime.errors import UserError
 
 OUTSIDE = "link out of the source"
@@ -74,6 +74,8 @@ class FolderSource:
 
     def _entry(self, name: bytes, *, is_link: bool) -> Entry:
         kind = self._kind(name)
+        if kind in UNKNOWN and _is_dicom(self._path(name)):
+            kind = ""
         if not kind and is_link and self._leaves(name):
             kind = OUTSIDE
         if kind:
@@ -107,6 +109,20 @@ class FolderSource:
 
     def _path(self, name: bytes) -> bytes:
         return os.fsencode(self.root) + b"/" + name
+
+
+def _is_dicom(path: bytes) -> bool:
+    """Whether a file's bytes say so: names of DICOM files say nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode) and os.pread(descriptor, 4, 128) == b"DICM"
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def read_file(path: bytes | str) -> bytes:
