@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from fastfgssl.archive.dicom import DicomPicture, DicomSettings, looks_like_dicom, read_dicom
-from fastfgssl.archive.image import ImageSettings, encode_picture, prepare_file
+from fastfgssl.archive.image import ImageSettings, encode_picture, prepare_file, read_picture
 from fastfgssl.archive.outcome import NoImage, PreparedImage, Unusable
+from fastfgssl.archive.pictures import in_8_bits
 from fastfgssl.archive.text import find_text
 from fastfgssl.archive.training_decoder import TrainingDecoder
 
@@ -49,6 +51,22 @@ def images_of(data: bytes, decoder: TrainingDecoder, settings: FileSettings) -> 
         yield Unusable(f"a decoder failed: {type(error).__name__}: {error}")
 
 
+def picture_of(data: bytes, *, max_pixels: int) -> Image.Image:
+    """The first picture of a file's bytes as training sees it, in mode L or RGB; of a DICOM file the middle frame.
+
+    Raises Unusable with the reason, also for what rightly holds no image.
+    """
+    if not looks_like_dicom(data):
+        return read_picture(data, max_pixels=max_pixels)
+    try:
+        found = next(read_dicom(data, DicomSettings(max_pixels=max_pixels)))
+    except NoImage as kind:
+        raise Unusable(f"no image: {kind}") from None
+    if isinstance(found, Unusable):
+        raise found
+    return found.picture
+
+
 def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
     why = _text_in(found) if settings.burned_in == "skip" else ""
     if why:
@@ -80,17 +98,8 @@ def _text_in(found: DicomPicture) -> str:
         return "a capture of a screen or a film"
     if flags.burned_in is None and flags.ultrasound_without_regions:
         return "an ultrasound without regions"
-    lines = find_text(_shown(found))
+    lines = find_text(in_8_bits(np.asarray(found.picture), found.levels))
     return f"{len(lines)} lines of text were found" if lines else ""
-
-
-def _shown(found: DicomPicture) -> np.ndarray:
-    """The picture as it is seen, uint8."""
-    pixels = np.asarray(found.picture)
-    if pixels.dtype == np.uint8:
-        return pixels
-    low, high = found.levels
-    return ((pixels.astype(np.float32) - low) * (255 / max(1, high - low))).clip(0, 255).astype(np.uint8)
 
 
 def _out_of_memory() -> Unusable:

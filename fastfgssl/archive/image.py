@@ -30,6 +30,7 @@ from fastfgssl.archive.pictures import (
     as_image,
     as_levels,
     exif_orientation,
+    in_8_bits,
     refuse_constant,
     same_picture,
 )
@@ -133,19 +134,20 @@ def encode_picture(
 
 
 def read_picture(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The first picture of a file as `prepare_file` takes it: upright, in mode L, RGB or I;16.
+    """The first picture of a file as training sees it: upright, in mode L or RGB, deep ones through their levels.
 
     Raises Unusable with the reason.
     """
     format = identify(data)
     if format == "JPEG":
-        return as_image(read_jpeg(data, max_pixels).picture.pixels)
-    if format == "PNG":
-        return as_image(read_png(data, max_pixels).picture.pixels)
-    picture = next(read_pictures(data, format, max_pixels, every_page=False))
+        picture: Picture | Unusable = read_jpeg(data, max_pixels).picture
+    elif format == "PNG":
+        picture = read_png(data, max_pixels).picture
+    else:
+        picture = next(read_pictures(data, format, max_pixels, every_page=False))
     if isinstance(picture, Unusable):
         raise picture
-    return as_image(picture.pixels)
+    return Image.fromarray(in_8_bits(picture.pixels, picture.levels))
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -79,6 +79,14 @@ def as_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def in_8_bits(pixels: np.ndarray, levels: tuple[int, int]) -> np.ndarray:
+    """uint8 of uint8 or uint16, of which `levels` are black and white, as training windows them."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = levels
+    return np.rint((pixels.astype(np.float32) - low) * (255 / max(1, high - low))).clip(0, 255).astype(np.uint8)
+
+
 def orientation_of(data: bytes, format: str) -> int:
     """What EXIF or XMP of a file in one of Pillow's formats says: 1 to 8, or 1 if it says nothing valid."""
     try:

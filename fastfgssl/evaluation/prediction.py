@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfgssl.archive.image import read_picture
+from fastfgssl.archive.decoded import picture_of
 from fastfgssl.archive.listing import ImageFile, find_images
 from fastfgssl.archive.manifest import MANIFEST, Archive
 from fastfgssl.archive.outcome import Unusable
@@ -136,7 +136,7 @@ def _of_folder(
     def decode(entry: ImageFile) -> Tensor | str:
         """The image as the network takes it, or why there is none."""
         try:
-            return transform(read_picture(entry.read(), max_pixels=max_pixels))
+            return transform(picture_of(entry.read(), max_pixels=max_pixels))
         except Unusable as error:
             return str(error)
         except OSError as error:

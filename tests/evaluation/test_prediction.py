@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fastfgssl.archive.decoded import picture_of
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.outcome import Unusable
 from fastfgssl.commands.predict import main
 from fastfgssl.evaluation.prediction import predict
 from fastfgssl.evaluation.pretrained import load
@@ -18,6 +20,7 @@ from fastfgssl.runtime.errors import UserError
 from helpers.checkpoints import CLASSES, CLASSIFIER, save_untrained
 from helpers.command import run_here
 from helpers.damage import damage_sample
+from helpers.dicom import dataset, dicom, encoded
 from helpers.images import RGB, encode, files_of, gradient_16_bit, with_orientation, write_files
 
 
@@ -155,3 +158,16 @@ def test_a_network_without_classes_predicts_nothing(make_config, tmp_path):
     checkpoint = save_untrained(make_config(), tmp_path)
     with pytest.raises(UserError, match="tells no classes apart: it was pretrained without labels; fine-tune it first"):
         predict(checkpoint, tmp_path, tmp_path / "out.csv", device="cpu")
+
+
+def test_a_deep_picture_and_a_dicom_file_are_seen_as_training_sees_them(tmp_path):
+    levels = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    (tmp_path / "scan.dcm").write_bytes(dicom(levels, BitsStored=12, HighBit=11, WindowCenter=2048, WindowWidth=4096))
+    Image.fromarray(levels).save(tmp_path / "scan.png")
+    for name in ("scan.png", "scan.dcm"):
+        seen = np.asarray(picture_of((tmp_path / name).read_bytes(), max_pixels=10**6))
+        np.testing.assert_allclose(seen, levels / 4095 * 255, atol=1)
+    report = dataset(b"", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11")
+    del report.PixelData
+    with pytest.raises(Unusable, match=r"^no image: DICOM"):
+        picture_of(encoded(report), max_pixels=10**6)
