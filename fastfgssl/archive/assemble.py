@@ -122,10 +122,8 @@ def assemble(
     patients = inputs.table["patient"].filter(pa.array(written)).combine_chunks()
     of_samples = of_samples.with_patients(patients, ids.key)
     if options.near_duplicates == "group":
-        pairs = [
-            (inputs.sample[one] - base.num_samples, inputs.sample[two] - base.num_samples) for one, two, _ in alike
-        ]
-        of_samples = of_samples.joined(pairs, names.filter(pa.array(written)), ids.key)
+        near = [(inputs.sample[one] - base.num_samples, inputs.sample[two] - base.num_samples) for one, two, _ in alike]
+        of_samples = of_samples.joined(near, names.filter(pa.array(written)), ids.key)
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
     accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()

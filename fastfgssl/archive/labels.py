@@ -16,15 +16,10 @@ from fastfgssl.archive.facts import NOTHING, Column, EntryLabels
 from fastfgssl.archive.label_matching import SEVERAL, Finder
 from fastfgssl.archive.label_table import is_empty, read_cells, read_columns
 from fastfgssl.archive.listing import ImageFile, Listing
+from fastfgssl.archive.splits import standard_split
 from fastfgssl.runtime.errors import UserError
 
 GROUP_COLUMNS = ("group", "patient_id", "patient", "lesion_id")
-SPLITS = {
-    "train": ("train", "training", "fit"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-"""How splits may be called, in small or capital letters."""
 
 
 class Facts(NamedTuple):
@@ -66,11 +61,6 @@ class Row(NamedTuple):
     image: str
     """What it calls the image."""
     facts: Facts
-
-
-def standard_split(name: str) -> str | None:
-    """train, val or test, by whatever name (`SPLITS`); None if it is none of them."""
-    return next((split for split, names in SPLITS.items() if name.strip().lower() in names), None)
 
 
 def read_labels(

@@ -119,7 +119,8 @@ def _rows(letters: np.ndarray) -> list[Line]:
             for place in row:
                 used[place] = True
             chosen = letters[row]
-            lines.append(Line(*chosen[:, :2].min(axis=0).tolist(), *chosen[:, 2:].max(axis=0).tolist(), len(row)))
+            (left, top), (right, bottom) = chosen[:, :2].min(axis=0).tolist(), chosen[:, 2:].max(axis=0).tolist()
+            lines.append(Line(left, top, right, bottom, len(row)))
     return lines
 
 

@@ -49,10 +49,13 @@ class DecodeFailures:
         windows = self._reader.windows(ids) if spec.depth == "own" else None
         refused = _refused_by_decoder(Encoded(self.replace(ids, encoded), windows), spec, skip=damage)
         is_deep = np.full(len(ids), spec.depth == "16") if windows is None else windows[:, 1] > 0
-        dtypes = np.where(is_deep, np.uint16, np.uint8)
         for place, reason in {**refused, **damage}.items():
             sample, name = int(ids[place]), self._reader.names(ids[[place]])[0]
-            if place in refused and spec.decodes_on_gpu and self._decode_on_cpu(sample, encoded[place], dtypes[place]):
+            if (
+                place in refused
+                and spec.decodes_on_gpu
+                and self._decode_on_cpu(sample, encoded[place], np.uint16 if is_deep[place] else np.uint8)
+            ):
                 log.warning(
                     "sample %d (%s) is decoded on the CPU; the GPU's decoder refuses it: %s", sample, name, reason
                 )
