@@ -57,7 +57,9 @@ def main() -> int | None:
     if options.part or options.dry_run:
         return None
     archive = shlex.quote(str(options.out))
-    print_line(console, f"\nnext: fastfgssl train --config paper data.path={archive} output=runs/first")
+    depths = Archive.open(options.out).bit_depth
+    config = "grayscale" if depths.get(16, 0) > depths.get(8, 0) else "paper"  # deep images are gray, nearly always
+    print_line(console, f"\nnext: fastfgssl train --config {config} data.path={archive} output=runs/first")
     if options.labels_preset:
         settings = f"model.weights=CHECKPOINT data.path={archive} output=runs/tuned"
         print_line(console, f"then: fastfgssl finetune --config {options.labels_preset} {settings}")
