@@ -135,7 +135,7 @@ def assemble(
         table=table,
         accounting=(tables.write_accounting(place.archive, accounting), accounting),
         classes=classes,
-        short_side=options.short_side,
+        made_with=options.of_pictures(),
         key=ids.key,
     )
     _write_names(options, listing, base, inputs, names)

@@ -141,6 +141,11 @@ class PrepareOptions:
             raise UserError(f"part must be I/N, with I from 1 to N, not {self.part!r}")
         return int(match[1]), int(match[2])
 
+    def of_pictures(self) -> dict[str, str | int | None]:
+        """What all pictures of an archive should have in common."""
+        names = ("short_side", "encode", "pages", "frames", "window", "depth", "burned_in")
+        return {name: getattr(self, name) for name in names}
+
     def part_options(self) -> PartOptions:
         """What parts depend on."""
         image = ImageSettings(

@@ -91,10 +91,11 @@ def _base(options: PrepareOptions, place: Place) -> Base:
     if options.overwrite or not place.holds_archive():
         return Base()
     base = Base(place.out)
-    if base.manifest["short_side"] != options.short_side:
-        limit = base.manifest["short_side"]
+    asked, made = options.of_pictures(), base.manifest["made_with"]
+    for name in (name for name in asked if asked[name] != made.get(name)):
+        option, value = f"--{name.replace('_', '-')}", made.get(name)
         raise UserError(
-            f"{place.out} was made {f'with --short-side {limit}' if limit else 'without --short-side'}: add to it in"
+            f"{place.out} was made {f'without {option}' if value is None else f'with {option} {value}'}: add to it in"
             " the same way, or take --overwrite to make it anew"
         )
     return base

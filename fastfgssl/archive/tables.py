@@ -162,7 +162,7 @@ def write_manifest(
     table: tuple[dict, pa.Table],
     accounting: tuple[dict, pa.Table],
     classes: list[str] | None,
-    short_side: int | None,
+    made_with: dict[str, str | int | None],
     key: Key,
 ) -> dict:
     """Writes the manifest, which makes a folder an archive, and returns it."""
@@ -186,7 +186,8 @@ def write_manifest(
         "quarantined": outcomes.get("quarantined", 0) + outcomes.get("unreadable", 0),
         "bit_depth": {bits: depth[bits] + base.manifest.get("bit_depth", {}).get(bits, 0) for bits in ("8", "16")},
         "formats": Counter(base.manifest.get("formats", {})) + Counter(written["format"].to_pylist()),
-        "short_side": short_side,
+        "short_side": made_with["short_side"],
+        "made_with": made_with,
         "key": key.fingerprint,
     }
     (archive / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")

@@ -28,6 +28,7 @@ BAD_COMMANDS = {
     "texts --out new": "no images below texts, only 1 x .txt",
     "images --out folder": "folder holds other files and no archive: choose an empty folder or a new one",
     "images --out archive --short-side 9": "archive was made without --short-side: add to it in the same way",
+    "images --out archive --depth 16": "archive was made with --depth 8: add to it in the same way",
     "images --out archive": "cannot read the key",
     "images --out new --key labels.csv": "labels.csv is no key: it must hold 64 hexadecimal digits",
     "images --out new --key new/key": "the key new/key must not lie in the archive",
