@@ -14,6 +14,7 @@ from fastfgssl.archive.decoded import ImageOptions
 from fastfgssl.archive.labels_presets import PRESETS
 from fastfgssl.archive.parts import PartOptions
 from fastfgssl.archive.shards import SHARD_BYTES
+from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.runtime.errors import UserError, require_one_of
 
 MIB = 1 << 20
@@ -58,6 +59,12 @@ class PrepareOptions:
     """Files that take a worker longer are quarantined."""
     max_memory: float = PartOptions().max_memory / MIB
     """MiB that a worker may take for one file; those that need more are quarantined."""
+    depth: int = 3
+    """How many containers may lie in one another for their members to be taken; 0 for those of none."""
+    max_ratio: float = SourceOptions().max_ratio
+    """How many bytes a container may give for each of its own, beyond the first 64 MiB: the rest is quarantined."""
+    max_expanded: int = SourceOptions().max_expanded
+    """How many bytes a container may give: the rest is quarantined."""
     max_unreadable: float = 0.01
     """Share of the files that may be unreadable, or one: more are an outage, which ends the run."""
     follow_links: bool = False
@@ -74,11 +81,13 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("give at least one source: a folder, or an image file")
-        limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory")
+        limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory", "max_ratio", "max_expanded")
         for name in ("short_side", "workers", "shard_size", *limits):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be above 0, not {value}")
+        if self.depth < 0:
+            raise UserError(f"depth must be 0 or more, not {self.depth}")
         if not 0 <= self.max_unreadable <= 1:
             raise UserError(f"max-unreadable must be between 0 and 1, not {self.max_unreadable}")
         if self.labels_preset is not None:
@@ -120,6 +129,18 @@ class PrepareOptions:
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"part must be I/N, with I from 1 to N, not {self.part!r}")
         return int(match[1]), int(match[2])
+
+    def source_options(self) -> SourceOptions:
+        """What sources need to know."""
+        preset = PRESETS[self.labels_preset] if self.labels_preset else None
+        return SourceOptions(
+            preset.leave_out if preset else (),
+            self.follow_links,
+            self.depth,
+            self.max_bytes,
+            self.max_ratio,
+            self.max_expanded,
+        )
 
     def part_options(self) -> PartOptions:
         """What parts depend on."""

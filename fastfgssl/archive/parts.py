@@ -30,7 +30,7 @@ from fastfgssl import __version__
 from fastfgssl.archive.decoded import Hashed, HashingDecoder, ImageOptions, hashed_images
 from fastfgssl.archive.listing import Listing
 from fastfgssl.archive.outcome import Facts, NoImage, Unusable
-from fastfgssl.archive.sources.base import Entry, Source
+from fastfgssl.archive.sources.base import PAUSES, Entry, Source
 from fastfgssl.archive.workers import Watch
 from fastfgssl.runtime.files import sync_folder
 
@@ -40,7 +40,6 @@ READING, DECODING = 0, 1  # stages of an entry
 _FORMAT = 1  # of a part
 _ENTRIES, _BYTES = 256, 64 << 20  # of a chunk, at most
 _ENDS_CHUNK = 128  # one name in so many ends its chunk, so that a file that is added moves few of the others
-_PAUSES = (0.1, 0.5, 2.0)  # seconds before what could not be read is tried again
 
 FACT_TYPES = {
     "modality": pa.string(),
@@ -193,13 +192,13 @@ class PartMaker:
                 rows[number] = [
                     _left_out(number, "quarantined", f"too large: {entry.size} bytes, --max-bytes is {limit}")
                 ]
-        for pause in (0.0, *_PAUSES):
+        for pause in (0.0, *PAUSES):
             unread = [number for number, made in enumerate(rows) if not made or made[0]["outcome"] == "unreadable"]
             unread = [number for number in unread if number not in chunk.blamed]
             if not unread:
                 break
             time.sleep(pause)
-            read = self._sources[chunk.source].read([chunk.entries[number] for number in unread])
+            read = self._sources[chunk.source].read([chunk.entries[number] for number in unread], watch.renew)
             for number in unread:
                 watch.begin(number, READING)
                 data = next(read)
@@ -207,6 +206,8 @@ class PartMaker:
                 if isinstance(data, OSError):
                     why = f"cannot be read: {data.strerror or data}"
                     rows[number] = [_left_out(number, "unreadable", why)]
+                elif isinstance(data, Unusable):
+                    rows[number] = [_left_out(number, "quarantined", str(data))]
                 else:
                     rows[number] = list(self._images(number, data, file))
             watch.rest()
