@@ -243,7 +243,8 @@ def _fill_in(summary: Summary, listing: Listing, inputs: Inputs, manifest: dict)
     summary.changed, summary.notes = inputs.changed["changes"], inputs.changed["notes"]
     first = dict(inputs.examples)
     kinds = tables.kind_of_reason(inputs.table["reason"]).to_pylist()
-    read = np.isin(inputs.outcome, (QUARANTINED, SKIPPED, UNREADABLE)) & (inputs.part >= 0)
+    read = (inputs.part >= 0) | (inputs.outcome == QUARANTINED)
+    read &= np.isin(inputs.outcome, (QUARANTINED, SKIPPED, UNREADABLE))
     for at in np.flatnonzero(read).tolist():
         counted = summary.skipped if inputs.outcome[at] == SKIPPED else summary.quarantined
         counted[kinds[at]] += 1

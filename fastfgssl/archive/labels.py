@@ -16,6 +16,7 @@ from fastfgssl.archive.facts import NOTHING, Column, EntryLabels
 from fastfgssl.archive.label_matching import SEVERAL, Finder
 from fastfgssl.archive.label_table import is_empty, read_cells, read_columns
 from fastfgssl.archive.listing import ImageFile, Listing
+from fastfgssl.archive.sources.base import container_suffix
 from fastfgssl.archive.splits import standard_split
 from fastfgssl.runtime.errors import UserError
 
@@ -149,7 +150,11 @@ def labels_of_folders(found: Listing) -> Labels:
 def _folders(entry: ImageFile, roots: Sequence[Path]) -> tuple[str, ...]:
     """Names of the folders from an image's source down to it, the source's own among them if all are splits."""
     root = next(root for root in roots if Path(entry.path).is_relative_to(root))
-    below = Path(entry.path).relative_to(root).parts[:-1]
+    below = tuple(
+        name
+        for name in Path(entry.path).relative_to(root).parts[:-1]
+        if not (name.endswith("!") and container_suffix(name[:-1]))  # whose own folders are what counts
+    )
     return (root.name, *below) if len(roots) > 1 and all(standard_split(root.name) for root in roots) else below
 
 

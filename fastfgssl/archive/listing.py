@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfgssl.archive.sources.base import Entry, Source, SourceOptions, display
+from fastfgssl.archive.sources.containers import WithContainers
 from fastfgssl.archive.sources.folder import FolderSource, read_file
 from fastfgssl.runtime.errors import UserError
 
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("name", pa.large_binary(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("version", pa.int64(), nullable=False),
+        pa.field("damaged", pa.bool_(), nullable=False),  # of no use, though it should have been read: kind says why
         pa.field("kind", pa.dictionary(pa.int32(), pa.string())),  # of what is skipped; null for what may be an image
     ]
 )
@@ -56,22 +58,23 @@ class Listing:
     roots: list[Path]
     """The folders that names are relative to, each once, absolute and without symbolic links."""
     tables: list[Path]
-    """CSV files among the entries, absolute."""
+    """CSV files among the entries, absolute, but no members of containers."""
     images: np.ndarray
     """Rows of what may be an image, int64, ascending."""
     other_files: Counter[str]
     """Entries that are none, by the kind of thing that they are."""
 
-    def __init__(self, sources: Sequence[FolderSource], table: pa.Table) -> None:
+    def __init__(self, sources: Sequence[Source], table: pa.Table) -> None:
         self.sources = list(sources)
         self.roots = list(dict.fromkeys(source.root for source in sources))
         self.table = table
         kinds = table["kind"]
         self.images = np.flatnonzero(pc.is_null(kinds).to_numpy())
-        counts = pc.value_counts(kinds.drop_null().cast(pa.string())).to_pylist()
+        others = kinds.filter(pc.invert(table["damaged"])).drop_null()
+        counts = pc.value_counts(others.cast(pa.string())).to_pylist()
         self.other_files = Counter({item["values"]: item["counts"] for item in counts})
         csv = np.flatnonzero(pc.fill_null(pc.equal(kinds.cast(pa.string()), ".csv"), False).to_numpy())
-        self.tables = [Path(self.where(row)) for row in csv.tolist()]
+        self.tables = [Path(path) for path in self.places(csv) if "!/" not in path]  # no members of containers
 
     def __len__(self) -> int:
         return len(self.table)
@@ -147,7 +150,7 @@ def find_images(
         if not path.exists():
             raise UserError(f"the source {path} does not exist")
     _check_apart(paths)
-    sources = [FolderSource(path, options) for path in paths]
+    sources = [open_source(path, options or SourceOptions()) for path in paths]
     memory = io.BytesIO()
     deltas = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
     with file.open("wb") if file else nullcontext(memory) as sink, pa.ipc.new_file(sink, SCHEMA, options=deltas) as out:
@@ -162,6 +165,12 @@ def find_images(
         raise UserError(f"no images below {', '.join(map(str, paths))}, only {seen}{then}")
     _check_unique(listing)
     return listing
+
+
+def open_source(path: Path, options: SourceOptions) -> Source:
+    """The source at a path."""
+    files = FolderSource(path, options)
+    return WithContainers(files, options) if options.depth else files
 
 
 def _batches(sources: Sequence[Source], kinds: dict[str, int]) -> Iterator[pa.RecordBatch]:
@@ -184,6 +193,7 @@ def _batch(source: int, entries: list[Entry], kinds: dict[str, int]) -> pa.Recor
         pa.array([entry.name for entry in entries], pa.large_binary()),
         pa.array([entry.size for entry in entries], pa.int64()),
         pa.array([entry.version for entry in entries], pa.int64()),
+        pa.array([entry.damaged for entry in entries], pa.bool_()),
         pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(list(kinds), pa.string())),
     ]
     return pa.record_batch(columns, schema=SCHEMA)

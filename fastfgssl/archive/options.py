@@ -16,6 +16,7 @@ from fastfgssl.archive.image import ImageSettings
 from fastfgssl.archive.labels_presets import PRESETS
 from fastfgssl.archive.parts import PartOptions
 from fastfgssl.archive.shards import SHARD_BYTES
+from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.runtime.errors import UserError, require_one_of
 
 MIB = 1 << 20
@@ -74,6 +75,12 @@ class PrepareOptions:
     """Files that take a worker longer are quarantined."""
     max_memory: float = PartOptions().max_memory / MIB
     """MiB that a worker may take for one file; those that need more are quarantined."""
+    nested: int = 3
+    """How many containers may lie in one another for their members to be taken; 0 for those of none."""
+    max_ratio: float = SourceOptions().max_ratio
+    """How many bytes a container may give for each of its own, beyond the first 64 MiB: the rest is quarantined."""
+    max_expanded: int = SourceOptions().max_expanded
+    """How many bytes a container may give: the rest is quarantined."""
     max_unreadable: float = 0.01
     """Share of the files that may be unreadable, or one: more are an outage, which ends the run."""
     follow_links: bool = False
@@ -90,11 +97,13 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("give at least one source: a folder, or an image file")
-        limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory")
+        limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory", "max_ratio", "max_expanded")
         for name in ("short_side", "workers", "shard_size", *limits):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be above 0, not {value}")
+        if self.nested < 0:
+            raise UserError(f"nested must be 0 or more, not {self.nested}")
         if not 0 <= self.max_unreadable <= 1:
             raise UserError(f"max-unreadable must be between 0 and 1, not {self.max_unreadable}")
         if self.labels_preset is not None:
@@ -145,6 +154,18 @@ class PrepareOptions:
         """What all pictures of an archive should have in common."""
         names = ("short_side", "encode", "pages", "frames", "window", "depth", "burned_in")
         return {name: getattr(self, name) for name in names}
+
+    def source_options(self) -> SourceOptions:
+        """What sources need to know."""
+        preset = PRESETS[self.labels_preset] if self.labels_preset else None
+        return SourceOptions(
+            preset.leave_out if preset else (),
+            self.follow_links,
+            self.nested,
+            self.max_bytes,
+            self.max_ratio,
+            self.max_expanded,
+        )
 
     def part_options(self) -> PartOptions:
         """What parts depend on."""

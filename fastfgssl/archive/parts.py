@@ -31,7 +31,7 @@ from fastfgssl.archive.decoded import FileSettings, images_of
 from fastfgssl.archive.listing import Listing
 from fastfgssl.archive.near_duplicates import SIDE
 from fastfgssl.archive.outcome import Facts, NoImage, PreparedImage, UnknownFormat, Unusable
-from fastfgssl.archive.sources.base import Entry, Source, is_named_image
+from fastfgssl.archive.sources.base import PAUSES, Entry, Source, is_named_image
 from fastfgssl.archive.training_decoder import TrainingDecoder
 from fastfgssl.archive.workers import Watch
 from fastfgssl.runtime.files import sync_folder
@@ -42,7 +42,6 @@ READING, DECODING = 0, 1  # stages of an entry
 _FORMAT = 2  # of a part
 _ENTRIES, _BYTES = 256, 64 << 20  # of a chunk, at most
 _ENDS_CHUNK = 128  # one name in so many ends its chunk, so that a file that is added moves few of the others
-_PAUSES = (0.1, 0.5, 2.0)  # seconds before what could not be read is tried again
 
 FACT_TYPES = {
     "modality": pa.string(),
@@ -196,13 +195,13 @@ class PartMaker:
             if entry.size > limit:
                 why = f"too large: {entry.size} bytes, --max-bytes is {limit}"
                 rows[number] = [_left_out(number, "quarantined", why)]
-        for pause in (0.0, *_PAUSES):
+        for pause in (0.0, *PAUSES):
             unread = [number for number, made in enumerate(rows) if not made or made[0]["outcome"] == "unreadable"]
             unread = [number for number in unread if number not in chunk.blamed]
             if not unread:
                 break
             time.sleep(pause)
-            read = self._sources[chunk.source].read([chunk.entries[number] for number in unread])
+            read = self._sources[chunk.source].read([chunk.entries[number] for number in unread], watch.renew)
             for number in unread:
                 watch.begin(number, READING)
                 data = next(read)
@@ -210,6 +209,8 @@ class PartMaker:
                 if isinstance(data, OSError):
                     why = f"cannot be read: {data.strerror or data}"
                     rows[number] = [_left_out(number, "unreadable", why)]
+                elif isinstance(data, Unusable):
+                    rows[number] = [_left_out(number, "quarantined", str(data))]
                 else:
                     is_named = is_named_image(os.fsdecode(chunk.entries[number].name).rpartition("/")[2])
                     rows[number] = list(self._images(number, is_named, data, file))

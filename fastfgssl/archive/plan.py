@@ -76,7 +76,8 @@ def gather(listing: Listing, parts: Sequence[DonePart], skipped: np.ndarray) -> 
     schema = pa.schema([item for item in SCHEMA if item.name not in ("entry", *_TOLD)])
     unread = pa.table([pa.nulls(len(skipped), item.type) for item in schema], schema=schema)
     kinds = listing.table["kind"].take(pa.array(skipped)).cast(pa.string())
-    for name, column in (("reason", kinds), ("outcome", pa.array(["skipped"] * len(skipped), pa.string()))):
+    damaged = listing.table["damaged"].take(pa.array(skipped))
+    for name, column in (("reason", kinds), ("outcome", pc.if_else(damaged, "quarantined", "skipped"))):
         unread = unread.set_column(schema.get_field_index(name), schema.field(name), column)
     table = pa.concat_tables([*tables, unread.cast(schema)])
     row = np.concatenate([*rows, skipped]).astype(np.int64)

@@ -24,7 +24,6 @@ from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
 from fastfgssl.archive.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
 from fastfgssl.archive.plan import DonePart
 from fastfgssl.archive.publish import LISTING, Place
-from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.archive.workers import NO_ITEM, Death, run_tasks
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
@@ -48,7 +47,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
         preset = PRESETS[options.labels_preset] if options.labels_preset else None
         listing = find_images(
             options.sources,
-            SourceOptions(preset.leave_out if preset else (), options.follow_links),
+            options.source_options(),
             advice=preset.advice if preset else "",
             file=None if share else place.work / LISTING,
         )

@@ -38,6 +38,10 @@ class Watch:
         """The worker is at `item` of its task from now on, at a `stage` that is its own to number."""
         self._shared[:] = item, stage, time.monotonic()
 
+    def renew(self) -> None:
+        """The worker goes on with what it is at: its time begins anew."""
+        self._shared[2] = time.monotonic()
+
     def rest(self) -> None:
         """The worker is at no item."""
         self.begin(NO_ITEM)

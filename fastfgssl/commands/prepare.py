@@ -31,6 +31,8 @@ _LIMITS = (
     ("max-bytes", int, "files with more are quarantined unread"),
     ("max-seconds", float, "files that take longer are quarantined"),
     ("max-memory", float, "MiB that one file may take; those that need more are quarantined"),
+    ("max-ratio", float, "bytes that a container may give for each of its own, beyond the first 64 MiB"),
+    ("max-expanded", int, "bytes that a container may give"),
     ("max-unreadable", float, "share of the files that may be unreadable before the run ends"),
 )
 
@@ -126,6 +128,13 @@ def parse_arguments() -> argparse.Namespace:
         default = getattr(PrepareOptions, name.replace("-", "_"))
         add(f"--{name}", type=kind, metavar="N", default=default, help=f"{what} (default {default:g})")
     add("--key", type=Path, metavar="FILE", help="key of the names, made if absent (default OUT.private/key)")
+    add(
+        "--nested",
+        type=int,
+        metavar="N",
+        default=PrepareOptions.nested,
+        help="how many containers may lie in one another; 0 leaves them alone (default %(default)s)",
+    )
     add("--follow-links", action="store_true", help="follow symbolic links that lead out of a source")
     add("--retry", action="store_true", help="add, and take what was quarantined or unreadable once again")
     add("--overwrite", action="store_true", help="replace the archive at --out once the new one is complete")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import pytest
 
 from fastfgssl.archive import decoded, parts
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.prepare import PrepareOptions, prepare
-from fastfgssl.archive.sources.base import Entry
+from fastfgssl.archive.sources.base import Entry, nothing
 from fastfgssl.archive.sources.folder import FolderSource
 from fastfgssl.archive.workers import Watch
 from fastfgssl.runtime.errors import UserError
@@ -73,7 +74,9 @@ def test_few_files_that_cannot_be_read_are_forgiven_and_may_be_taken_again(tmp_p
 class Flaky(FolderSource):
     """A server that answers every file's first two calls with an error."""
 
-    def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
+    def read(
+        self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
+    ) -> Iterator[bytes | OSError | Unusable]:
         for entry, data in zip(entries, super().read(entries), strict=True):
             calls = self.root.parent / f"{entry.name.decode()}.calls"
             calls.write_text(f"{calls.read_text() if calls.exists() else ''}.")
@@ -93,7 +96,7 @@ def make_part(folder: Path, source: FolderSource, options: parts.PartOptions, **
 
 
 def test_what_cannot_be_read_at_once_is_read_later(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(parts, "PAUSES", (0.0, 0.0, 0.0))
     source = Flaky(write_files(tmp_path / "source", pictures(3)))
     rows = make_part(tmp_path, source, parts.PartOptions())
     assert {row["outcome"] for row in rows.values()} == {"image"}
@@ -101,7 +104,7 @@ def test_what_cannot_be_read_at_once_is_read_later(tmp_path, monkeypatch):
 
 
 def test_a_part_that_misses_files_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "_PAUSES", ())
+    monkeypatch.setattr(parts, "PAUSES", ())
     source = Flaky(write_files(tmp_path / "source", pictures(3)))
     rows = make_part(tmp_path, source, parts.PartOptions())
     assert {(row["outcome"], row["reason"]) for row in rows.values()} == {

@@ -27,6 +27,7 @@ def main(rows: int) -> None:
             pa.array(np.zeros(rows), pa.uint32()),
             pa.array(names, pa.large_binary()),
             *(pa.array(np.ones(rows), pa.int64()) for _ in range(2)),
+            pa.array(np.zeros(rows, bool)),
             pa.DictionaryArray.from_arrays(pa.nulls(rows, pa.int32()), pa.array([], pa.string())),
         ]
         del names

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+from fastfgssl.archive.outcome import Unusable
 
 _OF_IMAGES = ".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .jp2 .j2k .jpx .jls .jxl .avif .heic"
 IMAGE_SUFFIXES = frozenset(f"{_OF_IMAGES} .dcm .dicom .ima".split())
@@ -12,12 +16,15 @@ _OF_DICOM = re.compile(r"(im|img|image|i|ct|cr|dx|mg|mr|nm|pt|rf|us|xa)?[-_]?\d[
 """Names that devices give to DICOM files without a suffix: a number behind a modality, or a UID."""
 UNKNOWN = "other suffix", "no suffix"
 """Kinds of files whose names do not tell what they are."""
+CONTAINER_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 JUNK = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+PAUSES = (0.1, 0.5, 2.0)
+"""Seconds before what could not be read is tried again."""
 _KNOWN_SUFFIXES = frozenset(
     suffix
     for suffixes in (
         ".csv .tsv .txt .md .pdf .xml .json .jsonl .yaml .html .xls .xlsx .doc .docx .log .ini .py .ipynb .db .sqlite",
-        ".zip .tar .gz .bz2 .xz .zst .7z .rar .npy .npz .h5 .pkl .parquet .arrow .idx .exe .dll .bak .tmp",
+        ".zip .tar .gz .bz2 .xz .zst .7z .rar .npy .npz .h5 .pkl .cls .parquet .arrow .idx .exe .dll .bak .tmp",
         ".nii .nrrd .mha .mhd .svs .ndpi .mp4 .avi .mov",
     )
     for suffix in suffixes.split()
@@ -35,6 +42,12 @@ class Entry(NamedTuple):
     """A number that changes when the bytes may have: the time of the last change in ns, where there is one."""
     skip: str = ""
     """Why it is not read: the kind of thing that it is; empty for what may be an image."""
+    damaged: bool = False
+    """Whether it should have been read and is of no use, such as the rest of a damaged container: `skip` says why."""
+
+
+def nothing() -> None:
+    """What is called where nobody wants to know."""
 
 
 class Source(Protocol):
@@ -44,20 +57,37 @@ class Source(Protocol):
     def name(self) -> str:
         """What its entries are told apart by from another source's: the last part of its path."""
 
+    @property
+    def root(self) -> Path:
+        """What paths in tables of labels may be relative to."""
+
     def entries(self) -> Iterator[Entry]:
         """Everything in it, in an order that follows from the names alone: the same wherever it lies.
 
         Raises UserError if it cannot be listed.
         """
 
-    def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
-        """Of some entries, given in the order of `entries()`, the bytes of each, or why they cannot be read.
+    def read(
+        self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
+    ) -> Iterator[bytes | OSError | Unusable]:
+        """Of some entries, given in the order of `entries()`, the bytes of each, or why there are none.
 
-        One at a time, as they are asked for: a compressed container is read forwards only.
+        OSError: they cannot be read now; Unusable: nor ever. One at a time, as they are asked for: a compressed
+        container is read forwards only, and `alive` is called again and again on the way to an entry.
         """
 
     def where(self, name: bytes) -> str:
         """Where an entry lies, for messages and tables; it may hold surrogates, as Python's file names do."""
+
+
+class FileSource(Source, Protocol):
+    """One whose entries are files, some of which may be containers."""
+
+    only: bytes | None
+    """The file that it is, if it is a single one."""
+
+    def open(self, name: bytes) -> BinaryIO:
+        """An entry's bytes as a file to read and seek in. Raises OSError."""
 
 
 class SourceOptions(NamedTuple):
@@ -67,6 +97,14 @@ class SourceOptions(NamedTuple):
     """Patterns such as `*_mask.png`: files whose names match one are no images."""
     follow_links: bool = False
     """Whether symbolic links are followed that lead out of the source."""
+    depth: int = 0
+    """How many containers may lie in one another for their members to be taken; 0: those of none."""
+    max_bytes: int = 1 << 30
+    """Larger members are not read."""
+    max_ratio: float = 200.0
+    """How many bytes a container may give for each of its own, beyond the first 64 MiB."""
+    max_expanded: int = 1 << 40
+    """How many bytes a container may give."""
 
 
 def junk(parts: Sequence[str]) -> str:
@@ -87,6 +125,24 @@ def may_be_image(name: str) -> bool:
 def is_named_image(name: str) -> bool:
     """Whether a file's name says that it is an image, so that anything else in it is a fault."""
     return suffix_of(name) in IMAGE_SUFFIXES
+
+
+def kind_by_name(parts: Sequence[str], options: SourceOptions) -> str:
+    """Why a file is skipped, as its path says, the name last; empty for what may be an image or a container."""
+    if kind := junk(parts):
+        return kind
+    for pattern in options.leave_out:
+        if fnmatchcase(parts[-1], pattern):
+            return pattern
+    if may_be_image(parts[-1]) or (options.depth and container_suffix(parts[-1])):
+        return ""
+    return suffix_kind(parts[-1])
+
+
+def container_suffix(name: str) -> str:
+    """Of a container's name, which of `CONTAINER_SUFFIXES` it has; empty for anything else."""
+    small = name.lower()
+    return next((suffix for suffix in CONTAINER_SUFFIXES if small.endswith(suffix)), "")
 
 
 def suffix_kind(name: str) -> str:

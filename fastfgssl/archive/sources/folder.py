@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-from fastfgssl.archive.sources.base import UNKNOWN, Entry, SourceOptions, junk, may_be_image, suffix_kind
+from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.sources.base import UNKNOWN, Entry, SourceOptions, kind_by_name, nothing
 from fastfgssl.runtime.errors import UserError
 
 OUTSIDE = "link out of the source"
@@ -23,8 +24,9 @@ class FolderSource:
 
     def __init__(self, path: Path, options: SourceOptions | None = None) -> None:
         self._options = options or SourceOptions()
-        self._only = None if path.is_dir() else os.fsencode(path.name)
-        self.root = path.resolve() if self._only is None else path.parent.resolve()
+        self.only = None if path.is_dir() else os.fsencode(path.name)
+        """The file's name, if it is a single one."""
+        self.root = path.resolve() if self.only is None else path.parent.resolve()
         """The folder that names are relative to: absolute, without symbolic links."""
 
     @property
@@ -32,17 +34,22 @@ class FolderSource:
         return self.root.name
 
     def entries(self) -> Iterator[Entry]:
-        if self._only is not None:
-            yield self._entry(self._only, is_link=False)  # or it is, and its user has named it
+        if self.only is not None:
+            yield self._entry(self.only, is_link=False)  # or it is, and its user has named it
             return
         yield from self._below(b"", set())
 
-    def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
+    def read(
+        self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
+    ) -> Iterator[bytes | OSError | Unusable]:
         for entry in entries:
             try:
                 yield read_file(self._path(entry.name))
             except OSError as error:
                 yield error
+
+    def open(self, name: bytes) -> BinaryIO:
+        return open_file(self._path(name))
 
     def where(self, name: bytes) -> str:
         return f"{self.root}/{os.fsdecode(name)}"
@@ -73,7 +80,7 @@ class FolderSource:
                 yield from self._below(folder + name, entered)
 
     def _entry(self, name: bytes, *, is_link: bool) -> Entry:
-        kind = self._kind(name)
+        kind = kind_by_name(os.fsdecode(name).split("/"), self._options)
         if kind in UNKNOWN and _is_dicom(self._path(name)):
             kind = ""
         if not kind and is_link and self._leaves(name):
@@ -87,16 +94,6 @@ class FolderSource:
         if not stat.S_ISREG(facts.st_mode):
             return Entry(name, 0, 0, "not a regular file")  # opening a named pipe would wait for ever
         return Entry(name, facts.st_size, facts.st_mtime_ns)
-
-    def _kind(self, name: bytes) -> str:
-        """Why an entry is skipped, as its name says."""
-        parts = os.fsdecode(name).split("/")
-        if kind := junk(parts):
-            return kind
-        for pattern in self._options.leave_out:
-            if fnmatchcase(parts[-1], pattern):
-                return pattern
-        return "" if may_be_image(parts[-1]) else suffix_kind(parts[-1])
 
     def _leaves(self, name: bytes) -> bool:
         """Whether a symbolic link leads out of the source."""
@@ -126,12 +123,19 @@ def _is_dicom(path: bytes) -> bool:
 
 
 def read_file(path: bytes | str) -> bytes:
-    """A regular file's bytes. Raises OSError, also for what is none: opening a named pipe would wait for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(None, "not a regular file")
+    """A regular file's bytes. Raises OSError, also for what is none."""
+    with open_file(path) as file:
         return file.read()
+
+
+def open_file(path: bytes | str) -> BinaryIO:
+    """Opens a regular file. Raises OSError, also for what is none: opening a named pipe would wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = open(descriptor, "rb")  # noqa: PTH123, SIM115 - of a descriptor; closed by the caller
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return file
+    file.close()
+    raise OSError(None, "not a regular file")
 
 
 def _is_folder(item: os.DirEntry[bytes]) -> bool:
