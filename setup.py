@@ -38,11 +38,13 @@ EXTRAS = {
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
     "plot": ["matplotlib>=3.8"],
+    "s3": ["s3fs>=2024.6"],
     "timm": ["timm>=1.0.16"],
     "test": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",
         "matplotlib>=3.8",
+        "moto[server]>=5.0",
         "mypy>=1.14",
         "nbclient>=0.10",
         "nbformat>=5.10",
@@ -53,13 +55,16 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "python-gdcm>=3.0",  # the decoder that ours are held against
         "ruff>=0.9",
+        "s3fs>=2024.6",
         "safetensors>=0.5",
         "setuptools>=70",
         "timm>=1.0.31",
         "types-PyYAML>=6.0",
         "wheel",
+        "zstandard>=0.22",
     ],
     "wandb": ["wandb>=0.18"],
+    "zstd": ["zstandard>=0.22"],
 }
 
 setup(

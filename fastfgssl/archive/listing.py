@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfgssl.archive.sources.base import Entry, Source, SourceOptions, display
-from fastfgssl.archive.sources.containers import WithContainers
-from fastfgssl.archive.sources.folder import FolderSource, read_file
+from fastfgssl.archive.sources.folder import read_file
+from fastfgssl.archive.sources.opening import open_sources
 from fastfgssl.runtime.errors import UserError
 
 SCHEMA = pa.schema(
@@ -58,7 +58,7 @@ class Listing:
     roots: list[Path]
     """The folders that names are relative to, each once, absolute and without symbolic links."""
     tables: list[Path]
-    """CSV files among the entries, absolute, but no members of containers."""
+    """CSV files among the entries, absolute, but no members of containers and nothing remote."""
     images: np.ndarray
     """Rows of what may be an image, int64, ascending."""
     other_files: Counter[str]
@@ -74,7 +74,7 @@ class Listing:
         counts = pc.value_counts(others.cast(pa.string())).to_pylist()
         self.other_files = Counter({item["values"]: item["counts"] for item in counts})
         csv = np.flatnonzero(pc.fill_null(pc.equal(kinds.cast(pa.string()), ".csv"), False).to_numpy())
-        self.tables = [Path(path) for path in self.places(csv) if "!/" not in path]  # no members of containers
+        self.tables = [Path(path) for path in self.places(csv) if "!/" not in path and "://" not in path]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -137,20 +137,21 @@ class _Images(Sequence[ImageFile]):
 
 
 def find_images(
-    paths: Sequence[Path], options: SourceOptions | None = None, *, advice: str = "", file: Path | None = None
+    paths: Sequence[Path | str],
+    options: SourceOptions | None = None,
+    *,
+    lists: Sequence[Path] = (),
+    advice: str = "",
+    file: Path | None = None,
 ) -> Listing:
-    """Lists the sources at `paths`: folders, read recursively, and single files.
+    """Lists the sources at `paths`, which are folders, read recursively, files or URLs, and the files in `lists`.
 
     advice: where images come from, for the message that there is none. file: where the listing is kept, rather than in
     memory.
     Raises UserError if a source or a folder below it cannot be read, if sources overlap, if two entries would have the
     same name, or if there is no image at all.
     """
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"the source {path} does not exist")
-    _check_apart(paths)
-    sources = [open_source(path, options or SourceOptions()) for path in paths]
+    sources = open_sources(paths, lists, options)
     memory = io.BytesIO()
     deltas = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
     with file.open("wb") if file else nullcontext(memory) as sink, pa.ipc.new_file(sink, SCHEMA, options=deltas) as out:
@@ -162,15 +163,9 @@ def find_images(
     if not len(listing.images):
         seen = ", ".join(f"{count} x {kind}" for kind, count in listing.other_files.most_common(_SHOWN)) or "no files"
         then = f"; {advice}" if advice else ""
-        raise UserError(f"no images below {', '.join(map(str, paths))}, only {seen}{then}")
+        raise UserError(f"no images below {', '.join(map(str, (*paths, *lists)))}, only {seen}{then}")
     _check_unique(listing)
     return listing
-
-
-def open_source(path: Path, options: SourceOptions) -> Source:
-    """The source at a path."""
-    files = FolderSource(path, options)
-    return WithContainers(files, options) if options.depth else files
 
 
 def _batches(sources: Sequence[Source], kinds: dict[str, int]) -> Iterator[pa.RecordBatch]:
@@ -197,15 +192,6 @@ def _batch(source: int, entries: list[Entry], kinds: dict[str, int]) -> pa.Recor
         pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(list(kinds), pa.string())),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
-
-
-def _check_apart(paths: Sequence[Path]) -> None:
-    resolved: set[Path] = set()
-    for path in sorted(path.resolve() for path in paths):  # a folder sorts before what it contains
-        around = resolved.intersection((path, *path.parents))
-        if around:
-            raise UserError(f"images would count twice: the source {path} lies in the source {around.pop()}")
-        resolved.add(path)
 
 
 def _check_unique(listing: Listing) -> None:

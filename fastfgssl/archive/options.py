@@ -27,10 +27,12 @@ _LABELS = ("labels", "labels_preset", "labels_from")
 class PrepareOptions:
     """What `prepare` is asked to do."""
 
-    sources: Sequence[Path]
-    """Folders and single files."""
+    sources: Sequence[Path | str] = ()
+    """Folders, single files, containers, and URLs (strings)."""
     out: Path
     """The archive's folder. If it holds one already, what is new is added to it; it must lie in none of the sources."""
+    lists: Sequence[Path] = ()
+    """Files with a path a line, relative to where they lie, each a further source."""
     key: Path | None = None
     """The file with the key to ids and groups, made if it is not there; default: `OUT.private/key`."""
     labels: Path | None = None
@@ -95,8 +97,8 @@ class PrepareOptions:
     """Only say what would be done."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise UserError("give at least one source: a folder, or an image file")
+        if not self.sources and not self.lists:
+            raise UserError("give at least one source: a folder, an image file, a zip or tar, a URL, or --list")
         limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory", "max_ratio", "max_expanded")
         for name in ("short_side", "workers", "shard_size", *limits):
             value = getattr(self, name)
@@ -124,7 +126,7 @@ class PrepareOptions:
             raise UserError("--overwrite makes the archive anew, --retry adds to it: give one of them")
         self.share()
         out = self.out.resolve()
-        for source in (path.resolve() for path in self.sources):
+        for source in (path.resolve() for path in self.sources if isinstance(path, Path)):
             if out == source or source in out.parents or out in source.parents:
                 raise UserError(f"the archive {self.out} and the source {source} must not contain each other")
         if out in self.key_file.resolve().parents:

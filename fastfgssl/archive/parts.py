@@ -190,9 +190,8 @@ class PartMaker:
         rows: list[list[dict]] = [[] for _ in chunk.entries]
         for number, (outcome, reason) in chunk.blamed.items():
             rows[number] = [_left_out(number, outcome, reason)]
-        limit = self._options.max_bytes
         for number, entry in enumerate(chunk.entries):
-            if entry.size > limit:
+            if entry.size > (limit := self._options.max_bytes):
                 why = f"too large: {entry.size} bytes, --max-bytes is {limit}"
                 rows[number] = [_left_out(number, "quarantined", why)]
         for pause in (0.0, *PAUSES):

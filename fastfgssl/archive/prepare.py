@@ -48,6 +48,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
         listing = find_images(
             options.sources,
             options.source_options(),
+            lists=options.lists,
             advice=preset.advice if preset else "",
             file=None if share else place.work / LISTING,
         )

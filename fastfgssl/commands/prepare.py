@@ -3,6 +3,7 @@
 fastfgssl prepare photographs more/photo.png --out archive --labels labels.csv --short-side 512
 fastfgssl prepare tree --out archive --labels-from folders
 fastfgssl prepare downloads --out archive --labels-preset isic2018
+fastfgssl prepare dump.zip s3://hospital/scans --list chosen.txt --out archive
 fastfgssl prepare --verify archive
 
 Every image is decoded completely, by Pillow and by the decoder that training uses. The archive appears at --out when it
@@ -23,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from fastfgssl.archive.labels_presets import PRESETS
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import MIB, PrepareOptions, Progress, Summary, prepare
+from fastfgssl.archive.sources.opening import path_or_url
 from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line, print_table
 from fastfgssl.runtime.errors import UserError
 
@@ -71,8 +73,23 @@ def main() -> int | None:
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("sources", nargs="*", type=Path, metavar="SOURCE", help="folder of images or DICOM files; or one such file")
+    add(
+        "sources",
+        nargs="*",
+        type=path_or_url,
+        metavar="SOURCE",
+        help="folder of images, DICOM files, zips and tars; one such file; URL, as s3://BUCKET/DIR",
+    )
     add("--out", type=Path, metavar="DIR", help="the archive to make")
+    add(
+        "--list",
+        dest="lists",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a source too: file with a path a line, relative to its folder; may be given again",
+    )
     add("--labels", type=Path, metavar="CSV", help="table with the columns image, label, and perhaps a group and split")
     add("--image-column", metavar="NAME", default=PrepareOptions.image_column, help="of --labels (default %(default)s)")
     add("--label-column", metavar="NAME", default=PrepareOptions.label_column, help="of --labels (default %(default)s)")
@@ -153,7 +170,8 @@ def parse_arguments() -> argparse.Namespace:
         others = {name: value for name, value in vars(arguments).items() if name != "verify"}
         for name, value in others.items():
             if value and value != parser.get_default(name):
-                what = f"--{name.replace('_', '-')}" if name != "sources" else str(value[0])
+                what = "--list" if name == "lists" else f"--{name.replace('_', '-')}"
+                what = str(value[0]) if name == "sources" else what
                 parser.error(f"--verify checks an archive and makes none: leave out {what}")
     return arguments
 

@@ -130,7 +130,10 @@ def read_file(path: bytes | str) -> bytes:
 
 def open_file(path: bytes | str) -> BinaryIO:
     """Opens a regular file. Raises OSError, also for what is none: opening a named pipe would wait for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # of a list
+        raise OSError(None, "no file can have this name") from None
     file = open(descriptor, "rb")  # noqa: PTH123, SIM115 - of a descriptor; closed by the caller
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return file

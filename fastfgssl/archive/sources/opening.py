@@ -1,0 +1,50 @@
+"""From what a user names to sources: folders, files, containers, lists, URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastfgssl.archive.sources.base import FileSource, Source, SourceOptions
+from fastfgssl.archive.sources.containers import WithContainers
+from fastfgssl.archive.sources.folder import FolderSource
+from fastfgssl.archive.sources.listed import ListSource
+from fastfgssl.archive.sources.remote import RemoteSource
+from fastfgssl.runtime.errors import UserError
+
+
+def path_or_url(text: str) -> Path | str:
+    """What a source is called: a URL as it is; a path of `file://` or of no protocol as a path."""
+    protocol, found, rest = text.partition("://")
+    if found and protocol == "file":
+        return Path(rest)
+    return text if found else Path(text)
+
+
+def open_sources(
+    sources: Sequence[Path | str], lists: Sequence[Path] = (), options: SourceOptions | None = None
+) -> list[Source]:
+    """The sources at paths and URLs, and those that lists of files make.
+
+    Raises UserError if one does not exist or lies in another, since images would count twice.
+    """
+    options = options or SourceOptions()
+    for path in (*sources, *lists):
+        if isinstance(path, Path) and not path.exists():
+            raise UserError(f"the {'list' if path in lists else 'source'} {path} does not exist")
+    _check_apart(sources)
+    files: list[FileSource] = [
+        FolderSource(source, options) if isinstance(source, Path) else RemoteSource(source, options)
+        for source in sources
+    ]
+    files += [ListSource(path, options) for path in lists]
+    return [WithContainers(source, options) for source in files] if options.depth else list(files)
+
+
+def _check_apart(sources: Sequence[Path | str]) -> None:
+    resolved: set[Path] = set()
+    for path in sorted(source.resolve() if isinstance(source, Path) else Path(source) for source in sources):
+        around = resolved.intersection((path, *path.parents))  # a folder sorts before what it contains
+        if around:
+            raise UserError(f"images would count twice: the source {path} lies in the source {around.pop()}")
+        resolved.add(path)

@@ -1,0 +1,194 @@
+"""Object stores and whatever else `fsspec` reads by a URL: `s3://bucket/prefix`, `gs://`, `https://`, ...
+
+Credentials and endpoints are what the environment says, as of every program that uses these stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.sources.base import PAUSES, Entry, SourceOptions, kind_by_name, nothing
+from fastfgssl.runtime.errors import UserError, in_a_line
+
+T = TypeVar("T")
+_AHEAD, _AHEAD_BYTES = 8, 16 << 20  # objects, and bytes of them, that are on their way to a worker at once
+_BLOCK = 4 << 20  # bytes of a container that are asked for at once
+_EXTRAS = {"s3": "fastfgssl[s3]", "s3a": "fastfgssl[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+_PATIENCE = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}
+
+
+class RemoteSource:
+    """The objects below a URL, or the one that it names. Raises UserError if it cannot be reached."""
+
+    def __init__(self, url: str, options: SourceOptions | None = None) -> None:
+        self._options = options or SourceOptions()
+        self._url = url.rstrip("/")
+        self._system: Any = None
+        self.only = None
+        fs, path = self._opened()
+        try:
+            info = _patiently(lambda: fs.info(path))
+        except FileNotFoundError:
+            raise UserError(f"the source {url} does not exist") from None
+        except OSError as error:
+            raise UserError(f"cannot read the source {url}: {error.strerror or error}") from error
+        if info["type"] == "file":
+            self._url, _, name = self._url.rpartition("/")
+            self.only = os.fsencode(name)
+
+    @property
+    def name(self) -> str:
+        return self._url.rpartition("/")[2]
+
+    @property
+    def root(self) -> Path:
+        return Path(self._url)
+
+    def entries(self) -> Iterator[Entry]:
+        fs, path = self._opened()
+        if self.only is None:
+            yield from self._below(path, "")
+        else:
+            name = os.fsdecode(self.only)
+            yield self._entry(name, _patiently(lambda: fs.info(f"{path}/{name}")))
+
+    def read(
+        self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
+    ) -> Iterator[bytes | OSError | Unusable]:
+        fs, path = self._opened()
+        waiting: deque[tuple[int, Future[bytes]]] = deque()
+        coming = 0
+        todo = deque(entries)
+        with ThreadPoolExecutor(_AHEAD) as threads:
+            while todo or waiting:
+                while todo and len(waiting) < _AHEAD and (not waiting or coming + todo[0].size <= _AHEAD_BYTES):
+                    entry = todo.popleft()
+                    coming += entry.size
+                    task = threads.submit(fs.cat_file, f"{path}/{os.fsdecode(entry.name)}")
+                    waiting.append((entry.size, task))
+                size, task = waiting.popleft()
+                try:
+                    yield task.result()
+                except Exception as error:
+                    yield _system_error(error)
+                coming -= size
+
+    def open(self, name: bytes) -> BinaryIO:
+        fs, path = self._opened()
+        file = _patiently(lambda: fs.open(f"{path}/{os.fsdecode(name)}", "rb", block_size=_BLOCK))
+        return cast(BinaryIO, io.BufferedReader(_Patient(file), 1 << 20))
+
+    def where(self, name: bytes) -> str:
+        return f"{self._url}/{os.fsdecode(name)}"
+
+    def _below(self, path: str, folder: str) -> Iterator[Entry]:
+        """What is in a folder, in the order that `FolderSource` has."""
+        fs, _ = self._opened()
+        where = f"{path}/{folder}".rstrip("/")
+        try:
+            found = _patiently(lambda: fs.ls(where, detail=True))
+        except OSError as error:
+            url = f"{self._url}/{folder}"
+            raise UserError(f"cannot list {url}: {error.strerror or error}: is the server away?") from error
+        items = []
+        for item in found:
+            name = item["name"].rstrip("/").rpartition("/")[2]
+            if item["name"].rstrip("/") != where:  # which a store may have as an object of no bytes
+                items.append((os.fsencode(f"{name}/" if item["type"] == "directory" else name), name, item))
+        del found
+        for _, name, item in sorted(items, key=lambda item: item[0]):
+            if item["type"] != "directory":
+                yield self._entry(f"{folder}{name}", item)
+            else:
+                yield from self._below(path, f"{folder}{name}/")
+
+    def _entry(self, name: str, item: dict[str, Any]) -> Entry:
+        if kind := kind_by_name(name.split("/"), self._options):
+            return Entry(os.fsencode(name), 0, 0, kind)
+        changed = next((item[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if item.get(key)), "")
+        version = int.from_bytes(hashlib.blake2b(str(changed).encode(), digest_size=7).digest(), "big")
+        return Entry(os.fsencode(name), int(item["size"] or 0), version)
+
+    def _opened(self) -> tuple[Any, str]:
+        """The file system, of this process, and the path there."""
+        if self._system is None:
+            self._system = _file_system(self._url)
+        return self._system, self._system._strip_protocol(self._url)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_system": None}
+
+
+class _Patient(io.RawIOBase):
+    """A remote file of which reads that fail are tried again."""
+
+    def __init__(self, file: Any) -> None:
+        self._remote = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._remote.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        at = self._remote.tell()
+
+        def read() -> bytes:
+            self._remote.seek(at)
+            return self._remote.read(len(buffer))
+
+        data = _patiently(read)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._remote.close()
+        super().close()
+
+
+def _file_system(url: str) -> Any:
+    import fsspec  # here, since it is slow and few need it
+
+    protocol = url.partition("://")[0]
+    options = {"config_kwargs": _PATIENCE} if protocol in ("s3", "s3a") else {}
+    try:
+        system = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+    except ImportError as error:
+        package = _EXTRAS.get(protocol, "")
+        raise UserError(f"{url} cannot be read: {f'pip install {package!r}' if package else error}") from None
+    except ValueError as error:
+        raise UserError(f"{url} cannot be read: {in_a_line(error)}") from None
+    if hasattr(system, "retries"):
+        system.retries = 1  # here it is known how often and how long
+    return system
+
+
+def _patiently(act: Callable[[], T]) -> T:
+    """What `act` returns, tried again after each of `PAUSES` while it fails. Raises OSError, whatever it raises."""
+    for pause in (*PAUSES, None):
+        try:
+            return act()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:
+            if pause is None:
+                raise _system_error(error) from error
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _system_error(error: Exception) -> OSError:
+    return error if isinstance(error, OSError) else OSError(None, in_a_line(error))
