@@ -26,9 +26,10 @@ from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 def test_a_run_that_could_not_begin_does_not_block_the_corrected_one(make_config, monkeypatch, mistake):
     monkeypatch.setitem(sys.modules, "wandb", None)
     # which `paper` does not mind
-    monkeypatch.setattr("fastfgssl.archive.manifest.Archive.is_sixteen_bit", "data__views" in mistake)
+    depth = "16" if "data__views" in mistake else "8"
+    monkeypatch.setattr("fastfgssl.data.stream.depth_of", lambda archive: depth)
     monkeypatch.setattr("fastfgssl.evaluation.online.split_samples", lambda archive: SimpleNamespace(val=[]))
-    with pytest.raises(UserError, match=r"16-bit images do not allow|wandb is not installed|fewer than two images"):
+    with pytest.raises(UserError, match=r"earlier release does not allow|wandb is not installed|fewer than two images"):
         pretrain(make_config(**mistake))
     assert pretrain(make_config())[:2] == (4, None)
 
