@@ -11,7 +11,7 @@ import io
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -110,7 +110,7 @@ class WithContainers:
                 continue
         yield Entry(container.name, 0, container.version)
 
-    def _listed(self, container: Entry) -> Iterator[Entry]:
+    def _listed(self, container: Entry) -> Generator[Entry, None, None]:
         held = None
         walk = _Walk(self.files, container, self._options, _Budget(container.size, self._options))
         try:
@@ -125,10 +125,12 @@ class WithContainers:
             walk.close()
 
     def _read(self, container: bytes, entry: Entry, alive: Callable[[], object]) -> bytes:
+        if entry.name == container:
+            raise OSError(None, "what is in it could not be listed")
         found = self._find(container, entry, alive)
         try:
             if found is None or found.open is None:
-                raise OSError(None, "it could not be listed, or is no longer what it was then")
+                raise OSError(None, "its container is no longer what it was")
             limit = self._options.max_bytes
             data = _all(found.open(), min(limit, entry.size) + 1)
         except format_errors() as error:
@@ -193,7 +195,7 @@ class _Walk(Iterator[Found]):
     def close(self) -> None:
         self._found.close()
 
-    def _whole(self):  # type: ignore[no-untyped-def]
+    def _whole(self) -> Generator[Found, None, None]:
         with self._files.open(self.container[0]) as file:
             yield from self._within(self.container[0], file, True, 1)
 

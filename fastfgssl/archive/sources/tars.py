@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 from fastfgssl.archive.sources.streams import LINK, PIECE, Damaged, Member, Window, exactly, format_errors
@@ -70,7 +71,7 @@ def tar_members(
         if not (info.isdir() or found.endswith(b"/")):
             kind = "" if has_data else LINK if info.islnk() or info.issym() else "not a regular file"
             cannot = "a sparse member of a tar" if sparse else ""
-            yield Member(found, length, lambda reader=reader: cast(BinaryIO, reader), kind, cannot)
+            yield Member(found, length, partial(cast, BinaryIO, reader), kind, cannot)
         at += _padded(length)
         if not seeks:
             _pass(stream, bytes_.left + _padded(length) - length, alive)
