@@ -79,6 +79,8 @@ DOORS = {
     r"triton": ["triton_kernel.py", "columns_triton.py"],
     r"pydicom": ["fastfgssl/archive/"],
     r"imagecodecs": ["fastfgssl/archive/"],
+    r"(fsspec|s3fs)": ["fastfgssl/archive/sources/remote.py"],
+    r"zstandard": ["fastfgssl/archive/sources/streams.py"],
     r"timm": ["fastfgssl/models/"],
     r"(onnx|onnxruntime|onnxscript)": ["fastfgssl/export/onnx.py"],
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -44,7 +45,6 @@ def bucket(monkeypatch) -> Iterator[Failing]:
     http = make_server("127.0.0.1", 0, failing, threaded=True)
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
-    failing.stop = http.shutdown
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{http.server_port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
@@ -54,6 +54,9 @@ def bucket(monkeypatch) -> Iterator[Failing]:
     failing.client = boto3.client("s3")
     failing.client.create_bucket(Bucket="hospital")
     yield failing
+    failing.failures = 0
+    with urlopen(Request(f"http://127.0.0.1:{http.server_port}/moto-api/reset", method="POST")):
+        pass  # what is stored is the process's
     http.shutdown()
     http.server_close()
 
@@ -94,13 +97,8 @@ def test_the_archive_is_that_of_a_folder_though_the_server_fails_at_times(bucket
     key = fixed_key(tmp_path / "key")
     options = {"workers": 1, "key": key, "shard_size": 0.01}
     prepare(PrepareOptions(sources=[write_files(tmp_path / "scans", FILES)], out=tmp_path / "local", **options))
-    bucket.failures = 2
+    bucket.failures = 3
     remote = PrepareOptions(sources=["s3://hospital/scans"], out=tmp_path / "remote", **options)
-
-    def fail(progress: object) -> None:
-        bucket.failures = 0
-
-    bucket.match = ""
     summary = prepare(remote)
     assert bucket.failures == 0
     assert summary.samples == 40

@@ -125,10 +125,12 @@ class WithContainers:
             walk.close()
 
     def _read(self, container: bytes, entry: Entry, alive: Callable[[], object]) -> bytes:
+        if entry.name == container:
+            raise OSError(None, "what is in it could not be listed")
         found = self._find(container, entry, alive)
         try:
             if found is None or found.open is None:
-                raise OSError(None, "it could not be listed, or is no longer what it was then")
+                raise OSError(None, "its container is no longer what it was")
             limit = self._options.max_bytes
             data = _all(found.open(), min(limit, entry.size) + 1)
         except format_errors() as error:

@@ -23,7 +23,11 @@ T = TypeVar("T")
 _AHEAD, _AHEAD_BYTES = 8, 16 << 20  # objects, and bytes of them, that are on their way to a worker at once
 _BLOCK = 4 << 20  # bytes of a container that are asked for at once
 _EXTRAS = {"s3": "fastfgssl[s3]", "s3a": "fastfgssl[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
-_PATIENCE = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}
+# one request an object, tried again here alone, where it is known how often and how long
+_S3 = {
+    "config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 1}},
+    "max_concurrency": 1,
+}
 
 
 class RemoteSource:
@@ -163,7 +167,7 @@ def _file_system(url: str) -> Any:
     import fsspec  # here, since it is slow and few need it
 
     protocol = url.partition("://")[0]
-    options = {"config_kwargs": _PATIENCE} if protocol in ("s3", "s3a") else {}
+    options: dict[str, Any] = _S3 if protocol in ("s3", "s3a") else {}
     try:
         system = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
@@ -171,8 +175,8 @@ def _file_system(url: str) -> Any:
         raise UserError(f"{url} cannot be read: {f'pip install {package!r}' if package else error}") from None
     except ValueError as error:
         raise UserError(f"{url} cannot be read: {in_a_line(error)}") from None
-    if hasattr(system, "retries"):
-        system.retries = 1  # here it is known how often and how long
+    if protocol in ("s3", "s3a"):
+        system.retries = 2
     return system
 
 

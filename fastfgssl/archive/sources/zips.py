@@ -34,7 +34,7 @@ def zip_members(file: BinaryIO, *, spend: Callable[[int], object], alive: Callab
         places = _places(directory)
     except (Damaged, struct.error) as error:
         damage = error if isinstance(error, Damaged) else Damaged("its directory is cut off")
-        directory, shift = b"".join(_from_start(file, alive)), 0
+        directory, shift = b"".join(_from_start(file, spend, alive)), 0
         places = _places(directory)
     for place in places:
         (_, _, _, flags, method, _, _, crc, packed, size, length, more, _, _, _, attributes, start) = (
@@ -128,7 +128,7 @@ def _places(directory: bytes) -> list[int] | array:
     return array("Q", sorted(places, key=name))
 
 
-def _from_start(file: BinaryIO, alive: Callable[[], object]) -> Iterator[bytes]:
+def _from_start(file: BinaryIO, spend: Callable[[int], object], alive: Callable[[], object]) -> Iterator[bytes]:
     """A directory of the members that are whole, made of what stands before each."""
     end, at = file.seek(0, io.SEEK_END), 0
     while True:
@@ -148,8 +148,9 @@ def _from_start(file: BinaryIO, alive: Callable[[], object]) -> Iterator[bytes]:
                 size = crc = 0
                 while piece := inflated.read(PIECE):
                     size, crc = size + len(piece), zlib.crc32(piece, crc)
+                    spend(len(piece))
                     alive()
-            except (zlib.error, EOFError):
+            except (zlib.error, EOFError, Damaged):
                 return
             packed = inflated.taken
         if data + packed > end:
