@@ -164,6 +164,9 @@ def _end(workers: list[_Worker]) -> None:
 
 def _serve(function: Function, pipe: Connection, shared: Any) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # killed while this one started: the next run is at work already
+        return
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # decoders would set up a GPU in each worker, which none of them uses
     watch = Watch(shared)
     while True:
