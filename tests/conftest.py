@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,13 +40,12 @@ def archive_path(phantom_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_log_of_a_command_stays() -> Iterator[None]:
-    """A command that a test runs in this process shows the library's log, as no later test's library does."""
+def no_log_of_a_command_stays() -> None:
+    """A command that ran in this process, in a test or a fixture, shows the library's log, as no library does."""
     logger = logging.getLogger("fastfgssl")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], level, logger.propagate = before
-    logger.setLevel(level)
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture

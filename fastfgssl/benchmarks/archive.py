@@ -20,7 +20,7 @@ from fastfgssl.archive.tables import COLUMNS
 from fastfgssl.runtime.errors import UserError
 
 WIDTH, HEIGHT = 600, 450
-ROW = 52  # bytes of a sample in a generated table, rounded up
+ROW = 53  # bytes of a sample in a generated table, rounded up
 
 
 @contextmanager
@@ -66,6 +66,7 @@ def write_index(folder: Path, num_samples: int, *, samples_a_shard: int = 10_000
                 "width": np.full(count, WIDTH),
                 "height": np.full(count, HEIGHT),
                 "crc32": np.full(count, zlib.crc32(bytes(size))),  # of a file without contents
+                "bit_depth": np.full(count, 8),
                 "low": np.full(count, 0),
                 "high": np.full(count, 255),
             }

@@ -30,7 +30,7 @@ def main() -> int:
         type=int,
         default=100_000_000,
         metavar="N",
-        help="length of the index that input opens; it takes 45 bytes each in TMPDIR (default: %(default)s)",
+        help="length of the index that input opens; it takes 53 bytes each in TMPDIR (default: %(default)s)",
     )
     parser.add_argument(
         "--rehearse", action="store_true", help="tiny sizes, each case once: whether all runs; numbers mean nothing"
