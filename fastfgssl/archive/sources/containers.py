@@ -6,7 +6,6 @@ place in it, so that one pass serves all that is asked for in order.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import time
@@ -27,12 +26,12 @@ from fastfgssl.archive.sources.base import (
     kind_by_name,
     nothing,
 )
+from fastfgssl.archive.sources.names import LONGEST_NAME, WITHIN, Names, container_of, parent_of, plain, told_apart
 from fastfgssl.archive.sources.streams import Damaged, Member, Window, format_errors, stream_of
 from fastfgssl.archive.sources.tars import tar_members
 from fastfgssl.archive.sources.zips import zip_members
 from fastfgssl.runtime.errors import in_a_line
 
-WITHIN = b"!/"
 _FREE = 64 << 20  # bytes that any container may give, however small it is
 
 
@@ -70,7 +69,10 @@ class WithContainers:
 
     def entries(self) -> Iterator[Entry]:
         for entry in self.files.entries():
-            if entry.skip or not container_suffix(os.fsdecode(entry.name)):
+            if container_of(entry.name) not in (None, entry.name):
+                why = entry.skip or "ambiguous name: it is that of a container's member"
+                yield Entry(told_apart(entry.name), 0, 0, why, entry.damaged or not entry.skip)
+            elif entry.skip or not container_suffix(os.fsdecode(entry.name)):
                 yield entry
             else:
                 yield from self._members(entry)
@@ -78,7 +80,7 @@ class WithContainers:
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
     ) -> Iterator[bytes | OSError | Unusable]:
-        for container, group in groupby(entries, key=lambda entry: _container(entry.name)):
+        for container, group in groupby(entries, key=lambda entry: container_of(entry.name)):
             if container is None:
                 yield from self.files.read(list(group), alive)
                 continue
@@ -112,10 +114,10 @@ class WithContainers:
 
     def _listed(self, container: Entry) -> Generator[Entry, None, None]:
         held = None
-        walk = _Walk(self.files, container, self._options, _Budget(container.size, self._options))
+        walk = _Walk(self.files, container, self._options)
         try:
             for found in walk:
-                lost = found.lost and held and _parent(held.name) == found.entry.name and not held.damaged
+                lost = found.lost and held and parent_of(held.name) == found.entry.name and not held.damaged
                 if held and not lost:
                     yield held
                 held = found.entry
@@ -177,16 +179,14 @@ class _Budget:
 class _Walk(Iterator[Found]):
     """Through a container of a source, and through those that lie in it."""
 
-    def __init__(
-        self, files: FileSource, container: Entry, options: SourceOptions, budget: _Budget | None = None
-    ) -> None:
+    def __init__(self, files: FileSource, container: Entry, options: SourceOptions) -> None:
         self.container = container.name, container.version
         self.wanted: bytes | None = None
         """The name that is looked for: containers that cannot hold it are passed over."""
         self.alive: Callable[[], object] = nothing
         self._options = options
-        self._spend = budget.spend if budget else lambda size: None
-        self._files, self._file = files, None
+        self._files = files
+        self._spend: Callable[[int], object] = lambda size: None
         self._found = self._whole()
 
     def __next__(self) -> Found:
@@ -197,18 +197,24 @@ class _Walk(Iterator[Found]):
 
     def _whole(self) -> Generator[Found, None, None]:
         with self._files.open(self.container[0]) as file:
+            # who reads has a budget too: what was listed may have been exchanged since
+            self._spend = _Budget(file.seek(0, io.SEEK_END), self._options).spend
+            file.seek(0)
             yield from self._within(self.container[0], file, True, 1)
 
     def _within(self, name: bytes, file: BinaryIO, seeks: bool, depth: int) -> Iterator[Found]:
-        version, seen = self.container[1], _Names()
+        version, seen = self.container[1], Names()
         try:
             for member in self._members(name, file, seeks):
-                path = name + WITHIN + seen.unique(_plain(member.name))
-                parts = os.fsdecode(_plain(member.name)).split("/")
+                own = plain(member.name)
+                path = name + WITHIN + seen.unique(told_apart(own[:LONGEST_NAME]))
+                parts = os.fsdecode(own).split("/")
                 suffix = container_suffix(parts[-1])
                 skip = member.skip or kind_by_name(parts, self._options)
-                if skip or member.unusable:
-                    yield Found(Entry(path, member.size, version, skip or member.unusable, not skip))
+                too_long = f"name too long: {len(own)} bytes" if len(own) > LONGEST_NAME else ""
+                if skip or member.unusable or too_long:
+                    why = skip or member.unusable or too_long
+                    yield Found(Entry(path, member.size, version, why, not skip))
                 elif suffix and depth >= self._options.depth:
                     yield Found(Entry(path, member.size, version, f"{suffix} below --nested"))
                 elif not suffix:
@@ -243,46 +249,8 @@ class _Walk(Iterator[Found]):
         self.alive()
 
 
-class _Names:
-    """Names of one container, of which later ones that are the same get a number: `1.png!2`."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, int] = {}  # by a hash: names are long
-
-    def unique(self, name: bytes) -> bytes:
-        key = _hash(name)
-        count = self._seen[key] = self._seen.get(key, 0) + 1
-        return name if count == 1 else self.unique(b"%b!%d" % (name, count))
-
-
-def _hash(name: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
-
-
 def _damage(name: bytes, version: int, why: str) -> Entry:
     return Entry(name, 0, version, f"damaged container: {why}", True)
-
-
-def _plain(name: bytes) -> bytes:
-    """A member's name without a `./` that many tars begin with."""
-    while name.startswith(b"./"):
-        name = name[2:].lstrip(b"/")
-    return name
-
-
-def _container(name: bytes) -> bytes | None:
-    """The file that an entry is read from as a member, or as a container that could not be listed; None for a file."""
-    at = name.find(WITHIN)
-    while at >= 0:
-        if container_suffix(os.fsdecode(name[:at])):
-            return name[:at]
-        at = name.find(WITHIN, at + 1)
-    return name if container_suffix(os.fsdecode(name)) else None
-
-
-def _parent(name: bytes) -> bytes:
-    """The container that a member lies in: a member's own name may hold what stands between the two."""
-    return name.rpartition(WITHIN)[0]
 
 
 def _all(stream: BinaryIO, limit: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 from fastfgssl.archive.sources.streams import LINK, PIECE, Damaged, Member, Window, exactly, format_errors
 
 _MOST_HEADERS = 1 << 20  # bytes of a member's extended header: a name is never so long
+_MOST_DIGITS = 19  # of a size: 8 EiB
 
 
 def tar_members(
@@ -45,6 +46,7 @@ def tar_members(
         if extended:
             if info.size > _MOST_HEADERS:
                 raise Damaged(f"an extended header of {info.size} bytes")
+            spend(_padded(info.size))
             data = exactly(stream, _padded(info.size), "it is cut off")[: info.size]
             at += _padded(info.size)
             if info.type == tarfile.GNUTYPE_LONGNAME:
@@ -52,12 +54,16 @@ def tar_members(
             elif info.type in (b"x", b"X"):
                 records = _pax_records(data)
                 name = records.get(b"path", name)
-                size = int(records[b"size"]) if records.get(b"size", b"").isdigit() else size
+                digits = records.get(b"size", b"")
+                if len(digits) > _MOST_DIGITS:
+                    raise Damaged(f"a header says a size of {len(digits)} digits")
+                size = int(digits) if digits.isdigit() else size
                 sparse = any(key.startswith(b"GNU.sparse.") for key in records)
             continue
         if info.type == tarfile.GNUTYPE_SPARSE:
             sparse, more = True, header[482]
             while more:
+                spend(tarfile.BLOCKSIZE)
                 more = exactly(stream, tarfile.BLOCKSIZE, "it is cut off")[504]
                 at += tarfile.BLOCKSIZE
         has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
@@ -120,5 +126,5 @@ def _pass(stream: BinaryIO, size: int, alive: Callable[[], object]) -> None:
                 raise Damaged("it is cut off in a member", within=True)
             size -= len(piece)
             alive()
-    except format_errors() as error:
+    except (Damaged, *format_errors()) as error:
         raise Damaged(str(error) or "it is cut off in a member", within=True) from None

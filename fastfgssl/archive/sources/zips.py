@@ -21,6 +21,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _FULL, _FULL_16 = 0xFFFFFFFF, 0xFFFF
 _ENCRYPTED, _SIZE_FOLLOWS = 1 << 0, 1 << 3
 _STORED, _DEFLATED, _BZIP2, _ZSTANDARD = 0, 8, 12, 93
+_LARGEST_DIRECTORY = 1 << 30  # bytes, of some ten million members
 
 
 def zip_members(file: BinaryIO, *, spend: Callable[[int], object], alive: Callable[[], object]) -> Iterator[Member]:
@@ -28,7 +29,7 @@ def zip_members(file: BinaryIO, *, spend: Callable[[int], object], alive: Callab
 
     If that is damaged, those that are found from the start, and Damaged is raised after them.
     """
-    damage = None
+    damage, end = None, file.seek(0, io.SEEK_END)
     try:
         directory, shift = _directory(file)
         places = _places(directory)
@@ -46,7 +47,7 @@ def zip_members(file: BinaryIO, *, spend: Callable[[int], object], alive: Callab
         if name.endswith(b"/"):
             continue
         spend(size)
-        opened = _ZipMember(file, start + shift, method, packed)
+        opened = _ZipMember(file, start + shift, method, packed, end)
         cannot = ""
         if flags & _ENCRYPTED:
             cannot = "encrypted"
@@ -63,9 +64,11 @@ class _ZipMember(NamedTuple):
     start: int
     method: int
     packed: int
+    end: int
+    """Of the file."""
 
     def open(self) -> BinaryIO:
-        self.file.seek(self.start)
+        _seek(self.file, self.start, self.end)
         header = exactly(self.file, _LOCAL.size, "it is cut off")
         signature, *_, length, more = _LOCAL.unpack(header)
         if signature != b"PK\3\4":
@@ -76,7 +79,16 @@ class _ZipMember(NamedTuple):
         raw = cast(BinaryIO, io.BufferedReader(window))
         if self.method == _DEFLATED:
             return cast(BinaryIO, io.BufferedReader(_Inflated(raw)))
-        return cast(BinaryIO, bz2.BZ2File(raw)) if self.method == _BZIP2 else zstandard_stream(raw)
+        if self.method == _BZIP2:
+            return cast(BinaryIO, io.BufferedReader(_Bunzipped(raw)))
+        return zstandard_stream(raw)
+
+
+def _seek(file: BinaryIO, place: int, end: int) -> None:
+    """Raises Damaged for a place that is not in the file: seeking there raises what a failing disk does, and others."""
+    if not 0 <= place <= end:
+        raise Damaged("its directory leads out of it")
+    file.seek(place)
 
 
 def _directory(file: BinaryIO) -> tuple[bytes, int]:
@@ -93,7 +105,7 @@ def _directory(file: BinaryIO) -> tuple[bytes, int]:
     if at >= _LOCATOR.size and tail.startswith(b"PK\6\7", at - _LOCATOR.size):
         _, _, place, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
         for after in (place, start + at - _LOCATOR.size - _END_64.size):
-            file.seek(after)
+            _seek(file, after, end)
             record = file.read(_END_64.size)
             if record.startswith(b"PK\6\6") and len(record) == _END_64.size:
                 break
@@ -102,6 +114,8 @@ def _directory(file: BinaryIO) -> tuple[bytes, int]:
         *_, count, size, offset = _END_64.unpack(record)
     if size > after:
         raise Damaged("its directory is larger than the file")
+    if size > _LARGEST_DIRECTORY:
+        raise Damaged(f"a directory of {size} bytes")
     file.seek(after - size)
     directory = exactly(file, size, "its directory is cut off")
     if count and not directory.startswith(b"PK\1\2"):
@@ -114,8 +128,10 @@ def _places(directory: bytes) -> list[int] | array:
     places, at = array("Q"), 0
     while at < len(directory):
         (signature, *_, length, more, comment, _, _, _, _) = _CENTRAL.unpack_from(directory, at)
+        if signature == b"PK\5\5":
+            break  # a digital signature, which is its end
         if signature != b"PK\1\2":
-            break  # a digital signature
+            raise Damaged("its directory is damaged")
         places.append(at)
         at += _CENTRAL.size + length + more + comment
         if at > len(directory):
@@ -130,8 +146,8 @@ def _places(directory: bytes) -> list[int] | array:
 
 def _from_start(file: BinaryIO, spend: Callable[[int], object], alive: Callable[[], object]) -> Iterator[bytes]:
     """A directory of the members that are whole, made of what stands before each."""
-    end, at = file.seek(0, io.SEEK_END), 0
-    while True:
+    end, at, made = file.seek(0, io.SEEK_END), 0, 0
+    while made < _LARGEST_DIRECTORY:
         file.seek(at)
         header = file.read(_LOCAL.size)
         if len(header) < _LOCAL.size or not header.startswith(b"PK\3\4"):
@@ -157,6 +173,7 @@ def _from_start(file: BinaryIO, spend: Callable[[int], object], alive: Callable[
             return
         large = struct.pack("<2H3Q", 1, 24, size, packed, at)
         numbers = (flags, method, time, date, crc, _FULL, _FULL, len(name), len(large), 0, 0, 0, 0, _FULL)
+        made += _CENTRAL.size + len(name) + len(large)
         yield _CENTRAL.pack(b"PK\1\2", 0, needed, *numbers) + name + large
         at = data + packed
         if flags & _SIZE_FOLLOWS:  # a record of 12 to 24 bytes, and then perhaps a header
@@ -172,7 +189,8 @@ def _large(extra: bytes, size: int, packed: int, start: int) -> tuple[int, int, 
         kind, length = struct.unpack_from("<2H", extra, at)
         at += 4
         if kind == 1:
-            values = iter(struct.unpack_from(f"<{length // 8}Q", extra[: at + length], at))
+            count = min(length, len(extra) - at) // 8
+            values = iter(struct.unpack_from(f"<{count}Q", extra, at))
             numbers = [next(values, number) if number == _FULL else number for number in numbers]
         at += length
     return numbers[0], numbers[1], numbers[2]
@@ -199,5 +217,28 @@ class _Inflated(io.RawIOBase):
                 raise EOFError("it is cut off")
             if self._inflate.eof:
                 self.taken -= len(self._inflate.unused_data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Bunzipped(io.RawIOBase):
+    """What a stream of bzip2 gives. `bz2.BZ2File` says of damaged bytes what a failing disk says, OSError."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed, self._unpack = packed, bz2.BZ2Decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data and not self._unpack.eof:
+            piece = self._packed.read(1 << 16) if self._unpack.needs_input else b""
+            if self._unpack.needs_input and not piece:
+                raise EOFError("it is cut off")
+            try:
+                data = self._unpack.decompress(piece, len(buffer))
+            except OSError as error:
+                raise Damaged(f"bzip2: {error}") from None
         buffer[: len(data)] = data
         return len(data)
