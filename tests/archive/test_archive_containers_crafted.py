@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import resource
 import struct
 import tarfile
@@ -43,6 +42,13 @@ def contents(path: Path, **options: object) -> dict[str, bytes | str]:
 
 def tar_of_names(names: Iterable[str]) -> bytes:
     return tar_of({}, tarfile.GNU_FORMAT, others=map(tarfile.TarInfo, names))
+
+
+def member(name: str, data: bytes) -> bytes:
+    """Of a tar, so that one of them may have a name twice."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf() + data + bytes(-len(data) % 512)
 
 
 def tar_with_pax_size(size: str) -> bytes:
@@ -114,9 +120,9 @@ def test_damaged_bzip2_is_no_failing_disk(tmp_path):
     inner = tar_of({f"{i}.png": bytes(range(256)) * 400 for i in range(20)})
     data = bytearray(zip_of({"in.tar": inner, "z.png": b"z"}, zipfile.ZIP_BZIP2))
     data[data.index(b"z.png") // 2] ^= 255
-    found = contents(write(tmp_path / "b.zip", bytes(data)).rename(tmp_path / "c.zip"))
-    assert found["c.zip!/in.tar"].startswith("quarantined: damaged container: bzip2: ")
-    assert found["c.zip!/z.png"] == b"z"
+    found = contents(write(tmp_path / "b.zip", bytes(data)))
+    assert found["b.zip!/in.tar"].startswith("quarantined: damaged container: bzip2: ")
+    assert found["b.zip!/z.png"] == b"z"
 
 
 def test_a_size_of_very_many_digits(tmp_path):
@@ -132,19 +138,14 @@ def test_names_that_numbers_were_put_to_beforehand(tmp_path):
 
 
 def test_names_of_a_mebibyte_are_not_kept(tmp_path):
-    names = [f"{'a' * MIB}{number}.png" for number in range(20)]
-    good = tar_of({"good.png": b"good"})
-    tar = tar_of_names(name[-MIB + 1000 :] for name in names)[: 20 * (MIB + 512)]
-    found = contents(
-        write(tmp_path / "a.tar", tar_of({"good.png": b"good"})[:1024] + tar_of_names(["b" * 5000 + ".png"]))
-    )
+    names = [f"{'b' * MIB}{number}.png"[16:] for number in range(20)]
+    found = contents(write(tmp_path / "a.tar", member("good.png", b"good") + tar_of_names(names)))
     assert found.pop("a.tar!/good.png") == b"good"
-    assert list(found.values()) == ["quarantined: name too long: 5004 bytes"]
-    entries = list(source(write(tmp_path / "a.tar", tar)).entries())
-    assert sum(len(entry.name) for entry in entries) < 20 * 5000
-    assert len({entry.name for entry in entries}) == len(entries)
+    assert len(found) == 20
+    assert set(found.values()) <= {f"quarantined: name too long: {len(name)} bytes" for name in names}
+    assert sum(map(len, found)) < 20 * 5000
     inner = zip_of({f"{number}.png": b"" for number in range(99)})
-    assert len(contents(write(tmp_path / "a.tar", tar_of({f"{'n' * 60000}.zip": inner}) + good))) == 1
+    assert len(contents(write(tmp_path / "a.tar", tar_of({f"{'n' * 60000}.zip": inner})))) == 1
 
 
 def test_headers_count_as_bytes_that_a_container_gives(tmp_path, monkeypatch):
@@ -168,8 +169,9 @@ def test_no_member_has_the_name_of_a_nested_one(tmp_path):
         "x.zip!%2F1.png": b"beside that",
         "Look!/1.png": b"no container",
     }
-    twice = tar_of({"x.zip": zip_of({"1.png": b"second"})})[:-10240] + tar_of({"x.zip!2!/1.png": b"beside the second"})
-    assert contents(write(tmp_path / "a.tar", tar_of(files).rstrip(b"\0").ljust(6144, b"\0") + twice)) == {
+    others = [("x.zip", zip_of({"1.png": b"second"})), ("x.zip!2!/1.png", b"beside the second")]
+    tar = b"".join(member(name, data) for name, data in (*files.items(), *others))
+    assert contents(write(tmp_path / "a.tar", tar + bytes(1024))) == {
         "a.tar!/x.zip!/1.png": b"within",
         "a.tar!/x.zip!%2F1.png": b"beside",
         "a.tar!/x.zip!%2F1.png!2": b"beside that",
@@ -230,7 +232,12 @@ def test_a_run_over_all_of_them_goes_on(tmp_path):
     summary = prepare(options)
     assert summary.samples == 4
     assert summary.unreadable == 0
-    assert summary.quarantined == {"damaged container": 4, "no image": 1, "name too long": 1, "ambiguous name": 1}
+    assert summary.quarantined == {
+        "damaged container": 4,
+        "not an image of a known format": 1,
+        "name too long": 1,
+        "ambiguous name": 1,
+    }
     assert Archive.open(options.out).verify() == []
     paths = [row["path"] for row in inputs_of(options)]
     assert len(set(paths)) == len(paths)

@@ -200,12 +200,13 @@ class _Walk(Iterator[Found]):
             # who reads has a budget too: what was listed may have been exchanged since
             self._spend = _Budget(file.seek(0, io.SEEK_END), self._options).spend
             file.seek(0)
-            yield from self._within(self.container[0], file, True, 1)
+            suffix = container_suffix(os.fsdecode(self.container[0]))
+            yield from self._within(self.container[0], suffix, file, True, 1)
 
-    def _within(self, name: bytes, file: BinaryIO, seeks: bool, depth: int) -> Iterator[Found]:
+    def _within(self, name: bytes, kind: str, file: BinaryIO, seeks: bool, depth: int) -> Iterator[Found]:
         version, seen = self.container[1], Names()
         try:
-            for member in self._members(name, file, seeks):
+            for member in self._members(kind, file, seeks):
                 own = plain(member.name)
                 path = name + WITHIN + seen.unique(told_apart(own[:LONGEST_NAME]))
                 parts = os.fsdecode(own).split("/")
@@ -236,10 +237,9 @@ class _Walk(Iterator[Found]):
                 yield Found(_damage(path, self.container[1], why))
                 return
             stream, seeks = io.BytesIO(_all(stream, limit)), True
-        yield from self._within(path, stream, seeks, depth + 1)
+        yield from self._within(path, suffix, stream, seeks, depth + 1)
 
-    def _members(self, name: bytes, file: BinaryIO, seeks: bool) -> Iterator[Member]:
-        suffix = container_suffix(os.fsdecode(name))
+    def _members(self, suffix: str, file: BinaryIO, seeks: bool) -> Iterator[Member]:
         if suffix == ".zip":
             return zip_members(file, spend=self._spend, alive=self._live)
         stream = stream_of(suffix, file)

@@ -32,8 +32,8 @@ def tar_members(
         spend(tarfile.BLOCKSIZE)
         at += tarfile.BLOCKSIZE
         if not header.strip(b"\0"):
-            while not seeks and stream.read(PIECE):  # so that a checksum at its end is compared
-                spend(PIECE)
+            while not seeks and (piece := stream.read(PIECE)):  # so that a checksum at its end is compared
+                spend(len(piece))
                 alive()
             return
         try:
