@@ -119,6 +119,7 @@ def _padded(size: int) -> int:
 
 def _pass(stream: BinaryIO, size: int, alive: Callable[[], object]) -> None:
     """Reads over the rest of a member."""
+    errors: tuple[type[Exception], ...] = (Damaged, *format_errors())
     try:
         while size:
             piece = stream.read(min(size, PIECE))
@@ -126,5 +127,5 @@ def _pass(stream: BinaryIO, size: int, alive: Callable[[], object]) -> None:
                 raise Damaged("it is cut off in a member", within=True)
             size -= len(piece)
             alive()
-    except (Damaged, *format_errors()) as error:
+    except errors as error:
         raise Damaged(str(error) or "it is cut off in a member", within=True) from None
