@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
@@ -18,6 +19,11 @@ from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
 
 pytest.register_assert_rewrite("helpers")
+
+# The same examples in every run; new ones are looked for by `pytest --hypothesis-profile explore`.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

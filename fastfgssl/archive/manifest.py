@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.archive.accounting import ACCOUNTING, problems, read_accounting
+from fastfgssl.archive.building.accounting import ACCOUNTING, problems, read_accounting
 from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
 from fastfgssl.runtime.files import sha256_of
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastfgssl.archive.decoded import FileSettings
-from fastfgssl.archive.dicom import DicomSettings
-from fastfgssl.archive.image import ImageSettings
-from fastfgssl.archive.labels_presets import PRESETS
-from fastfgssl.archive.parts import PartOptions
-from fastfgssl.archive.shards import SHARD_BYTES
+from fastfgssl.archive.building.parts import PartOptions
+from fastfgssl.archive.building.shards import SHARD_BYTES
+from fastfgssl.archive.dicom.pictures import DicomSettings
+from fastfgssl.archive.images.decoded import FileSettings
+from fastfgssl.archive.images.image import ImageSettings
+from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.runtime.errors import UserError, require_one_of
 

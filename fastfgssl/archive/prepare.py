@@ -14,17 +14,17 @@ from contextlib import closing
 
 import numpy as np
 
-from fastfgssl.archive.assemble import Ids, assemble
-from fastfgssl.archive.base import Base
-from fastfgssl.archive.keys import load_key
-from fastfgssl.archive.labels import Labels, labels_of_folders, read_labels
-from fastfgssl.archive.labels_presets import PRESETS, read_preset
+from fastfgssl.archive.building.assemble import Ids, assemble
+from fastfgssl.archive.building.base import Base
+from fastfgssl.archive.building.keys import load_key
+from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
+from fastfgssl.archive.building.plan import DonePart
+from fastfgssl.archive.building.publish import LISTING, Place
+from fastfgssl.archive.building.workers import NO_ITEM, Death, run_tasks
+from fastfgssl.archive.labels.assignment import Labels, labels_of_folders, read_labels
+from fastfgssl.archive.labels.presets import PRESETS, read_preset
 from fastfgssl.archive.listing import Listing, find_images
 from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
-from fastfgssl.archive.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
-from fastfgssl.archive.plan import DonePart
-from fastfgssl.archive.publish import LISTING, Place
-from fastfgssl.archive.workers import NO_ITEM, Death, run_tasks
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
 

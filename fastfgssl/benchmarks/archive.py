@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from fastfgssl.archive.building.tables import COLUMNS
 from fastfgssl.archive.manifest import FORMAT, MANIFEST, SHARDS, TABLE, VERSION
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import PrepareOptions, prepare
-from fastfgssl.archive.tables import COLUMNS
 from fastfgssl.runtime.errors import UserError
 
 WIDTH, HEIGHT = 600, 450

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from fastfgssl.archive.labels_presets import PRESETS
+from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import MIB, PrepareOptions, Progress, Summary, prepare
 from fastfgssl.archive.sources.opening import path_or_url

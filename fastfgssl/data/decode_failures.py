@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastfgssl.archive.image import TrainingDecoder
+from fastfgssl.archive.images.image import TrainingDecoder
 from fastfgssl.data.decode import Encoded, GraphSpec, build_decoder
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.data.reader import Reader

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastfgssl.archive.image import ImageSettings, TrainingDecoder, prepare_file
+from fastfgssl.archive.images.image import ImageSettings, TrainingDecoder, prepare_file
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.config.schema import Config

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfgssl.archive.decoded import picture_of
+from fastfgssl.archive.images.decoded import picture_of
 from fastfgssl.archive.listing import ImageFile, find_images
 from fastfgssl.archive.manifest import MANIFEST, Archive
 from fastfgssl.archive.outcome import Unusable

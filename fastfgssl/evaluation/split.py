@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fastfgssl.archive.labels.splits import SPLITS, standard_split
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.splits import SPLITS, standard_split
 from fastfgssl.config.section import require
 from fastfgssl.data.philox import Use, random_words, uniform
 from fastfgssl.evaluation.strata import strata_of

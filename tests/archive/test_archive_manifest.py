@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfgssl.archive.accounting import SCHEMA, read_accounting
+from fastfgssl.archive.building.accounting import SCHEMA, read_accounting
+from fastfgssl.archive.building.shards import EXTENSIONS
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.shards import EXTENSIONS
 from fastfgssl.runtime.errors import UserError
 from helpers.archives import CLASSES, KEY, make_samples, write
 
@@ -28,7 +28,7 @@ def archive(tmp_path) -> Archive:
     return write(tmp_path / "archive", make_samples([100, 0, 512, 700, 1, 2000, 5, 511, 513, 40]), shard_bytes=1300)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=30), shard_bytes=st.integers(1, 5000))
 def test_columns_agree_with_a_brute_force_read(tmp_path_factory, sizes, shard_bytes):
     samples = make_samples(sizes)
@@ -108,7 +108,7 @@ def test_columns_of_no_and_of_impossible_samples(archive):
             archive.columns(np.array([0, wrong]), ["size"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_verify_finds_any_flipped_bit(tmp_path_factory, data):
     archive = write(tmp_path_factory.mktemp("tmp") / "archive", make_samples([300, 20, 900, 0, 50]), shard_bytes=400)
@@ -137,7 +137,7 @@ def test_a_table_that_was_altered_is_not_opened(archive):
         Archive.open(archive.path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_large_table_that_was_altered_gives_no_sample_outside_its_shard(tmp_path_factory, data):
     """Larger ones are not read as a whole: what is asked for is intact, or refused in a line."""

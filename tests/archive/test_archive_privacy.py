@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfgssl.archive.inputs import Input, harmless, read_inputs, write_inputs
-from fastfgssl.archive.keys import Key, load_key
+from fastfgssl.archive.building.inputs import Input, harmless, read_inputs, write_inputs
+from fastfgssl.archive.building.keys import Key, load_key
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.runtime.errors import UserError

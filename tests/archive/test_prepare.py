@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fastfgssl.archive.keys import Key
-from fastfgssl.archive.labels import read_labels
+from fastfgssl.archive.building.keys import Key
+from fastfgssl.archive.images.strip_jpeg import strip_jpeg
+from fastfgssl.archive.images.strip_png import strip_png
+from fastfgssl.archive.labels.assignment import read_labels
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
-from fastfgssl.archive.strip_jpeg import strip_jpeg
-from fastfgssl.archive.strip_png import strip_png
 from fastfgssl.runtime.errors import UserError
 from helpers.images import (
     DECODER,

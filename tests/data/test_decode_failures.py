@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastfgssl.archive.image import TrainingDecoder
+from fastfgssl.archive.images.image import TrainingDecoder
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data import decode_failures as failures_module
 from fastfgssl.data import loader as loader_module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfgssl.data.order import Order, global_batch
@@ -60,7 +60,6 @@ def test_uniform_numbers_fill_the_unit_interval():
 shards = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 0)
 
 
-@settings(deadline=None)
 @given(sizes=shards, seed=st.integers(0, 2**63 - 1), window=st.integers(1, 10))
 def test_every_epoch_holds_every_sample_once(sizes, seed, window):
     order = Order(sizes, seed=seed, window=window)
@@ -70,7 +69,6 @@ def test_every_epoch_holds_every_sample_once(sizes, seed, window):
         assert set(slots.epochs) == {epoch}
 
 
-@settings(deadline=None)
 @given(
     sizes=shards, seed=st.integers(0, 100), window=st.integers(1, 10), batch=st.integers(1, 30), step=st.integers(0, 50)
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastfgssl.archive.decoded import picture_of
+from fastfgssl.archive.images.decoded import picture_of
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.commands.predict import main

@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.archive import parts
-from fastfgssl.archive.assemble import Ids, assemble
-from fastfgssl.archive.base import Base
-from fastfgssl.archive.keys import Key
-from fastfgssl.archive.labels import Facts, Labels, by_entry
+from fastfgssl.archive.building import parts
+from fastfgssl.archive.building.assemble import Ids, assemble
+from fastfgssl.archive.building.base import Base
+from fastfgssl.archive.building.keys import Key
+from fastfgssl.archive.building.plan import DonePart
+from fastfgssl.archive.building.publish import Place
+from fastfgssl.archive.labels.assignment import Facts, Labels, by_entry
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import MIB, PrepareOptions, Summary
-from fastfgssl.archive.plan import DonePart
-from fastfgssl.archive.publish import Place
 
 CLASSES = ["a", "b", "c"]
 KEY = Key(bytes(32))

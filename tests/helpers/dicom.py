@@ -15,11 +15,11 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from fastfgssl.archive.dicom import DicomPicture, DicomSettings, read_dicom
-from fastfgssl.archive.dicom_codecs import codec, decode_compressed, decode_native
-from fastfgssl.archive.dicom_frames import encapsulated_frames, native_frames
-from fastfgssl.archive.dicom_header import read_file
-from fastfgssl.archive.dicom_layout import read_layout
+from fastfgssl.archive.dicom.codecs import codec, decode_compressed, decode_native
+from fastfgssl.archive.dicom.frames import encapsulated_frames, native_frames
+from fastfgssl.archive.dicom.header import read_file
+from fastfgssl.archive.dicom.layout import read_layout
+from fastfgssl.archive.dicom.pictures import DicomPicture, DicomSettings, read_dicom
 
 WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"
 MR_STORAGE = "1.2.840.10008.5.1.4.1.1.4"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastfgssl.archive.image import ImageSettings, TrainingDecoder, prepare_file
+from fastfgssl.archive.images.image import ImageSettings, TrainingDecoder, prepare_file
 from fastfgssl.archive.options import PrepareOptions
 from fastfgssl.archive.outcome import PreparedImage, Unusable
 

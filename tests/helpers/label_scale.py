@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.archive.labels import read_labels
+from fastfgssl.archive.labels.assignment import read_labels
 from fastfgssl.archive.listing import SCHEMA, Listing
 from fastfgssl.archive.sources.folder import FolderSource
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fastfgssl.archive.labels import Facts, Labels
+from fastfgssl.archive.labels.assignment import Facts, Labels
 from fastfgssl.archive.listing import Listing
 
 

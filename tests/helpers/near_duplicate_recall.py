@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from fastfgssl.archive.near_duplicates import near_duplicates, thumbnail
+from fastfgssl.archive.building.near_duplicates import near_duplicates, thumbnail
 
 
 def through_jpeg(picture: Image.Image, quality: int) -> Image.Image:

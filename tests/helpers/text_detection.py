@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fastfgssl.archive.text import find_text
+from fastfgssl.archive.images.text import find_text
 
 WORDS = (
     "DOE^JOHN 12.03.1957",

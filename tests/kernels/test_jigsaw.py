@@ -75,7 +75,7 @@ def test_jigsaw_equals_reference(version, side, grid, dtype, memory_format, devi
     require_same_bits(version, images, permutation, grid)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 4),
     channels=st.integers(1, 5),

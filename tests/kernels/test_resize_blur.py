@@ -49,7 +49,7 @@ def require_within_one_level(got: np.ndarray, exact: np.ndarray, *, allowed: flo
 SIDES = st.integers(1, 90)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     height=SIDES,
     width=SIDES,
@@ -103,7 +103,7 @@ def test_resize_of_images_of_many_sizes_in_one_batch():
         require_within_one_level(got, resize_reference(image, 32, interpolation="linear"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     height=SIDES,
     width=SIDES,

@@ -1,0 +1,1 @@
+"""From a listing to an archive in its place: parts, plan, shards, tables."""

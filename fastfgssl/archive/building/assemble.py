@@ -1,0 +1,252 @@
+"""From parts to an archive in its place: who becomes which sample, the shards, the tables, the names beside the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastfgssl.archive.building import tables
+from fastfgssl.archive.building.accounting import DUPLICATE, OUTCOMES, QUARANTINED, SKIPPED, UNREADABLE, WRITTEN
+from fastfgssl.archive.building.base import Base, binary_ids, hexadecimal_ids
+from fastfgssl.archive.building.inputs import Input, read_inputs, write_inputs
+from fastfgssl.archive.building.keys import Key
+from fastfgssl.archive.building.plan import DonePart, Inputs, find_near_duplicates, gather, number_samples, shard_bounds
+from fastfgssl.archive.building.publish import Place
+from fastfgssl.archive.building.shards import EXTENSIONS, ShardPlan, ShardWriter, keep_only
+from fastfgssl.archive.building.workers import Death, Watch, run_tasks
+from fastfgssl.archive.labels.assignment import Labels
+from fastfgssl.archive.labels.facts import EntryLabels, share
+from fastfgssl.archive.listing import Listing
+from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
+from fastfgssl.runtime.environment import available_cores
+from fastfgssl.runtime.errors import UserError
+
+OnProgress = Callable[[Progress], None]
+_ROWS = 1 << 14  # of a table that are Python objects at a time
+_FEW_BYTES = 32 << 20  # of images, which are written sooner than a worker has started
+
+
+class Ids:
+    """What the entries of a listing are called under a key."""
+
+    def __init__(self, listing: Listing, key: Key) -> None:
+        self.listing, self.key = listing, key
+        sources = [source.name for source in listing.sources]
+        found = bytearray()
+        for _, batch in listing.batches():
+            for source, name in zip(batch["source"].to_pylist(), batch["name"].to_pylist(), strict=True):
+                found += key.id(sources[source], name)
+        self.binary = np.frombuffer(bytes(found), np.uint64).reshape(-1, 2)
+        """uint64 [N, 2]"""
+
+    def of(self, rows: np.ndarray) -> pa.Array:
+        """As hexadecimal digits."""
+        return hexadecimal_ids(self.binary[rows])
+
+    def grown(self, base: Base, known: np.ndarray) -> list[str]:
+        """Of the entries that an archive knows, those that have another size than when they were added to it."""
+        rows = self.listing.images[known[self.listing.images]]
+        if not len(rows):
+            return []
+        ours = binary_ids(base.accounting["id"])[:, 0]
+        order = np.argsort(ours, kind="stable")
+        at = order[np.searchsorted(ours[order], self.binary[rows, 0])]
+        sizes = self.listing.table["size"].to_numpy()[rows]
+        return [self.listing.where(row) for row in rows[base.accounting["bytes"].to_numpy()[at] != sizes].tolist()]
+
+
+def assemble(
+    options: PrepareOptions,
+    place: Place,
+    base: Base,
+    ids: Ids,
+    labels: Labels | None,
+    known: np.ndarray,
+    parts: Sequence[DonePart],
+    summary: Summary,
+    on_progress: OnProgress,
+) -> None:
+    """Makes an archive of `base` and of all entries that are not `known` (bool, a row of the listing each).
+
+    Fills in `summary`. Raises UserError if there would be no sample in it.
+    """
+    listing = ids.listing
+    is_image = np.zeros(len(listing), bool)
+    is_image[listing.images] = True
+    inputs = gather(listing, parts, np.flatnonzero(~known & ~is_image))
+    assert np.array_equal(np.unique(inputs.row), np.flatnonzero(~known)), "an input has no row"
+    accounted, settled = base.accounted(ids.of(np.flatnonzero(~known)))
+    names = ids.of(inputs.row)
+    if settled:  # files of several images, of which some had failed
+        pairs = zip(names.to_pylist(), pc.fill_null(inputs.table["part"], "").to_pylist(), strict=True)
+        inputs.keep(np.array([pair not in settled for pair in pairs], bool))
+        names = ids.of(inputs.row)
+    alike = find_near_duplicates(inputs) if options.near_duplicates else []
+    summary.near_duplicates = [
+        f"{listing.where(inputs.row[one])} and {listing.where(inputs.row[two])}" for one, two, _ in alike
+    ]
+    number_samples(
+        inputs,
+        base.num_samples,
+        base.pixels(),
+        keep_duplicates=options.duplicates == "keep",
+        drop=alike if options.near_duplicates == "drop" else (),
+    )
+    written = inputs.outcome == WRITTEN
+    if not written.any() and not base.num_samples:
+        _write_names(options, listing, base, inputs, names)
+        place.leave()
+        raise UserError(f"none of the {len(listing.images)} images is usable; {options.inputs_file} says why")
+
+    said = labels.said if labels else None
+    if said is not None:
+        summary.contradictions = _share_labels(listing, said, inputs)
+    classes = None
+    if base.classes is not None or labels is not None:
+        classes = sorted({*(base.classes or ()), *(labels.classes if labels else ())})
+    place.begin_archive()
+    base.link_shards(place.archive)
+    sizes = inputs.table["size"].filter(pa.array(written)).to_numpy()
+    bounds = shard_bounds(sizes, int(options.shard_size * MIB))
+    plans = _Plans(base, inputs, parts, bounds)
+    shards = base.shards + _write_shards(options, place, plans, on_progress)
+    keep_only(place.archive, shards)
+    columns = tables.sample_columns(inputs, names, bounds, plans.offsets(), len(base.shards))
+    of_samples = tables.SampleLabels.none(int(written.sum()))
+    if said is not None:
+        of_samples = said.of(inputs.row[written], ids.key)
+    patients = inputs.table["patient"].filter(pa.array(written)).combine_chunks()
+    of_samples = of_samples.with_patients(patients, ids.key)
+    if options.near_duplicates == "group":
+        near = [(inputs.sample[one] - base.num_samples, inputs.sample[two] - base.num_samples) for one, two, _ in alike]
+        of_samples = of_samples.joined(near, names.filter(pa.array(written)), ids.key)
+    table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
+    bytes_ = listing.table["size"].to_numpy()[inputs.row]
+    accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()
+    manifest = tables.write_manifest(
+        place.archive,
+        base,
+        inputs,
+        shards=shards,
+        table=table,
+        accounting=(tables.write_accounting(place.archive, accounting), accounting),
+        classes=classes,
+        made_with=options.of_pictures(),
+        key=ids.key,
+    )
+    _write_names(options, listing, base, inputs, names)
+    place.publish()
+    _fill_in(summary, listing, inputs, manifest)
+
+
+class _Plans:
+    """The plans of the shards, made as they are asked for."""
+
+    def __init__(self, base: Base, inputs: Inputs, parts: Sequence[DonePart], bounds: np.ndarray) -> None:
+        written = inputs.outcome == WRITTEN
+        table = inputs.table.filter(pa.array(written))
+        self._parts, self._bounds, self._base = parts, bounds, base
+        self._part = inputs.part[written]
+        self.bytes = int(table["size"].to_numpy().sum())
+        self._columns = {name: table[name].to_numpy() for name in ("offset", "size", "crc32")}
+        formats = pc.index_in(table["format"], pa.array(list(EXTENSIONS))).to_numpy()
+        self._columns["extension"] = np.array(list(EXTENSIONS.values()))[formats]
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __iter__(self) -> Iterator[ShardPlan]:
+        for number, (begin, end) in enumerate(zip(self._bounds[:-1].tolist(), self._bounds[1:].tolist(), strict=True)):
+            numbers, part = np.unique(self._part[begin:end], return_inverse=True)
+            yield ShardPlan(
+                number=len(self._base.shards) + number,
+                first=self._base.num_samples + begin,
+                folders=[self._parts[one].folder for one in numbers.tolist()],
+                part=part,
+                **{name: column[begin:end] for name, column in self._columns.items()},
+            )
+
+    def offsets(self) -> np.ndarray:
+        """Where each sample lies in its shard, int64."""
+        return np.concatenate([np.empty(0, np.int64), *(plan.offsets() for plan in self)])
+
+
+def _write_shards(options: PrepareOptions, place: Place, plans: _Plans, on_progress: OnProgress) -> list[dict]:
+    """Writes all shards and returns their entries in the manifest, in order."""
+    writer = ShardWriter(place.archive)
+    if plans.bytes <= _FEW_BYTES:
+        return [writer(plan, Watch([0.0] * 3))[1] for plan in plans]
+    done: dict[int, dict] = {}
+    deaths = 0
+
+    def again(death: Death) -> ShardPlan:
+        nonlocal deaths
+        deaths += 1
+        if deaths > len(plans) + 3:
+            raise UserError(f"{death.reason} while it wrote a shard: if memory ran out, take fewer --workers")
+        return death.task
+
+    results = run_tasks(writer, plans, options.workers or available_cores(), after_death=again)
+    with closing(results):
+        for number, shard in results:
+            done[number] = shard
+            on_progress(Progress(len(done), len(plans), 0, "shards"))
+    return [done[number] for number in sorted(done)]
+
+
+def _share_labels(listing: Listing, said: EntryLabels, inputs: Inputs) -> list[str]:
+    """Lets samples know what is said of the images that repeat them; returns what to tell where labels differ."""
+    written, repeats = (np.flatnonzero(inputs.outcome == outcome) for outcome in (WRITTEN, DUPLICATE))
+    first = int(inputs.sample[written[0]]) if len(written) else 0
+    repeats = repeats[inputs.sample[repeats] >= first]  # not those of samples that were there before
+    originals = inputs.row[written[inputs.sample[repeats] - first]]
+    return [
+        f"{listing.where(found.first)} and {listing.where(found.other)} are the same picture, with another {found.what}"
+        for found in share(said, originals, inputs.row[repeats])
+    ]
+
+
+def _write_names(options: PrepareOptions, listing: Listing, base: Base, inputs: Inputs, names: pa.Array) -> None:
+    """Writes the table of inputs beside the key: what it held of the archive that is added to, and all that is new."""
+    again = set(names.to_pylist())
+    known = set(base.accounting["id"].to_pylist())
+
+    def old() -> Iterator[list[str]]:
+        for row in read_inputs(options.inputs_file):
+            failed = len(row) > 3 and row[3] in (OUTCOMES[QUARANTINED], OUTCOMES[UNREADABLE])
+            if row and row[0] in known and not (failed and row[0] in again):
+                yield row
+
+    def new() -> Iterator[Input]:
+        for begin in range(0, len(inputs.row), _ROWS):
+            part = slice(begin, begin + _ROWS)
+            columns = (names[part], *(inputs.table[name][part] for name in ("part", "reason")))
+            where = listing.places(inputs.row[part])
+            outcomes = inputs.outcome[part].tolist()
+            for path, outcome, *texts in zip(where, outcomes, *(c.to_pylist() for c in columns), strict=True):
+                id, of_file, reason = (text or "" for text in texts)
+                yield Input(id, of_file, path, OUTCOMES[outcome], reason)
+
+    write_inputs(options.inputs_file, old() if known else (), new())
+
+
+def _fill_in(summary: Summary, listing: Listing, inputs: Inputs, manifest: dict) -> None:
+    summary.samples, summary.added = manifest["samples"], int((inputs.outcome == WRITTEN).sum())
+    summary.labelled, summary.shards = manifest["labelled"], len(manifest["shards"])
+    summary.bytes = sum(shard["bytes"] for shard in manifest["shards"])
+    summary.duplicates = int((inputs.outcome == DUPLICATE).sum())
+    summary.unreadable = int((inputs.outcome == UNREADABLE).sum())
+    summary.changed, summary.notes = inputs.changed["changes"], inputs.changed["notes"]
+    first = dict(inputs.examples)
+    kinds = tables.kind_of_reason(inputs.table["reason"]).to_pylist()
+    read = (inputs.part >= 0) | (inputs.outcome == QUARANTINED)
+    read &= np.isin(inputs.outcome, (QUARANTINED, SKIPPED, UNREADABLE))
+    for at in np.flatnonzero(read).tolist():
+        counted = summary.skipped if inputs.outcome[at] == SKIPPED else summary.quarantined
+        counted[kinds[at]] += 1
+        first.setdefault(kinds[at], int(inputs.row[at]))
+    summary.examples = {what: listing.where(row) for what, row in first.items()}

@@ -1,0 +1,234 @@
+"""The tables of an archive that is made: its samples, its accounting, its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastfgssl.archive.building.accounting import ACCOUNTING, SCHEMA, WRITTEN, counts, outcome_column
+from fastfgssl.archive.building.base import Base
+from fastfgssl.archive.building.keys import Key
+from fastfgssl.archive.building.parts import FACT_TYPES
+from fastfgssl.archive.building.plan import Inputs
+from fastfgssl.archive.manifest import FORMAT, MANIFEST, TABLE, VERSION
+
+COLUMNS = [
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("shard", pa.uint32(), nullable=False),
+    pa.field("offset", pa.uint64(), nullable=False),
+    pa.field("size", pa.uint64(), nullable=False),
+    pa.field("width", pa.uint32(), nullable=False),
+    pa.field("height", pa.uint32(), nullable=False),
+    pa.field("crc32", pa.uint32(), nullable=False),
+    pa.field("bit_depth", pa.uint8(), nullable=False),
+    pa.field("low", pa.uint16(), nullable=False),  # the levels that are black and white
+    pa.field("high", pa.uint16(), nullable=False),
+]
+_OF_PARTS = ("size", "width", "height", "crc32", "bit_depth", "low", "high")
+FACT_COLUMNS = [pa.field(name, type) for name, type in FACT_TYPES.items()]
+GROUP = pa.field("group", pa.int64())
+LABEL_COLUMNS = [pa.field("label", pa.int32()), GROUP, pa.field("split", pa.string())]
+
+
+class SampleLabels(NamedTuple):
+    """What is known of samples: columns of N."""
+
+    label: pa.Array
+    """Class by its name, string; null for none."""
+    group: pa.Array
+    """int64; null for none."""
+    split: pa.Array
+
+    @classmethod
+    def none(cls, number: int) -> SampleLabels:
+        """Of samples of which nothing is said."""
+        return cls(*(pa.nulls(number, type) for type in (pa.string(), pa.int64(), pa.string())))
+
+    def with_patients(self, patients: pa.Array, key: Key) -> SampleLabels:
+        """With a group for each patient where no other is said; patients: what stands for them, null for none."""
+        words = pc.dictionary_encode(patients)
+        hashes = pa.array([key.group(f"patient {word}") for word in words.dictionary.to_pylist()], pa.int64())
+        return self._replace(group=pc.coalesce(self.group, hashes.take(words.indices)))
+
+    def joined(self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key) -> SampleLabels:
+        """With one group for samples that are paired, and for all that share a group with one of them.
+
+        pairs: numbers of samples; ids: theirs, which name groups of samples that had none.
+        """
+        groups = self.group.to_pylist()
+        for sample in {sample for pair in pairs for sample in pair}:
+            if groups[sample] is None:
+                groups[sample] = key.group(f"near-duplicates {ids[sample]}")
+        leader: dict[int, int] = {}
+
+        def lead(group: int) -> int:
+            while (above := leader.get(group, group)) != group:
+                group = above
+            return group
+
+        for one, two in pairs:
+            first, second = sorted((lead(groups[one]), lead(groups[two])))
+            if first != second:
+                leader[second] = first
+        return self._replace(group=pa.array([group if group is None else lead(group) for group in groups], pa.int64()))
+
+
+def sample_columns(inputs: Inputs, ids: pa.Array, bounds: np.ndarray, offsets: np.ndarray, first_shard: int) -> dict:
+    """Columns of the samples among `inputs`, which begin shards at `bounds` and lie at `offsets` in them."""
+    written = pa.array(inputs.outcome == WRITTEN)
+    table = inputs.table.filter(written)
+    shard = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)) + first_shard
+    return {
+        "id": ids.filter(written),
+        "shard": pa.array(shard, pa.uint32()),
+        "offset": pa.array(offsets, pa.uint64()),
+        **{name: table[name].combine_chunks() for name in (*_OF_PARTS, *FACT_TYPES)},
+    }
+
+
+def write_samples(
+    archive: Path, base: Base, columns: dict, labels: SampleLabels, bounds: np.ndarray, classes: list[str] | None
+) -> tuple[dict, pa.Table]:
+    """Writes the table, a record batch a shard; returns its entry in the manifest, and the table.
+
+    classes: of all samples, whose numbers are the labels; None for an archive without labels.
+    """
+    new = {
+        name: column for name, column in columns.items() if name not in FACT_TYPES or column.null_count < len(column)
+    }
+    old = set() if base.table is None else set(base.table.schema.names)
+    fields = COLUMNS + [item for item in FACT_COLUMNS if item.name in old or item.name in new]
+    if classes is not None:
+        fields += LABEL_COLUMNS
+    elif "group" in old or labels.group.null_count < len(labels.group):
+        fields.append(GROUP)
+    schema = pa.schema(fields)
+    code = pc.index_in(labels.label, pa.array(classes or [], pa.string()))
+    new |= {"label": code, "group": labels.group, "split": labels.split}
+    table = _with_schema(pa.table(new), schema)
+    batches = []
+    if base.table is not None:
+        known = base.table
+        if base.classes is not None and classes is not None:
+            renumbered = pa.array(base.classes, pa.string()).take(known["label"].combine_chunks())
+            at = known.schema.get_field_index("label")
+            known = known.set_column(at, LABEL_COLUMNS[0], pc.index_in(renumbered, pa.array(classes, pa.string())))
+        batches += _with_schema(known, schema).to_batches()
+    whole = table.combine_chunks()
+    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        batches.append(whole.slice(begin, end - begin).to_batches()[0])
+    return _write(archive, TABLE, batches, schema), pa.Table.from_batches(batches, schema)
+
+
+def new_accounting(inputs: Inputs, ids: pa.Array, sizes: np.ndarray) -> pa.Table:
+    """The accounting of `inputs`; sizes: bytes of the file of each."""
+    reasons = inputs.table["reason"].combine_chunks()
+    columns = [
+        ids,
+        pc.fill_null(inputs.table["part"], "").combine_chunks(),
+        outcome_column(inputs.outcome),
+        kind_of_reason(reasons),
+        pa.array(inputs.sample, pa.int64(), mask=inputs.sample < 0),
+        pa.array(sizes, pa.int64()),
+        inputs.table["pixels"].combine_chunks(),
+    ]
+    return pa.table([_whole(column) for column in columns], schema=SCHEMA)
+
+
+def kind_of_reason(reasons: pa.Array) -> pa.Array:
+    """What stands before the first colon."""
+    return pc.list_element(pc.split_pattern(_whole(reasons), ":", max_splits=1), 0)
+
+
+def write_accounting(archive: Path, table: pa.Table) -> dict:
+    """Writes the accounting and returns its entry in the manifest."""
+    return _write(archive, ACCOUNTING, table.combine_chunks().to_batches(), SCHEMA)
+
+
+def write_manifest(
+    archive: Path,
+    base: Base,
+    inputs: Inputs,
+    *,
+    shards: list[dict],
+    table: tuple[dict, pa.Table],
+    accounting: tuple[dict, pa.Table],
+    classes: list[str] | None,
+    made_with: dict[str, str | int | None],
+    key: Key,
+) -> dict:
+    """Writes the manifest, which makes a folder an archive, and returns it."""
+    entry, samples = table
+    written = inputs.table.filter(pa.array(inputs.outcome == WRITTEN))
+    depth = Counter({"8": 0, "16": 0}) + Counter(map(str, written["bit_depth"].to_pylist()))
+    known = classes is not None
+    outcomes = counts(accounting[1])
+    assert sum(outcomes.values()) == len(accounting[1])
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "samples": len(samples),
+        "shards": shards,
+        "table": entry,
+        "accounting": accounting[0],
+        "inputs": outcomes,
+        "classes": classes,
+        "labelled": len(samples) - samples["label"].null_count if known else 0,
+        "groups": len(pc.unique(samples["group"].drop_null())) if "group" in samples.schema.names else 0,
+        "quarantined": outcomes.get("quarantined", 0) + outcomes.get("unreadable", 0),
+        "bit_depth": {bits: depth[bits] + base.manifest.get("bit_depth", {}).get(bits, 0) for bits in ("8", "16")},
+        "formats": Counter(base.manifest.get("formats", {})) + Counter(written["format"].to_pylist()),
+        "short_side": made_with["short_side"],
+        "made_with": made_with,
+        "key": key.fingerprint,
+    }
+    (archive / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return manifest
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table[item.name].cast(item.type) if item.name in table.schema.names else pa.nulls(len(table), item.type)
+        for item in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+
+
+def _write(archive: Path, name: str, batches: list[pa.RecordBatch], schema: pa.Schema) -> dict:
+    with (archive / name).open("xb") as file:
+        sink = _Hashed(file)
+        with pa.ipc.new_file(sink, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    return {"name": name, "bytes": sink.size, "sha256": sink.digest.hexdigest()}
+
+
+class _Hashed:
+    """A file that counts and hashes what is written to it. `flush` and `closed` are what pyarrow asks of a file."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()

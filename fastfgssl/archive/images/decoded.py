@@ -1,0 +1,106 @@
+"""What a file's bytes hold, as images for an archive."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from fastfgssl.archive.dicom.pictures import DicomPicture, DicomSettings, looks_like_dicom, read_dicom
+from fastfgssl.archive.images.image import ImageSettings, encode_picture, prepare_file, read_picture
+from fastfgssl.archive.images.pictures import in_8_bits
+from fastfgssl.archive.images.text import find_text
+from fastfgssl.archive.images.training_decoder import TrainingDecoder
+from fastfgssl.archive.outcome import NoImage, PreparedImage, Unusable
+
+BURNED_IN = "burned-in text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSettings:
+    """What `prepare` is asked to make of files."""
+
+    image: ImageSettings = field(default_factory=ImageSettings)
+    dicom: DicomSettings = field(default_factory=DicomSettings)
+    burned_in: Literal["skip", "keep"] = "skip"
+    """What becomes of DICOM images that have text in their pixels, or whose header makes it likely."""
+
+
+def images_of(data: bytes, decoder: TrainingDecoder, settings: FileSettings) -> Iterator[PreparedImage | Unusable]:
+    """What becomes of a file's bytes: whatever a decoder does with them, its images, or why they are not usable.
+
+    Raises NoImage for what rightly holds none.
+    """
+    try:
+        if looks_like_dicom(data):
+            for found in read_dicom(data, settings.dicom):
+                yield found if isinstance(found, Unusable) else _of_dicom(found, decoder, settings)
+        else:
+            yield from prepare_file(data, decoder, settings.image)
+    except NoImage:
+        raise
+    except Unusable as unusable:
+        yield _out_of_memory() if isinstance(unusable.__cause__, MemoryError) else unusable
+    except MemoryError:
+        yield _out_of_memory()
+    except Exception as error:  # a decoder's defect is no reason to lose the other images
+        yield Unusable(f"a decoder failed: {type(error).__name__}: {error}")
+
+
+def picture_of(data: bytes, *, max_pixels: int) -> Image.Image:
+    """The first picture of a file's bytes as training sees it, in mode L or RGB; of a DICOM file the middle frame.
+
+    Raises Unusable with the reason, also for what rightly holds no image.
+    """
+    if not looks_like_dicom(data):
+        return read_picture(data, max_pixels=max_pixels)
+    try:
+        found = next(read_dicom(data, DicomSettings(max_pixels=max_pixels)))
+    except NoImage as kind:
+        raise Unusable(f"no image: {kind}") from None
+    if isinstance(found, Unusable):
+        raise found
+    return found.picture
+
+
+def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
+    why = _text_in(found) if settings.burned_in == "skip" else ""
+    if why:
+        return Unusable(f"{BURNED_IN}: {why}; --burned-in keep takes such images").at(found.part)
+    try:
+        image = encode_picture(
+            found.picture,
+            decoder,
+            settings.image,
+            levels=found.levels,
+            part=found.part,
+            facts=found.facts,
+            changes=("DICOM was encoded anew",),
+            notes=found.notes,
+        )
+    except Unusable as unusable:
+        return unusable.at(found.part)
+    # what stands for a patient is itself no name: a part may lie about after a kill
+    patient = found.identifiers.patient
+    return image._replace(patient=hashlib.sha256(patient.encode()).hexdigest()[:32] if patient else "")
+
+
+def _text_in(found: DicomPicture) -> str:
+    """Why there may be text in a picture; empty if nothing says so."""
+    flags = found.flags
+    if flags.burned_in:
+        return "BurnedInAnnotation is YES"
+    if flags.burned_in is None and flags.secondary_capture:
+        return "a capture of a screen or a film"
+    if flags.burned_in is None and flags.ultrasound_without_regions:
+        return "an ultrasound without regions"
+    lines = find_text(in_8_bits(np.asarray(found.picture), found.levels))
+    return f"{len(lines)} lines of text were found" if lines else ""
+
+
+def _out_of_memory() -> Unusable:
+    return Unusable("needs more memory than --max-memory allows")

@@ -1,0 +1,151 @@
+"""A decoded picture on its way into an archive: levels, upright, and read alike by two decoders."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fastfgssl.archive.images.levels import Levels, to_levels
+from fastfgssl.archive.outcome import Unusable
+
+ORIENTATION = 0x0112  # the EXIF tag
+TURNED = range(2, 9)
+"""EXIF's orientations that mean a turned or mirrored picture; 1 is upright, others are invalid."""
+# Mean absolute difference, in levels of 255, up to which two decoders show the same picture. Rounding of CMYK and
+# palettes stays below 1; of what is misread, a gray + alpha TIFF differs by 18, Lab by 12, floats by 140.
+SAME_PICTURE = 2.0
+SEVERAL = "only the first of several pages or frames is used"
+NO_PROFILE = "its colour profile is not applied"
+
+
+class Picture(NamedTuple):
+    """A picture as it is decoded."""
+
+    pixels: np.ndarray
+    """uint8 or uint16, [height, width] if gray or [height, width, 3] as RGB. Upright."""
+    levels: tuple[int, int]
+    turned: bool = False
+    """Whether it was turned upright."""
+    part: str = ""
+    notes: tuple[str, ...] = ()
+    profile: bool = False
+    """Whether a profile or a gamma asks for other colours."""
+
+
+def damaged(format: str, why: object) -> Unusable:
+    """The refusal of a file that a decoder cannot read, for the exception or the words `why`."""
+    return Unusable(f"damaged or unsupported {format}: {' '.join(str(why).split()) or type(why).__name__}")
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises Unusable for more than `max_pixels` pixels."""
+    if width * height > max_pixels:
+        raise Unusable(f"too large: {width} x {height} pixels, --max-pixels is {max_pixels}")
+
+
+def open_image(data: bytes, format: str) -> Image.Image:
+    """The file as Pillow's plugin `format` opens it, which raises what that raises."""
+    Image.MAX_IMAGE_PIXELS = None  # --max-pixels takes the place of Pillow's limit
+    try:
+        return Image.open(io.BytesIO(data), formats=(format,))
+    except Image.UnidentifiedImageError:  # `open` keeps to itself why the plugin refused the file: ask it
+        plugin, _ = Image.OPEN[format]
+        plugin(io.BytesIO(data), "")
+        raise
+
+
+def is_srgb(profile: bytes) -> bool:
+    """Whether an ICC profile is that of sRGB, by its description, in either spelling."""
+    return b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
+
+
+def as_levels(image: Image.Image) -> Levels:
+    """The picture of a Pillow image of any mode, gray or RGB; transparency is left out, not blended.
+
+    Raises Unusable as `to_levels` does.
+    """
+    if image.mode in ("L", "RGB") or image.mode[0] in "IF":
+        return to_levels(np.asarray(image))
+    return to_levels(np.asarray(image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")))
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """A Pillow image in mode L, RGB or I;16; 16-bit colour becomes 8-bit, because Pillow has no other."""
+    if pixels.dtype == np.uint16 and pixels.ndim == 3:
+        pixels = (pixels >> 8).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def in_8_bits(pixels: np.ndarray, levels: tuple[int, int]) -> np.ndarray:
+    """uint8 of uint8 or uint16, of which `levels` are black and white, as training windows them."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = levels
+    return np.rint((pixels.astype(np.float32) - low) * (255 / max(1, high - low))).clip(0, 255).astype(np.uint8)
+
+
+def orientation_of(data: bytes, format: str) -> int:
+    """What EXIF or XMP of a file in one of Pillow's formats says: 1 to 8, or 1 if it says nothing valid."""
+    try:
+        return exif_orientation(open_image(data, format))
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:  # a broken EXIF block makes no bad picture
+        return 1
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """As `orientation_of`."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:
+        return 1
+    return orientation if orientation in TURNED else 1
+
+
+def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`pixels` of [height, width, ...] as EXIF's `orientation` says; what is none changes nothing."""
+    if orientation >= 5 and orientation in TURNED:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def same_picture(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two decoders show the same, of [height, width] or [height, width, channels]; gray equals its RGB."""
+    nan = first.dtype.kind == "f" == second.dtype.kind
+    if np.array_equal(first, second, equal_nan=nan):  # nearly always
+        return True
+    if first.shape[:2] != second.shape[:2]:
+        return False
+    first, second = (pixels if pixels.ndim == 3 else pixels[..., None] for pixels in (first, second))
+    if first.dtype.kind == "f" or 1 not in (first.shape[2], second.shape[2], first.shape[2] - second.shape[2] + 1):
+        return False
+    scale = 257 if max(first.dtype.itemsize, second.dtype.itemsize) > 1 else 1
+    total = 0
+    for rows in range(0, len(first), 256):  # in strips: the copies below are four times the size of the picture
+        strip = first[rows : rows + 256].astype(np.int64) - second[rows : rows + 256]
+        total += int(np.abs(strip).sum())
+    return total <= SAME_PICTURE * scale * first.shape[0] * first.shape[1] * max(first.shape[2], second.shape[2])
+
+
+def require_same(format: str, first: np.ndarray, second: np.ndarray) -> None:
+    """Raises Unusable if two decoders show different pictures."""
+    if not same_picture(first, second):
+        raise Unusable(f"two decoders differ on this {format}")
+
+
+def refuse_constant(pixels: np.ndarray) -> None:
+    """Raises Unusable if all pixels are alike: decoders have been found to return black without an error."""
+    few = pixels[::16, ::16]
+    one_pixel = pixels.shape[:2] == (1, 1)  # which is small: another reason
+    if not one_pixel and few.min() == few.max() and pixels.min() == pixels.max():
+        raise Unusable(f"constant: all pixels are {pixels.flat[0]}")

@@ -1,0 +1,1 @@
+"""Labels, groups and splits: from the tables that users have to columns of samples."""

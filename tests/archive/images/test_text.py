@@ -1,0 +1,70 @@
+"""Text over a picture is found at the sizes that machines write it in, and nothing is taken for text that is none."""
+
+from __future__ import annotations
+
+import io
+from itertools import cycle
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from fastfgssl.archive.images.text import _opened, find_text
+
+WORDS = ("DOE^JOHN 12.03.1957", "Smith, Mary ID 4471193", "F 63y 2021-04-17 10:33", "MUELLER PETRA *1948")
+
+
+@pytest.fixture(scope="module")
+def pictures(phantom_folder) -> list[Image.Image]:
+    files = sorted(phantom_folder.rglob("*.png")) + sorted(phantom_folder.rglob("*.jpg"))
+    return [Image.open(file).convert("RGB").resize((320, 240), Image.Resampling.BICUBIC) for file in files[:24]]
+
+
+def overlaid(picture: Image.Image, words: str, *, size: int, colour: str, turned: bool = False) -> np.ndarray:
+    """`picture` with words over it, once more through a JPEG."""
+    picture = picture.copy()
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = font.getbbox(words)
+    layer = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))
+    ImageDraw.Draw(layer).text((1 - left, 1 - top), words, fill=255, font=font)
+    layer = layer.rotate(90, expand=True) if turned else layer
+    picture.paste(Image.new("RGB", layer.size, colour), (9, 12), layer)
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=90)
+    return np.asarray(Image.open(encoded))
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "yellow"])
+@pytest.mark.parametrize("size", [12, 16, 24])
+def test_text_is_found(pictures, size, colour):
+    found = [
+        bool(find_text(overlaid(picture, words, size=size, colour=colour)))
+        for picture, words in zip(pictures, cycle(WORDS), strict=False)
+    ]
+    assert np.mean(found) >= 0.9
+
+
+def test_text_is_found_where_it_is_turned_or_the_picture_is_gray(pictures):
+    upright = overlaid(pictures[0], WORDS[0], size=16, colour="white")
+    turned = overlaid(pictures[0], WORDS[0], size=16, colour="white", turned=True)
+    for picture in (upright, turned):
+        for seen in (picture, np.asarray(Image.fromarray(picture).convert("L"))):
+            assert find_text(seen)
+    line = max(find_text(upright), key=lambda line: line.letters)
+    right = 10 + ImageFont.load_default(16).getlength(WORDS[0])
+    assert (line.left, line.top, line.right) == pytest.approx((10, 13, right), abs=12)
+    tall = max(find_text(turned), key=lambda line: line.letters)
+    assert tall.bottom - tall.top > 5 * (tall.right - tall.left)
+
+
+def test_nothing_is_found_where_there_is_none(pictures):
+    assert [find_text(np.asarray(picture)) for picture in pictures] == [[]] * len(pictures)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    for plain in (noise, np.zeros((40, 40), np.uint8), np.zeros((3, 90), np.uint8), np.zeros((1, 1, 3), np.uint8)):
+        assert find_text(plain) == []
+
+
+def test_opening_equals_scipy():
+    values = np.random.default_rng(1).integers(0, 256, (61, 50), np.uint8)
+    np.testing.assert_array_equal(_opened(values), ndimage.grey_opening(values, size=(7, 7)))
