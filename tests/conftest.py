@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +54,17 @@ def no_log_of_a_command_stays() -> None:
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
     logger.propagate = True
+
+
+@pytest.fixture
+def bucket() -> Iterator[Any]:
+    """A `helpers.bucket.Bucket` of an S3 server of this process."""
+    from helpers.bucket import serve_bucket  # whose assertions are rewritten from below on
+
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with serve_bucket() as served:
+        yield served
 
 
 @pytest.fixture

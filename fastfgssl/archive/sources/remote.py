@@ -40,7 +40,7 @@ class RemoteSource:
         self.only = None
         fs, path = self._opened()
         try:
-            info = _patiently(lambda: fs.info(path))
+            info = patiently(lambda: fs.info(path))
         except FileNotFoundError:
             raise UserError(f"the source {url} does not exist") from None
         except OSError as error:
@@ -63,7 +63,7 @@ class RemoteSource:
             yield from self._below(path, "")
         else:
             name = os.fsdecode(self.only)
-            yield self._entry(name, _patiently(lambda: fs.info(f"{path}/{name}")))
+            yield self._entry(name, patiently(lambda: fs.info(f"{path}/{name}")))
 
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
@@ -88,7 +88,7 @@ class RemoteSource:
 
     def open(self, name: bytes) -> BinaryIO:
         fs, path = self._opened()
-        file = _patiently(lambda: fs.open(f"{path}/{os.fsdecode(name)}", "rb", block_size=_BLOCK))
+        file = patiently(lambda: fs.open(f"{path}/{os.fsdecode(name)}", "rb", block_size=_BLOCK))
         return cast(BinaryIO, io.BufferedReader(_Patient(file), 1 << 20))
 
     def where(self, name: bytes) -> str:
@@ -99,7 +99,7 @@ class RemoteSource:
         fs, _ = self._opened()
         where = f"{path}/{folder}".rstrip("/")
         try:
-            found = _patiently(lambda: fs.ls(where, detail=True))
+            found = patiently(lambda: fs.ls(where, detail=True))
         except OSError as error:
             url = f"{self._url}/{folder}"
             raise UserError(f"cannot list {url}: {error.strerror or error}: is the server away?") from error
@@ -125,7 +125,7 @@ class RemoteSource:
     def _opened(self) -> tuple[Any, str]:
         """The file system, of this process, and the path there."""
         if self._system is None:
-            self._system = _file_system(self._url)
+            self._system = file_system(self._url)
         return self._system, self._system._strip_protocol(self._url)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class _Patient(io.RawIOBase):
             self._remote.seek(at)
             return self._remote.read(len(buffer))
 
-        data = _patiently(read)
+        data = patiently(read)
         buffer[: len(data)] = data
         return len(data)
 
@@ -163,7 +163,8 @@ class _Patient(io.RawIOBase):
         super().close()
 
 
-def _file_system(url: str) -> Any:
+def file_system(url: str) -> Any:
+    """The `fsspec` file system of a URL, for this process. Raises UserError for a protocol that cannot be read."""
     import fsspec  # here, since it is slow and few need it
 
     protocol = url.partition("://")[0]
@@ -180,7 +181,7 @@ def _file_system(url: str) -> Any:
     return system
 
 
-def _patiently(act: Callable[[], T]) -> T:
+def patiently(act: Callable[[], T]) -> T:
     """What `act` returns, tried again after each of `PAUSES` while it fails. Raises OSError, whatever it raises."""
     for pause in (*PAUSES, None):
         try:
