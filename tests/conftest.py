@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
 
 pytest.register_assert_rewrite("helpers")
+
+# a job that a shell starts in the background ignores Ctrl-C, and so would the programs that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run; new ones are looked for by `pytest --hypothesis-profile explore`.
 settings.register_profile("repeatable", deadline=None, derandomize=True)

@@ -93,7 +93,7 @@ def examine_rates(config: Config, archive: Archive, world: World, seconds: float
     measured = Measured(
         **rates,
         storage=Rate(reading.samples_per_second),
-        fits_in_memory=archive.shard_bytes.sum() < available_memory(),
+        fits_in_memory=int(archive.shard_bytes.sum()) < available_memory(),
         shares_cores=world.device.type == "cpu",
     )
     return Examination(bench, step, measured, reading, rows)
