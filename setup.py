@@ -34,6 +34,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "baselines": ["lightly>=1.6"],  # its losses, which tests hold ours against
+    "dicomweb": ["requests>=2.32.4"],  # from which on netrc's passwords go to no other host
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
@@ -54,6 +55,7 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "python-gdcm>=3.0",  # the decoder that ours are held against
+        "requests>=2.32.4",
         "ruff>=0.9",
         "s3fs>=2024.6",
         "safetensors>=0.5",

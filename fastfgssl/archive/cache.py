@@ -20,7 +20,8 @@ from threading import Event, Lock
 from typing import Any
 
 from fastfgssl.archive.manifest import MANIFEST, Archive, parse_manifest
-from fastfgssl.archive.sources.remote import file_system, patiently
+from fastfgssl.archive.sources.network import patiently
+from fastfgssl.archive.sources.remote import file_system
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import write_whole
 

@@ -4,6 +4,7 @@ fastfgssl prepare photographs more/photo.png --out archive --labels labels.csv -
 fastfgssl prepare tree --out archive --labels-from folders
 fastfgssl prepare downloads --out archive --labels-preset isic2018
 fastfgssl prepare dump.zip s3://hospital/scans --list chosen.txt --out archive
+fastfgssl prepare dicomweb+https://pacs.hospital.example/dicom-web --out archive
 fastfgssl prepare --verify archive
 
 Every image is decoded completely, by Pillow and by the decoder that training uses. The archive appears at --out when it
@@ -78,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="*",
         type=path_or_url,
         metavar="SOURCE",
-        help="folder of images, DICOM files, zips and tars; one such file; URL, as s3://BUCKET/DIR",
+        help="folder of images, DICOM files, zips and tars; one such file; URL, as s3://BUCKET/DIR or dicomweb+https://HOST/ROOT",
     )
     add("--out", type=Path, metavar="DIR", help="the archive to make")
     add(

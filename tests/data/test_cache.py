@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,12 @@ def url(bucket, archive_path) -> str:
 
 
 def held(cache: Path) -> int:
-    """Bytes of shards in a cache, of those that are on their way too."""
-    return sum(path.stat().st_size for path in cache.glob("*/shards/*"))
+    """Bytes of shards in a cache, of those that are on their way too; some may go meanwhile."""
+    total = 0
+    for path in cache.glob("*/shards/*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def largest(archive_path: Path) -> int:

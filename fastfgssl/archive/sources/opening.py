@@ -1,4 +1,4 @@
-"""From what a user names to sources: folders, files, containers, lists, URLs."""
+"""From what a user names to sources: folders, files, containers, lists, URLs, DICOMweb servers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 from fastfgssl.archive.sources.base import FileSource, Source, SourceOptions
 from fastfgssl.archive.sources.containers import WithContainers
+from fastfgssl.archive.sources.dicomweb import DicomWebSource, is_dicomweb
 from fastfgssl.archive.sources.folder import FolderSource
 from fastfgssl.archive.sources.listed import ListSource
+from fastfgssl.archive.sources.network import public
 from fastfgssl.archive.sources.remote import RemoteSource
 from fastfgssl.runtime.errors import UserError
 
@@ -33,17 +35,25 @@ def open_sources(
         if isinstance(path, Path) and not path.exists():
             raise UserError(f"the {'list' if path in lists else 'source'} {path} does not exist")
     _check_apart(sources)
-    files: list[FileSource] = [
-        FolderSource(source, options) if isinstance(source, Path) else RemoteSource(source, options)
-        for source in sources
-    ]
-    files += [ListSource(path, options) for path in lists]
-    return [WithContainers(source, options) for source in files] if options.depth else list(files)
+    opened: list[Source] = [_open(source, options) for source in sources]
+    return [*opened, *(_with_containers(ListSource(path, options), options) for path in lists)]
+
+
+def _open(source: Path | str, options: SourceOptions) -> Source:
+    if isinstance(source, Path):
+        return _with_containers(FolderSource(source, options), options)
+    if is_dicomweb(source):
+        return DicomWebSource(source, options)
+    return _with_containers(RemoteSource(source, options), options)
+
+
+def _with_containers(files: FileSource, options: SourceOptions) -> Source:
+    return WithContainers(files, options) if options.depth else files
 
 
 def _check_apart(sources: Sequence[Path | str]) -> None:
     resolved: set[Path] = set()
-    for path in sorted(source.resolve() if isinstance(source, Path) else Path(source) for source in sources):
+    for path in sorted(source.resolve() if isinstance(source, Path) else Path(public(source)) for source in sources):
         around = resolved.intersection((path, *path.parents))  # a folder sorts before what it contains
         if around:
             raise UserError(f"images would count twice: the source {path} lies in the source {around.pop()}")

@@ -8,19 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 from fastfgssl.archive.outcome import Unusable
-from fastfgssl.archive.sources.base import PAUSES, Entry, SourceOptions, kind_by_name, nothing
+from fastfgssl.archive.sources.base import Entry, SourceOptions, kind_by_name, nothing
+from fastfgssl.archive.sources.network import Turn, in_order, patiently, public, system_error
 from fastfgssl.runtime.errors import UserError, in_a_line
 
-T = TypeVar("T")
-_AHEAD, _AHEAD_BYTES = 8, 16 << 20  # objects, and bytes of them, that are on their way to a worker at once
 _BLOCK = 4 << 20  # bytes of a container that are asked for at once
 _EXTRAS = {"s3": "fastfgssl[s3]", "s3a": "fastfgssl[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 # one request an object, tried again here alone, where it is known how often and how long
@@ -42,20 +38,20 @@ class RemoteSource:
         try:
             info = patiently(lambda: fs.info(path))
         except FileNotFoundError:
-            raise UserError(f"the source {url} does not exist") from None
+            raise UserError(f"the source {public(url)} does not exist") from None
         except OSError as error:
-            raise UserError(f"cannot read the source {url}: {error.strerror or error}") from error
+            raise UserError(f"cannot read the source {public(url)}: {error.strerror or error}") from error
         if info["type"] == "file":
             self._url, _, name = self._url.rpartition("/")
             self.only = os.fsencode(name)
 
     @property
     def name(self) -> str:
-        return self._url.rpartition("/")[2]
+        return public(self._url).rpartition("/")[2]
 
     @property
     def root(self) -> Path:
-        return Path(self._url)
+        return Path(public(self._url))
 
     def entries(self) -> Iterator[Entry]:
         fs, path = self._opened()
@@ -69,22 +65,14 @@ class RemoteSource:
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
     ) -> Iterator[bytes | OSError | Unusable]:
         fs, path = self._opened()
-        waiting: deque[tuple[int, Future[bytes]]] = deque()
-        coming = 0
-        todo = deque(entries)
-        with ThreadPoolExecutor(_AHEAD) as threads:
-            while todo or waiting:
-                while todo and len(waiting) < _AHEAD and (not waiting or coming + todo[0].size <= _AHEAD_BYTES):
-                    entry = todo.popleft()
-                    coming += entry.size
-                    task = threads.submit(fs.cat_file, f"{path}/{os.fsdecode(entry.name)}")
-                    waiting.append((entry.size, task))
-                size, task = waiting.popleft()
-                try:
-                    yield task.result()
-                except Exception as error:
-                    yield _system_error(error)
-                coming -= size
+
+        def fetch(entry: Entry, turn: Turn) -> bytes:
+            try:
+                return fs.cat_file(f"{path}/{os.fsdecode(entry.name)}")
+            except Exception as error:
+                raise system_error(error) from error
+
+        return in_order(entries, fetch, size=lambda entry: entry.size)
 
     def open(self, name: bytes) -> BinaryIO:
         fs, path = self._opened()
@@ -92,7 +80,7 @@ class RemoteSource:
         return cast(BinaryIO, io.BufferedReader(_Patient(file), 1 << 20))
 
     def where(self, name: bytes) -> str:
-        return f"{self._url}/{os.fsdecode(name)}"
+        return f"{public(self._url)}/{os.fsdecode(name)}"
 
     def _below(self, path: str, folder: str) -> Iterator[Entry]:
         """What is in a folder, in the order that `FolderSource` has."""
@@ -101,7 +89,7 @@ class RemoteSource:
         try:
             found = patiently(lambda: fs.ls(where, detail=True))
         except OSError as error:
-            url = f"{self._url}/{folder}"
+            url = f"{public(self._url)}/{folder}"
             raise UserError(f"cannot list {url}: {error.strerror or error}: is the server away?") from error
         items = []
         for item in found:
@@ -173,27 +161,9 @@ def file_system(url: str) -> Any:
         system = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
         package = _EXTRAS.get(protocol, "")
-        raise UserError(f"{url} cannot be read: {f'pip install {package!r}' if package else error}") from None
+        raise UserError(f"{public(url)} cannot be read: {f'pip install {package!r}' if package else error}") from None
     except ValueError as error:
-        raise UserError(f"{url} cannot be read: {in_a_line(error)}") from None
+        raise UserError(f"{public(url)} cannot be read: {in_a_line(error)}") from None
     if protocol in ("s3", "s3a"):
         system.retries = 2
     return system
-
-
-def patiently(act: Callable[[], T]) -> T:
-    """What `act` returns, tried again after each of `PAUSES` while it fails. Raises OSError, whatever it raises."""
-    for pause in (*PAUSES, None):
-        try:
-            return act()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception as error:
-            if pause is None:
-                raise _system_error(error) from error
-            time.sleep(pause)
-    raise AssertionError
-
-
-def _system_error(error: Exception) -> OSError:
-    return error if isinstance(error, OSError) else OSError(None, in_a_line(error))
