@@ -1,0 +1,241 @@
+"""The sections of a report that say what is in an archive, and name nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastfgssl.archive.report.charts import histogram, map_of_sizes
+from fastfgssl.archive.report.contents import Contents
+from fastfgssl.archive.report.counting import Tally, binned, tally
+from fastfgssl.archive.report.markup import Markup, Share, image, table, tag
+
+_MIB = 1 << 20
+_MOST = 12  # rows of a table of values
+_CLASSES = 100
+_MEANING = {
+    "written": "became a sample",
+    "duplicate": "shows the picture of a sample that came first",
+    "filtered": "is a sound picture that was not wanted",
+    "quarantined": "is damaged, no image, beyond a limit, or has text in it",
+    "skipped": "rightly holds no image",
+    "unreadable": "could not be read from where it lies",
+}
+_HEADERS = {"modality": "Modality", "body_part": "Body part", "manufacturer": "Manufacturer"}
+
+
+def outcomes(contents: Contents) -> Iterator[Markup]:
+    """How many inputs became what."""
+    total = len(contents.accounting)
+    most = max(contents.outcomes.values())
+    rows = [
+        (name, _MEANING[name], count, f"{100 * count / total:.1f} %", Share(count / most))
+        for name, count in contents.outcomes.items()
+    ]
+    assert sum(row[2] for row in rows) == total
+    yield tag("h2", "Outcomes")
+    sum_of_all = ("all inputs", "files, and each frame or page that was taken of one", total, "100 %", "")
+    yield table(("outcome", "the input", "inputs", "share", ""), [*rows, sum_of_all], total=1)
+
+
+def left_out(contents: Contents, examples: Sequence[object], how: str) -> Iterator[Markup]:
+    """Why inputs were left out. examples: what to show of those of each reason; how: the heading over them."""
+    found, rest = contents.reasons
+    if not found:
+        return
+    most = max(reason.count for reason in found)
+    rows: list[tuple] = []
+    for reason, some in zip(found, examples, strict=True):
+        why = reason.reason or "the same pixels, or nearly"
+        rows.append((reason.outcome, why, reason.count, Share(reason.count / most), some))
+    if rest.others:
+        rows.append(("", f"{rest.kinds:,} more kinds of reasons", rest.others, Share(rest.others / most), ""))
+    total = ("all left out", "", sum(row[2] for row in rows), "", "")
+    yield tag("h2", "Why inputs were left out")
+    yield table(("outcome", "reason", "inputs", "", how), [*rows, total], total=1)
+
+
+def kept(contents: Contents) -> Iterator[Markup]:
+    """The contact sheet of samples."""
+    classes = contents.manifest["classes"]
+    names = ["width", "height", *(["label"] if classes is not None else [])]
+    figures = []
+    for shown in contents.kept:
+        width, height, *label = (contents.samples.table[name][shown.sample].as_py() for name in names)
+        words = f"{shown.sample:,}: {width} x {height}"
+        said = classes[label[0]] if label and label[0] is not None else ""
+        caption = tag("figcaption", words, *([Markup("<br>"), said] if said else []))
+        figures.append(tag("figure", image(shown.picture, f"sample {shown.sample}"), caption))
+    yield tag("h2", "Samples")
+    yield tag("p", f"{len(figures):,} of {len(contents.samples):,}, drawn by their ids: number, size", class_="faint")
+    yield tag("div", *figures, class_="sheet")
+
+
+def sizes(contents: Contents) -> Iterator[Markup]:
+    """Widths and heights."""
+    samples = contents.samples.table
+    found = tally(samples, ("width", "height"), _MOST)
+    yield tag("h2", "Sizes")
+    shown = _counted(("width x height, pixels",), [(f"{w:,} x {h:,}", count) for w, h, count in found.rows], found)
+    if len(found.rows) > 1:
+        every = samples.select(["width", "height"]).group_by(["width", "height"]).aggregate([([], "count_all")])
+        columns = [every[name].to_numpy().astype(np.float64) for name in ("width", "height", "count_all")]
+        chart = map_of_sizes(*columns, description="Widths and heights of the samples")
+        note = tag("figcaption", "Darker: more samples. Dashed: squares.")
+        shown = tag("div", tag("figure", chart, note), shown, class_="beside")
+    yield shown
+
+
+def levels(contents: Contents) -> Iterator[Markup]:
+    """Bits, black and white, and how bright the pictures are."""
+    samples = contents.samples.table
+    found = tally(samples, ("bit_depth", "low", "high"), _MOST)
+    rows = [(f"{bits} bits, black {low:,}, white {high:,}", count) for bits, low, high, count in found.rows]
+    yield tag("h2", "Levels")
+    tables = [_counted(("as stored",), rows, found)]
+    if _says(samples, "stored_bits"):
+        found = tally(samples, ("stored_bits",), _MOST)
+        rows = [(f"{bits} bits" if bits else "not said", count) for bits, count in found.rows]
+        tables.append(_counted(("bits that a DICOM header declares",), rows, found))
+    yield tag("div", *tables, class_="beside")
+    bright = contents.brightness
+    if not bright.means:
+        return
+    axes = "level (0 black, 255 white)"
+    charts = (
+        (bright.levels, "pixels, %", "Levels of all pixels, each sample with the same weight."),
+        (bright.mean_levels, "samples, %", "Mean level of each sample."),
+    )
+    figures = [
+        tag("figure", histogram(shares, bright.edges, across=axes, up=up, description=words), tag("figcaption", words))
+        for shares, up, words in charts
+    ]
+    note = f"Of {len(bright.means):,} samples drawn by their ids, as training shows them: within black and white."
+    yield tag("p", note, class_="faint")
+    yield tag("div", *figures, class_="beside")
+
+
+def devices(contents: Contents) -> Iterator[Markup]:
+    """What headers say of how pictures were made."""
+    samples = contents.samples.table
+    tables = []
+    for name, title in _HEADERS.items():
+        if _says(samples, name):
+            found = tally(samples, (name,), _MOST)
+            rows = [("not said" if value is None else value, count) for value, count in found.rows]
+            tables.append(_counted((title,), rows, found))
+    if tables:
+        yield tag("h2", "Devices")
+        yield tag("div", *tables, class_="beside")
+
+
+def labels(contents: Contents) -> Iterator[Markup]:
+    """Classes and splits, one against the other."""
+    classes, samples = contents.manifest["classes"], contents.samples.table
+    if classes is None:
+        return
+    found = tally(samples, ("label", "split"), len(classes) * 4 + 4)
+    splits = sorted({split for _, split, _ in found.rows if split is not None})
+    of_pair = {(label, split): count for label, split, count in found.rows}
+    columns = [*splits, None] if any(split is None for _, split, _ in found.rows) else splits
+    rows: list[tuple] = []
+    for number, name in enumerate(classes):
+        counts = [of_pair.get((number, split), 0) for split in columns]
+        rows.append((name, *counts, sum(counts)))
+    rows.sort(key=lambda row: (-row[-1], row[0]))
+    first, rest = rows[:_CLASSES], rows[_CLASSES:]
+    if rest:
+        first.append((f"{len(rest):,} more classes", *(sum(row[at] for row in rest) for at in range(1, len(rows[0])))))
+    unlabelled = [of_pair.get((None, split), 0) for split in columns]
+    if sum(unlabelled):
+        first.append(("no label", *unlabelled, sum(unlabelled)))
+    rows = first
+    sums = ("all samples", *(sum(row[at] for row in rows) for at in range(1, len(rows[0]))))
+    most = max(row[-1] for row in first)
+    head = ["class", *("no split" if split is None else split for split in columns), "all", ""]
+    if len(columns) == 1 and columns[0] is None:  # the same numbers twice
+        head.pop(1)
+        first, sums = [(row[0], *row[2:]) for row in first], (sums[0], *sums[2:])
+    yield tag("h2", "Labels and splits")
+    body = [(*row, Share(row[-1] / most)) for row in first]
+    yield table(head, [*body, (*sums, "")], total=1)
+
+
+def groups(contents: Contents) -> Iterator[Markup]:
+    """Patients, lesions and the like."""
+    samples = contents.samples.table
+    if not _says(samples, "group"):
+        return
+    split = samples["split"] if "split" in samples.schema.names else pa.nulls(len(samples), pa.string())
+    pairs = pa.table({"group": samples["group"], "split": split}).filter(pc.is_valid(samples["group"]))
+    of_pair = pairs.group_by(["group", "split"]).aggregate([([], "count_all")])
+    of_split = of_pair.group_by("split").aggregate([([], "count_all"), ("count_all", "sum")])
+    found = zip(*(of_split[name].to_pylist() for name in ("split", "count_all", "count_all_sum")), strict=True)
+    rows = sorted(("no split" if name is None else name, groups, images) for name, groups, images in found)
+    sizes = np.unique(of_pair["group"].to_numpy(), return_counts=True)[1]
+    number = len(sizes)
+    assert sum(row[1] for row in rows) - number == int((sizes - 1).sum())
+    per_group = pc.value_counts(pairs["group"].combine_chunks()).field("counts").to_numpy()
+    yield tag("h2", "Groups")
+    yield tag("p", f"{number:,} groups, such as patients; {len(samples) - len(pairs):,} samples belong to none.")
+    if across := int((sizes > 1).sum()):
+        yield tag("p", f"{across:,} groups are in more than one split: scores on one of them flatter.", class_="warn")
+    tables = [table(("split", "groups", "samples"), rows), _bins("samples of a group", "groups", per_group)]
+    yield tag("div", *tables, class_="beside")
+
+
+def duplicates(contents: Contents) -> Iterator[Markup]:
+    """Pictures that are there more than once."""
+    copies = contents.copies
+    pairs = contents.manifest.get("near_duplicates")
+    if not len(copies.of_samples) and pairs is None:
+        return
+    yield tag("h2", "Duplicates")
+    said = f"{len(copies.exact):,} inputs have the same pixels as a sample, {len(copies.near):,} nearly the same"
+    yield tag("p", f"{said}; they repeat {len(copies.of_samples):,} samples.")
+    if pairs is not None:
+        yield tag("p", f"Near-duplicates were looked for: {pairs:,} pairs were found.")
+    if len(copies.of_samples):
+        yield tag("div", _bins("copies beside the sample", "samples", copies.of_samples), class_="beside")
+
+
+def making(contents: Contents) -> Iterator[Markup]:
+    """The options and the files."""
+    manifest = contents.manifest
+    shards = manifest["shards"]
+    rows = [
+        (f"--{name.replace('_', '-')}", "" if value is None else str(value))
+        for name, value in manifest["made_with"].items()
+    ]
+    files = [
+        ("samples", f"{manifest['samples']:,}"),
+        ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / _MIB:,.1f} MiB"),
+        ("encoded as", ", ".join(f"{name} ({count:,})" for name, count in sorted(manifest["formats"].items()))),
+        ("fingerprint of the key", tag("code", manifest["key"])),
+        ("checksum of the samples' table", tag("code", manifest["table"]["sha256"])),
+    ]
+    yield tag("h2", "How it was made")
+    yield tag("div", table(("option", "value"), rows), table(("archive", ""), files), class_="beside")
+
+
+def _says(samples: pa.Table, name: str) -> bool:
+    return name in samples.schema.names and samples[name].null_count < len(samples)
+
+
+def _counted(head: tuple[str], rows: list[tuple[str, int]], found: Tally) -> Markup:
+    """Values and how often each is there, with bars, and their sum."""
+    if found.others:
+        rows = [*rows, (f"{found.kinds:,} others", found.others)]
+    most = max((count for _, count in rows), default=1)
+    body = [(name, count, Share(count / most)) for name, count in rows]
+    total = [("all samples", sum(count for _, count in rows), "")] if len(rows) > 1 else []
+    return table((*head, "samples", ""), [*body, *total], total=len(total))
+
+
+def _bins(of: str, what: str, counts: np.ndarray) -> Markup:
+    rows = binned(counts)
+    most = max(count for _, count in rows)
+    return table((of, what, ""), [(words, count, Share(count / most)) for words, count in rows])
