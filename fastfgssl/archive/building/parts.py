@@ -2,6 +2,7 @@
 
 OUT.partial/parts/DIGEST/images.bin      the encoded images, one after another
 OUT.partial/parts/DIGEST/rows.arrow      a row an image, or a row for an entry that gave none
+
 The digest is of the chunk's entries and of the options that change what is made of them: whoever makes the part, now or
 after a kill, here or on another machine, gives it the same name. A part in which entries could not be read has a name
 that ends in `.unreadable`, and is made again by the next run.
@@ -170,11 +171,9 @@ class PartMaker:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
             file.flush()
             os.fsync(file.fileno())
-        part = _part(chunk, rows, self._sources[chunk.source])
-        self._publish(draft, part)
-        return part
+        return self._published(draft, _part(chunk, rows, self._sources[chunk.source]))
 
-    def _publish(self, draft: Path, part: Part) -> None:
+    def _published(self, draft: Path, part: Part) -> Part:
         old = self._folder / f"{part.digest}{UNREADABLE}"
         new = old if part.outcomes["unreadable"] else self._folder / part.digest
         sync_folder(draft)
@@ -186,6 +185,7 @@ class PartMaker:
                 raise
             shutil.rmtree(draft)  # another machine was faster
         sync_folder(self._folder)
+        return part
 
     def _rows(self, chunk: Chunk, watch: Watch, file: Any) -> list[dict]:
         rows: list[list[dict]] = [[] for _ in chunk.entries]

@@ -22,13 +22,14 @@ def preview_of(unusable: Unusable) -> dict[str, bytes]:
 
 
 def keep_few(rows: list[dict]) -> list[dict]:
-    """Rows of a part, with previews of `_OF_CHUNK` of each kind of reason."""
-    ranked = defaultdict(list)
+    """Rows of a part, with `_OF_CHUNK` different previews of each kind of reason."""
+    of_kinds: dict[str, dict[str, dict]] = defaultdict(dict)
     for row in rows:
         if "preview" in row:
-            ranked[kind_of(row["reason"])].append(row)
-    for of_kind in ranked.values():
-        for row in sorted(of_kind, key=lambda row: digest_of(row["preview"]))[_OF_CHUNK:]:
+            of_kinds[kind_of(row["reason"])].setdefault(digest_of(row["preview"]), row)
+    kept = {id(of_kind[digest]) for of_kind in of_kinds.values() for digest in sorted(of_kind)[:_OF_CHUNK]}
+    for row in rows:
+        if "preview" in row and id(row) not in kept:
             del row["preview"]
     return rows
 

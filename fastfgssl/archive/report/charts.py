@@ -16,9 +16,13 @@ _FEW_TICKS = 3
 
 
 def histogram(shares: np.ndarray, edges: np.ndarray, *, across: str, up: str, description: str) -> Markup:
-    """Bars over bins. shares: float [N], up to 1, shown as per cent; edges: float [N + 1]; across, up: the axes."""
+    """Bars over bins of levels. shares: float [N], up to 1, shown as per cent; edges: float [N + 1].
+
+    across, up: titles of the axes.
+    """
     top = _round_up(100 * float(shares.max()))
-    frame = _Frame((float(edges[0]), float(edges[-1])), (0.0, top), log=False)
+    ends = float(edges[0]), float(edges[-1])
+    frame = _Frame(ends, (0.0, top), log=False, at=np.linspace(*ends, 5).tolist())
     bars = []
     for share, low, high in zip((100 * shares).tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         left, right, height = frame.x(low), frame.x(high), frame.y(0) - frame.y(share)
@@ -28,7 +32,7 @@ def histogram(shares: np.ndarray, edges: np.ndarray, *, across: str, up: str, de
 
 
 def map_of_sizes(widths: np.ndarray, heights: np.ndarray, counts: np.ndarray, *, description: str) -> Markup:
-    """How many pictures have which width and height: cells on logarithmic axes, darker for more, squares dashed."""
+    """How many pictures have which width and height: cells on logarithmic axes, stronger for more, squares dashed."""
     low = math.log(min(widths.min(), heights.min()) * 0.95)
     high = math.log(max(widths.max(), heights.max()) * 1.05)
     edges = np.linspace(low, high, 29)
@@ -51,8 +55,12 @@ def map_of_sizes(widths: np.ndarray, heights: np.ndarray, counts: np.ndarray, *,
 class _Frame:
     """The axes of a chart, and where values lie between them."""
 
-    def __init__(self, across: tuple[float, float], up: tuple[float, float], *, log: bool) -> None:
+    def __init__(
+        self, across: tuple[float, float], up: tuple[float, float], *, log: bool, at: Sequence[float] = ()
+    ) -> None:
+        """at: where the numbers are across, if not at round ones."""
         self._across, self._up, self._log = across, up, log
+        self._at = at or ticks(*across, log=log)
 
     def x(self, value: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * self._place(value, self._across)
@@ -64,7 +72,7 @@ class _Frame:
         """The whole chart."""
         bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
         axes = [_line(_LEFT, bottom, right, bottom, "axis"), _line(_LEFT, _TOP, _LEFT, bottom, "axis")]
-        for tick in ticks(*self._across, log=self._log):
+        for tick in self._at:
             axes.append(_words(self.x(tick), bottom + 14, f"{tick:,.10g}", "middle"))
         for tick in ticks(*self._up, log=self._log):
             axes.append(_line(_LEFT, self.y(tick), right, self.y(tick), "axis"))
@@ -99,9 +107,9 @@ def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
 
 
 def _round_up(value: float) -> float:
-    """The least of 1, 2, 5, 10, 20, ... that is no smaller."""
+    """The least round number that is no smaller."""
     power = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * 0.999)
+    return next(step * power for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if step * power >= value * 0.999)
 
 
 def _rectangle(left: float, top: float, width: float, height: float, title: Markup, **others: str) -> Markup:

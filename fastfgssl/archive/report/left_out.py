@@ -56,16 +56,18 @@ class LeftOut(NamedTuple):
 
 
 class _FirstPictures:
-    """The first `SHOWN` of each kind among all that are added."""
+    """The first `SHOWN` of each kind among all that are added, no two of one digest."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, dict[tuple[str, str, str], LeftOut]] = defaultdict(dict)
+        self._kinds: dict[str, dict[str, LeftOut]] = defaultdict(dict)
 
     def take(self, pictures: Iterable[LeftOut]) -> None:
-        """Adds some; one of the same kind, digest, id and part takes the place of an earlier one."""
+        """Adds some. Of one digest the first stays by its id; what is there of the same input is replaced."""
         for found in pictures:
             of_kind = self._kinds[found.kind]
-            of_kind[found.digest, found.id, found.part] = found
+            there = of_kind.get(found.digest, found)
+            if (found.id, found.part) <= (there.id, there.part):
+                of_kind[found.digest] = found
             if len(of_kind) > SHOWN:
                 del of_kind[max(of_kind)]
 
@@ -139,7 +141,7 @@ def _near_dropped(
             file.seek(offset)
             picture = preview(shown_pixels(file.read(size), (low, high)), (0, 255))
         id, part, sample = (accounting[name][row].as_py() for name in ("id", "part", "sample"))
-        yield LeftOut(NEAR, id, id, part, sample, picture)
+        yield LeftOut(NEAR, f"{id} {part}", id, part, sample, picture)
 
 
 def _near_kept(
@@ -152,7 +154,7 @@ def _near_kept(
     for row in drawn(accounting["id"], np.sort(rows), SHOWN).tolist():
         id, part, sample = (accounting[name][row].as_py() for name in ("id", "part", "sample"))
         twin = int(inputs.sample[earlier[row - first]])
-        yield LeftOut(NEAR_KEPT, id, id, part, twin, samples.preview(sample))
+        yield LeftOut(NEAR_KEPT, f"{id} {part}", id, part, twin, samples.preview(sample))
 
 
 def _agreeing(pictures: Iterable[LeftOut], accounting: pa.Table) -> list[LeftOut]:

@@ -23,20 +23,21 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 p { margin: .4rem 0; max-width: 46rem; }
-.faint, figcaption, caption { color: var(--faint); }
+.faint, figcaption { color: var(--faint); }
 .warn { border: 1px solid var(--warn); background: var(--warn-fill); padding: .6rem .8rem; border-radius: .4rem; }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2rem;
   align-items: start; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .2rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .5rem .25rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; }
+th { font-weight: 600; overflow-wrap: normal; }
+td:first-child { min-width: 7rem; }
 tr.total td { font-weight: 600; border-bottom: 0; }
 .number { text-align: right; white-space: nowrap; overflow-wrap: normal; }
-td.bar { width: 22%; min-width: 3.5rem; vertical-align: middle; }
-td.bar span { display: block; height: .7rem; min-width: 1px; background: var(--accent); border-radius: .1rem; }
-code { font: .85em ui-monospace, "DejaVu Sans Mono", monospace; }
+td.bar { width: 18%; min-width: 3rem; }
+td.bar span { display: block; height: .7rem; margin-top: .35rem; min-width: 1px; background: var(--accent); }
+code { white-space: nowrap; font: .85em ui-monospace, "DejaVu Sans Mono", monospace; }
+code.long { white-space: normal; }
 figure { margin: 0; }
 svg { display: block; width: 100%; max-width: 30rem; height: auto; font: 11px system-ui, "DejaVu Sans", sans-serif; }
 svg text { fill: var(--faint); }
@@ -50,6 +51,7 @@ svg .guide { stroke: var(--faint); stroke-dasharray: 3 3; fill: none; }
 .sheet .none { display: inline-block; width: 96px; font-size: .7rem; padding: .4rem; color: var(--faint); }
 .sheet img { width: 96px; }
 .sheet img + img { margin-left: 4px; }
+@media (max-width: 40rem) { .bar { display: none; } td:first-child { min-width: 6.2rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } .bar span, svg .mark { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   @page { margin: 14mm; } }
@@ -86,34 +88,41 @@ def image(jpeg: bytes, description: str) -> Markup:
     return tag("img", src=Markup(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"), alt=description)
 
 
-class Share(NamedTuple):
-    """A cell that shows a number as a bar: how much of the greatest in its column."""
+class Bar(NamedTuple):
+    """A cell that shows a number's share of the greatest in its column."""
 
     of_greatest: float
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", total: int = 0) -> Markup:
-    """A table; integers are set to the right, with thousands apart. total: how many of the last rows sum the others."""
+class PerCent(NamedTuple):
+    """A cell that shows a share of a whole."""
+
+    share: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:.1f} %" if self.share >= 0.001 or not self.share else "< 0.1 %"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, sums: Sequence[object] = ()) -> Markup:
+    """A table; numbers are set to the right, with thousands apart, as are the names above them. sums: its last row."""
     body = list(rows)
-    numeric = [bool(body) and all(isinstance(row[at], int) for row in body) for at in range(len(head))]
-    columns = [
-        tag("th", name, scope="col", class_="number" if right else None)
-        for name, right in zip(head, numeric, strict=True)
-    ]
-    lines = [
-        tag("tr", join(map(_cell, row)), class_="total" if number >= len(body) - total else None)
-        for number, row in enumerate(body)
-    ]
-    shown = tag("caption", caption) if caption else ""
-    return tag("div", tag("table", shown, tag("thead", tag("tr", *columns)), tag("tbody", *lines)), class_="wide")
+    names = [tag("th", name, scope="col", class_=_class(cell)) for name, cell in zip(head, body[0], strict=True)]
+    lines = [_line(row) for row in body] + ([_line(sums, "total")] if sums else [])
+    return tag("div", tag("table", tag("thead", tag("tr", *names)), tag("tbody", *lines)), class_="wide")
 
 
-def _cell(value: object) -> Markup:
-    if isinstance(value, Share):
-        return tag("td", tag("span", style=f"width: {100 * value.of_greatest:.1f}%"), class_="bar")
-    if isinstance(value, int):
-        return tag("td", f"{value:,}", class_="number")
-    return tag("td", value)
+def _line(row: Sequence[object], kind: str | None = None) -> Markup:
+    return tag("tr", *(tag("td", _shown(cell), class_=_class(cell)) for cell in row), class_=kind)
+
+
+def _class(cell: object) -> str | None:
+    return "bar" if isinstance(cell, Bar) else "number" if isinstance(cell, int | PerCent) else None
+
+
+def _shown(cell: object) -> object:
+    if isinstance(cell, Bar):
+        return tag("span", style=f"width: {100 * cell.of_greatest:.1f}%")
+    return f"{cell:,}" if isinstance(cell, int) else cell
 
 
 def page(title: str, *content: object) -> bytes:

@@ -33,7 +33,7 @@ _SAMPLES = (
 
 def write_report(archive: Path, contents: Contents) -> dict:
     """Writes the page within an archive; returns its entry in the manifest."""
-    ids = [_lines(tag("code", id[:_SHORT_ID]) for id, _ in some) for some in contents.examples]
+    ids = [_lines(_beginning(*input) for input in some) for some in contents.examples]
     note = (
         "No name of a file or a person is on this page. Where it shows the beginning of an id, the table of inputs"
         " beside the key leads from there to the file, and the report beside it shows what was left out."
@@ -83,6 +83,10 @@ def _head(contents: Contents, note: Markup) -> Iterator[Markup]:
 def _samples(contents: Contents) -> Iterator[Markup]:
     for section in _SAMPLES:
         yield from section(contents)
+
+
+def _beginning(id: str, part: str) -> Markup:
+    return join([tag("code", id[:_SHORT_ID]), part] if part else [tag("code", id[:_SHORT_ID])], ", ")
 
 
 def _lines(pieces: Iterable[object]) -> Markup:

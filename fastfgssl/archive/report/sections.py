@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 from fastfgssl.archive.report.charts import histogram, map_of_sizes
 from fastfgssl.archive.report.contents import Contents
 from fastfgssl.archive.report.counting import Tally, binned, tally
-from fastfgssl.archive.report.markup import Markup, Share, image, table, tag
+from fastfgssl.archive.report.markup import Bar, Markup, PerCent, image, table, tag
 
 _MIB = 1 << 20
 _MOST = 12  # rows of a table of values
 _CLASSES = 100
+_SPLITS = 6
 _MEANING = {
     "written": "became a sample",
     "duplicate": "shows the picture of a sample that came first",
@@ -32,13 +33,13 @@ def outcomes(contents: Contents) -> Iterator[Markup]:
     total = len(contents.accounting)
     most = max(contents.outcomes.values())
     rows = [
-        (name, _MEANING[name], count, f"{100 * count / total:.1f} %", Share(count / most))
+        (name, _MEANING[name], count, PerCent(count / total), Bar(count / most))
         for name, count in contents.outcomes.items()
     ]
     assert sum(row[2] for row in rows) == total
     yield tag("h2", "Outcomes")
-    sum_of_all = ("all inputs", "files, and each frame or page that was taken of one", total, "100 %", "")
-    yield table(("outcome", "the input", "inputs", "share", ""), [*rows, sum_of_all], total=1)
+    sums = ("all inputs", "files, and each frame or page that was taken of one", total, PerCent(1.0))
+    yield table(("outcome", "the input", "inputs", "share", ""), rows, sums=sums)
 
 
 def left_out(contents: Contents, examples: Sequence[object], how: str) -> Iterator[Markup]:
@@ -46,16 +47,22 @@ def left_out(contents: Contents, examples: Sequence[object], how: str) -> Iterat
     found, rest = contents.reasons
     if not found:
         return
-    most = max(reason.count for reason in found)
-    rows: list[tuple] = []
-    for reason, some in zip(found, examples, strict=True):
-        why = reason.reason or "the same pixels, or nearly"
-        rows.append((reason.outcome, why, reason.count, Share(reason.count / most), some))
-    if rest.others:
-        rows.append(("", f"{rest.kinds:,} more kinds of reasons", rest.others, Share(rest.others / most), ""))
-    total = ("all left out", "", sum(row[2] for row in rows), "", "")
     yield tag("h2", "Why inputs were left out")
-    yield table(("outcome", "reason", "inputs", "", how), [*rows, total], total=1)
+    most = max(reason.count for reason in found)
+    sums = 0
+    for outcome in dict.fromkeys(reason.outcome for reason in found):
+        rows = [
+            (reason.reason or "the same pixels, or nearly", reason.count, Bar(reason.count / most), some)
+            for reason, some in zip(found, examples, strict=True)
+            if reason.outcome == outcome
+        ]
+        total = sum(row[1] for row in rows)
+        sums += total
+        yield tag("h3", f"{outcome}: {total:,}")
+        yield table(("reason", "inputs", "", how), rows)
+    if rest.others:
+        yield tag("p", f"{rest.others:,} more inputs have {rest.kinds:,} rarer kinds of reasons.")
+    assert sums + rest.others == len(contents.accounting) - len(contents.samples)
 
 
 def kept(contents: Contents) -> Iterator[Markup]:
@@ -84,7 +91,7 @@ def sizes(contents: Contents) -> Iterator[Markup]:
         every = samples.select(["width", "height"]).group_by(["width", "height"]).aggregate([([], "count_all")])
         columns = [every[name].to_numpy().astype(np.float64) for name in ("width", "height", "count_all")]
         chart = map_of_sizes(*columns, description="Widths and heights of the samples")
-        note = tag("figcaption", "Darker: more samples. Dashed: squares.")
+        note = tag("figcaption", "Stronger: more samples. Dashed: squares.")
         shown = tag("div", tag("figure", chart, note), shown, class_="beside")
     yield shown
 
@@ -98,21 +105,21 @@ def levels(contents: Contents) -> Iterator[Markup]:
     tables = [_counted(("as stored",), rows, found)]
     if _says(samples, "stored_bits"):
         found = tally(samples, ("stored_bits",), _MOST)
-        rows = [(f"{bits} bits" if bits else "not said", count) for bits, count in found.rows]
+        rows = [(str(bits) if bits else "not said", count) for bits, count in found.rows]
         tables.append(_counted(("bits that a DICOM header declares",), rows, found))
     yield tag("div", *tables, class_="beside")
     bright = contents.brightness
     if not bright.means:
         return
-    axes = "level (0 black, 255 white)"
+    across = "level (0 black, 255 white)"
     charts = (
         (bright.levels, "pixels, %", "Levels of all pixels, each sample with the same weight."),
         (bright.mean_levels, "samples, %", "Mean level of each sample."),
     )
-    figures = [
-        tag("figure", histogram(shares, bright.edges, across=axes, up=up, description=words), tag("figcaption", words))
-        for shares, up, words in charts
-    ]
+    figures = []
+    for shares, up, words in charts:
+        chart = histogram(shares, bright.edges, across=across, up=up, description=words)
+        figures.append(tag("figure", chart, tag("figcaption", words)))
     note = f"Of {len(bright.means):,} samples drawn by their ids, as training shows them: within black and white."
     yield tag("p", note, class_="faint")
     yield tag("div", *figures, class_="beside")
@@ -137,31 +144,33 @@ def labels(contents: Contents) -> Iterator[Markup]:
     classes, samples = contents.manifest["classes"], contents.samples.table
     if classes is None:
         return
-    found = tally(samples, ("label", "split"), len(classes) * 4 + 4)
-    splits = sorted({split for _, split, _ in found.rows if split is not None})
-    of_pair = {(label, split): count for label, split, count in found.rows}
-    columns = [*splits, None] if any(split is None for _, split, _ in found.rows) else splits
-    rows: list[tuple] = []
-    for number, name in enumerate(classes):
+    of_pair = {(label, split): count for label, split, count in _labels_and_splits(samples)}
+    columns = sorted({split for _, split in of_pair})
+    found = []
+    for number, name in [*enumerate(classes), (None, "no label")]:
         counts = [of_pair.get((number, split), 0) for split in columns]
-        rows.append((name, *counts, sum(counts)))
-    rows.sort(key=lambda row: (-row[-1], row[0]))
+        found.append((number is None, -sum(counts), name, counts))
+    *rows, unlabelled = sorted(found)  # classes by their samples, then what has none
     first, rest = rows[:_CLASSES], rows[_CLASSES:]
     if rest:
-        first.append((f"{len(rest):,} more classes", *(sum(row[at] for row in rest) for at in range(1, len(rows[0])))))
-    unlabelled = [of_pair.get((None, split), 0) for split in columns]
-    if sum(unlabelled):
-        first.append(("no label", *unlabelled, sum(unlabelled)))
-    rows = first
-    sums = ("all samples", *(sum(row[at] for row in rows) for at in range(1, len(rows[0]))))
-    most = max(row[-1] for row in first)
-    head = ["class", *("no split" if split is None else split for split in columns), "all", ""]
-    if len(columns) == 1 and columns[0] is None:  # the same numbers twice
-        head.pop(1)
-        first, sums = [(row[0], *row[2:]) for row in first], (sums[0], *sums[2:])
+        sums = np.sum([counts for *_, counts in rest], axis=0).tolist()
+        first.append((False, -sum(sums), f"{len(rest):,} more classes", sums))
+    first += [unlabelled] if unlabelled[1] else []
+    total = np.sum([counts for *_, counts in first], axis=0).tolist()
+    assert sum(total) == len(samples)
+    most = max(-minus for _, minus, *_ in first)
+    shown = [(name, *counts, -minus, Bar(-minus / most)) for _, minus, name, counts in first]
+    head = ("class", *columns, "all splits", "")
     yield tag("h2", "Labels and splits")
-    body = [(*row, Share(row[-1] / most)) for row in first]
-    yield table(head, [*body, (*sums, "")], total=1)
+    yield table(head, shown, sums=("all samples", *total, sum(total)))
+
+
+def _labels_and_splits(samples: pa.Table) -> list[tuple[int | None, str, int]]:
+    """How many samples have each label and split; splits beyond a few are one."""
+    split = pc.fill_null(samples["split"], "no split")
+    some = pa.array([name for name, _ in tally(pa.table({"split": split}), ("split",), _SPLITS).rows])
+    split = pc.if_else(pc.is_in(split, some), split, "other splits")
+    return tally(pa.table({"label": samples["label"], "split": split}), ("label", "split"), len(samples)).rows
 
 
 def groups(contents: Contents) -> Iterator[Markup]:
@@ -172,18 +181,19 @@ def groups(contents: Contents) -> Iterator[Markup]:
     split = samples["split"] if "split" in samples.schema.names else pa.nulls(len(samples), pa.string())
     pairs = pa.table({"group": samples["group"], "split": split}).filter(pc.is_valid(samples["group"]))
     of_pair = pairs.group_by(["group", "split"]).aggregate([([], "count_all")])
-    of_split = of_pair.group_by("split").aggregate([([], "count_all"), ("count_all", "sum")])
-    found = zip(*(of_split[name].to_pylist() for name in ("split", "count_all", "count_all_sum")), strict=True)
-    rows = sorted(("no split" if name is None else name, groups, images) for name, groups, images in found)
     sizes = np.unique(of_pair["group"].to_numpy(), return_counts=True)[1]
-    number = len(sizes)
-    assert sum(row[1] for row in rows) - number == int((sizes - 1).sum())
-    per_group = pc.value_counts(pairs["group"].combine_chunks()).field("counts").to_numpy()
+    of_group = pc.value_counts(pairs["group"].combine_chunks()).field("counts").to_numpy()
+    groups = dict(tally(of_pair, ("split",), _MOST).rows)
+    rows = [
+        ("no split" if name is None else name, groups[name], images)
+        for name, images in tally(pairs, ("split",), _MOST).rows
+        if name in groups
+    ]
     yield tag("h2", "Groups")
-    yield tag("p", f"{number:,} groups, such as patients; {len(samples) - len(pairs):,} samples belong to none.")
+    yield tag("p", f"{len(sizes):,} groups, such as patients; {len(samples) - len(pairs):,} samples belong to none.")
     if across := int((sizes > 1).sum()):
         yield tag("p", f"{across:,} groups are in more than one split: scores on one of them flatter.", class_="warn")
-    tables = [table(("split", "groups", "samples"), rows), _bins("samples of a group", "groups", per_group)]
+    tables = [table(("split", "groups", "samples"), rows), _bins("samples of a group", "groups", of_group)]
     yield tag("div", *tables, class_="beside")
 
 
@@ -207,7 +217,7 @@ def making(contents: Contents) -> Iterator[Markup]:
     manifest = contents.manifest
     shards = manifest["shards"]
     rows = [
-        (f"--{name.replace('_', '-')}", "" if value is None else str(value))
+        (f"--{name.replace('_', '-')}", "none" if value is None else str(value))
         for name, value in manifest["made_with"].items()
     ]
     files = [
@@ -215,7 +225,7 @@ def making(contents: Contents) -> Iterator[Markup]:
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / _MIB:,.1f} MiB"),
         ("encoded as", ", ".join(f"{name} ({count:,})" for name, count in sorted(manifest["formats"].items()))),
         ("fingerprint of the key", tag("code", manifest["key"])),
-        ("checksum of the samples' table", tag("code", manifest["table"]["sha256"])),
+        ("checksum of the samples' table", tag("code", manifest["table"]["sha256"], class_="long")),
     ]
     yield tag("h2", "How it was made")
     yield tag("div", table(("option", "value"), rows), table(("archive", ""), files), class_="beside")
@@ -229,13 +239,13 @@ def _counted(head: tuple[str], rows: list[tuple[str, int]], found: Tally) -> Mar
     """Values and how often each is there, with bars, and their sum."""
     if found.others:
         rows = [*rows, (f"{found.kinds:,} others", found.others)]
-    most = max((count for _, count in rows), default=1)
-    body = [(name, count, Share(count / most)) for name, count in rows]
-    total = [("all samples", sum(count for _, count in rows), "")] if len(rows) > 1 else []
-    return table((*head, "samples", ""), [*body, *total], total=len(total))
+    most = max(count for _, count in rows)
+    body = [(name, count, Bar(count / most)) for name, count in rows]
+    sums = ("all samples", sum(count for _, count in rows)) if len(rows) > 1 else ()
+    return table((*head, "samples", ""), body, sums=sums)
 
 
 def _bins(of: str, what: str, counts: np.ndarray) -> Markup:
     rows = binned(counts)
     most = max(count for _, count in rows)
-    return table((of, what, ""), [(words, count, Share(count / most)) for words, count in rows])
+    return table((of, what, ""), [(words, count, Bar(count / most)) for words, count in rows])

@@ -38,6 +38,14 @@ class Names:
         _, _, detail = self._reasons.get(input, "").partition(": ")
         return f"{self.path(input)}{f' ({detail})' if detail else ''}"
 
+    def caption(self, input: Input, *, why: bool = False) -> Markup:
+        """The end of its path, and the whole where it is pointed at. why: with what the reason says beside its kind."""
+        path = self.path(input)
+        *above, folder, name = ["", *path.split("/")]
+        end = f"…/{folder}/{name}" if any(above) else path
+        detail = self._reasons.get(input, "").partition(": ")[2].partition("; ")[0] if why else ""
+        return tag("span", f"{end}{f' ({detail})' if detail else ''}", title=path)
+
 
 class Sheets:
     """The sheets of an archive."""
@@ -66,14 +74,18 @@ class Sheets:
             return
         yield tag("h2", "Left-out pictures")
         yield tag(
-            "p", f"At most {SHOWN} of each kind, drawn by digests; of those that could be decoded.", class_="faint"
+            "p",
+            f"At most {SHOWN} of each kind, drawn by digests; each picture once. Point at a name for its whole path.",
+            class_="faint",
         )
         if self._copies:
-            yield tag("h3", f"The same pixels as a sample: {len(self._copies):,} of {len(contents.copies.exact):,}")
+            yield tag(
+                "h3", f"The same pixels as a sample, the second name: {_some(self._copies, len(contents.copies.exact))}"
+            )
             figures = []
             for input, sample in self._copies:
-                words = f"{names.path(input)} repeats {names.path(self._input_of(sample))}"
-                figures.append(_figure([contents.samples.preview(sample)], words))
+                pair = [names.caption(input), names.caption(self._input_of(sample))]
+                figures.append(_figure([contents.samples.preview(sample)], pair))
             yield tag("div", *figures, class_="sheet")
         totals: dict[str, int] = defaultdict(int)
         for reason in contents.reasons[0]:
@@ -84,22 +96,24 @@ class Sheets:
         }
         for kind, pictures in self._kinds.items():
             title, total = titles.get(kind, (f"Left out: {kind}", totals[kind]))
-            yield tag("h3", f"{title}: {len(pictures):,} of {total:,}")
+            yield tag("h3", f"{title}: {_some(pictures, total)}")
             figures = [self._of(picture, names) for picture in pictures]
             yield tag("div", *figures, class_="sheet pairs" if kind in titles else "sheet")
 
     def _of(self, picture: LeftOut, names: Names) -> Markup:
         input = picture.id, picture.part
         if picture.repeats is None:
-            return _figure([picture.picture], names.whole(input))
+            return _figure([picture.picture], [names.caption(input, why=True)])
         other = self._contents.samples.preview(picture.repeats)
-        return _figure(
-            [picture.picture, other], f"{names.path(input)} and {names.path(self._input_of(picture.repeats))}"
-        )
+        return _figure([picture.picture, other], [names.caption(input), names.caption(self._input_of(picture.repeats))])
 
     def _input_of(self, sample: int) -> Input:
         return self._contents.samples.table["id"][sample].as_py(), ""
 
 
-def _figure(pictures: Iterable[bytes], words: str) -> Markup:
-    return tag("figure", join(image(picture, words) for picture in pictures), tag("figcaption", words))
+def _some(shown: Collection[object], total: int) -> str:
+    return f"{len(shown):,} of {total:,}"
+
+
+def _figure(pictures: Iterable[bytes], captions: Iterable[Markup]) -> Markup:
+    return tag("figure", join(image(picture, "") for picture in pictures), tag("figcaption", join(captions, "<br>")))
