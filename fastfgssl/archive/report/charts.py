@@ -103,7 +103,7 @@ def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
     step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
     if log:  # narrow: whole pixels
         step = max(1.0, round(step))
-    return [step * number for number in range(math.ceil(low / step), math.floor(high / step * 1.0001) + 1)]
+    return [step * number for number in range(math.ceil(low / step), math.floor(high / step + 1e-6) + 1)]
 
 
 def _round_up(value: float) -> float:

@@ -43,7 +43,7 @@ class Contents:
     def reasons(self) -> tuple[list[Reason], Tally]:
         """Why inputs were left out, and what is beyond the kinds that are told apart."""
         found, rest = reasons(self.accounting, _REASONS)
-        told = sum(reason.count for reason in found) + rest.others
+        told = sum(reason.inputs for reason in found) + rest.others
         assert told == len(self.accounting) - len(self.samples), "an input was left out without a reason"
         return found, rest
 

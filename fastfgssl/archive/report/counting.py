@@ -28,7 +28,7 @@ class Reason(NamedTuple):
     outcome: str
     reason: str
     """Its kind; empty for none."""
-    count: int
+    inputs: int
 
 
 class Copies(NamedTuple):

@@ -48,11 +48,11 @@ def left_out(contents: Contents, examples: Sequence[object], how: str) -> Iterat
     if not found:
         return
     yield tag("h2", "Why inputs were left out")
-    most = max(reason.count for reason in found)
+    most = max(reason.inputs for reason in found)
     sums = 0
     for outcome in dict.fromkeys(reason.outcome for reason in found):
         rows = [
-            (reason.reason or "the same pixels, or nearly", reason.count, Bar(reason.count / most), some)
+            (reason.reason or "the same pixels, or nearly", reason.inputs, Bar(reason.inputs / most), some)
             for reason, some in zip(found, examples, strict=True)
             if reason.outcome == outcome
         ]

@@ -89,7 +89,7 @@ class Sheets:
             yield tag("div", *figures, class_="sheet")
         totals: dict[str, int] = defaultdict(int)
         for reason in contents.reasons[0]:
-            totals[reason.reason] += reason.count
+            totals[reason.reason] += reason.inputs
         titles = {
             NEAR: ("Nearly the same as a sample, which is shown beside it", len(contents.copies.near)),
             NEAR_KEPT: ("Samples that are nearly the same", contents.manifest.get("near_duplicates") or 0),
