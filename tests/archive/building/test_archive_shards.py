@@ -21,7 +21,7 @@ from fastfgssl.runtime.errors import UserError
 from helpers.archives import make_samples, write
 from helpers.images import encode, gradient, write_files
 
-HOLDS = {"manifest.json", "samples.arrow", "accounting.arrow", "shards"}
+HOLDS = {"report.html", "manifest.json", "samples.arrow", "accounting.arrow", "shards"}
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from PIL import Image
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from helpers.dicom import dicom
-from helpers.html import Page
 from helpers.images import encode, fixed_key, gradient, gradient_16_bit, write_files
+from helpers.report_page import Page
 
 HOSTILE = "<script>alert(1)</script> & \"'\x1b[2J\u202e"
 
