@@ -49,7 +49,7 @@ svg .guide { stroke: var(--faint); stroke-dasharray: 3 3; fill: none; }
 .sheet figcaption { font-size: .7rem; line-height: 1.3; }
 .sheet img, .sheet .none { height: 96px; max-width: 96px; object-fit: contain; background: var(--fill); }
 .sheet .none { display: inline-block; width: 96px; font-size: .7rem; padding: .4rem; color: var(--faint); }
-.sheet img { width: 96px; }
+.sheet img { width: 96px; outline: 1px solid var(--line); }
 .sheet img + img { margin-left: 4px; }
 @media (max-width: 40rem) { .bar { display: none; } td:first-child { min-width: 6.2rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } figure, tr { break-inside: avoid; }

@@ -190,9 +190,13 @@ def groups(contents: Contents) -> Iterator[Markup]:
         if name in groups
     ]
     yield tag("h2", "Groups")
-    yield tag("p", f"{len(sizes):,} groups, such as patients; {len(samples) - len(pairs):,} samples belong to none.")
+    yield tag(
+        "p", f"Groups, such as patients: {len(sizes):,}. Samples that belong to none: {len(samples) - len(pairs):,}."
+    )
     if across := int((sizes > 1).sum()):
-        yield tag("p", f"{across:,} groups are in more than one split: scores on one of them flatter.", class_="warn")
+        yield tag(
+            "p", f"Groups in more than one split: {across:,}. Scores on one of these splits flatter.", class_="warn"
+        )
     tables = [table(("split", "groups", "samples"), rows), _bins("samples of a group", "groups", of_group)]
     yield tag("div", *tables, class_="beside")
 
@@ -204,10 +208,10 @@ def duplicates(contents: Contents) -> Iterator[Markup]:
     if not len(copies.of_samples) and pairs is None:
         return
     yield tag("h2", "Duplicates")
-    said = f"{len(copies.exact):,} inputs have the same pixels as a sample, {len(copies.near):,} nearly the same"
-    yield tag("p", f"{said}; they repeat {len(copies.of_samples):,} samples.")
+    said = f"Inputs with the same pixels as a sample: {len(copies.exact):,}; with nearly the same: {len(copies.near):,}"
+    yield tag("p", f"{said}. Samples that they repeat: {len(copies.of_samples):,}.")
     if pairs is not None:
-        yield tag("p", f"Near-duplicates were looked for: {pairs:,} pairs were found.")
+        yield tag("p", f"Near-duplicates were looked for; pairs that were found: {pairs:,}.")
     if len(copies.of_samples):
         yield tag("div", _bins("copies beside the sample", "samples", copies.of_samples), class_="beside")
 

@@ -183,7 +183,7 @@ def test_labels_splits_and_groups(tmp_path):
         ["all samples", "2", "2", "1", "5"],
     ]
     assert page.rows("Groups") == [["train", "2", "2"], ["val", "1", "1"], ["1", "1", ""], ["2", "1", ""]]
-    assert "1 groups are in more than one split" in " ".join(page.text("p"))
+    assert "Groups in more than one split: 1." in " ".join(page.text("p"))
 
 
 def test_an_archive_that_has_grown_is_reported_whole(made, tmp_path):
@@ -217,7 +217,7 @@ def test_near_duplicates_are_shown_beside_what_they_repeat(tmp_path):
         ((pictures, caption),) = pages(given)[1].figures(title)
         assert caption == "…/source/2.jpg…/source/1.png"
         assert [brightness(one) for one in pictures] == pytest.approx([np.asarray(picture).mean()] * 2, abs=3)
-        assert "Near-duplicates were looked for: 1 pairs were found." in pages(given)[0].text("p")
+        assert "Near-duplicates were looked for; pairs that were found: 1." in pages(given)[0].text("p")
 
 
 def test_the_same_inputs_give_the_same_bytes(made, tmp_path, monkeypatch):
