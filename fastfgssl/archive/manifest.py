@@ -5,6 +5,7 @@ DIR/samples.arrow          a row a sample, one record batch a shard (Arrow IPC f
 DIR/shards/shard-*.tar     the encoded images (WebDataset convention)
 DIR/shards/shard-*.idx     where they lie (the index of DALI's webdataset reader)
 DIR/accounting.arrow       what became of every input: a row a file, or frame, or page
+DIR/report.html            the same as a page, for people
 
 None of them holds the name of a file or of a person; which input an id stands for is known beside the key alone.
 Archives of version 1 have paths for ids, DIR/quarantine.csv instead of the accounting, and no levels.
@@ -35,6 +36,7 @@ MANIFEST = "manifest.json"
 TABLE = "samples.arrow"
 QUARANTINE = "quarantine.csv"  # of archives of version 1
 SHARDS = "shards"
+REPORT = "report.html"
 _CHECKED_BYTES = 64 << 20
 """Largest table that is read as a whole to open it: a tenth of a second."""
 _CHECKSUM_DIFFERS = "its checksum differs from the manifest's"
@@ -188,6 +190,8 @@ class Archive:
             found += self._verify_shard(shard, table_is_intact)
         if "accounting" in self._manifest:  # since version 2
             found += self._verify_accounting()
+        if "report" in self._manifest and (damage := self._differs(REPORT, "report")):
+            found.append(damage)
         return found
 
     def _dtype(self, name: str) -> np.dtype:
@@ -235,12 +239,18 @@ class Archive:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
 
     def _verify_accounting(self) -> list[str]:
-        try:
-            if sha256_of(self.path / ACCOUNTING) != self._manifest["accounting"]["sha256"]:
-                return [f"{ACCOUNTING}: {_CHECKSUM_DIFFERS}"]
-        except OSError as error:
-            return [f"{ACCOUNTING}: {error.strerror}"]
+        if damage := self._differs(ACCOUNTING, "accounting"):
+            return [damage]
         return problems(read_accounting(self.path), self._manifest["inputs"], self.num_samples)
+
+    def _differs(self, name: str, entry: str) -> str:
+        """What is wrong with a file that is read as a whole; empty if nothing."""
+        try:
+            return (
+                "" if sha256_of(self.path / name) == self._manifest[entry]["sha256"] else f"{name}: {_CHECKSUM_DIFFERS}"
+            )
+        except OSError as error:
+            return f"{name}: {error.strerror}"
 
     def _verify_shard(self, shard: int, table_is_intact: bool) -> Iterator[str]:
         facts = self._manifest["shards"][shard]

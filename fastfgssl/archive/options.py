@@ -141,7 +141,20 @@ class PrepareOptions:
     @property
     def inputs_file(self) -> Path:
         """Where the table of names will be: beside the key."""
-        return self.key_file.resolve().with_name(f"{self.out.resolve().name}.inputs.csv")
+        return self._private("inputs.csv")
+
+    @property
+    def report_file(self) -> Path:
+        """Where the report with names and left-out pictures will be."""
+        return self._private("report.html")
+
+    @property
+    def left_out_file(self) -> Path:
+        """Where those pictures will be, for reports to come."""
+        return self._private("left_out.arrow")
+
+    def _private(self, name: str) -> Path:
+        return self.key_file.resolve().with_name(f"{self.out.resolve().name}.{name}")
 
     def share(self) -> tuple[int, int] | None:
         """I and N of `part`. Raises UserError if it is neither that nor None."""

@@ -54,6 +54,15 @@ class Unusable(Exception):
 
     part = ""
     """Which image of its file it is, see `PreparedImage.part`."""
+    picture: object = None
+    """What it shows, an image or an array, where it was decoded and left out for what is in it."""
+    levels = (0, 255)
+    """Which levels of `picture` are black and white."""
+
+    def showing(self, picture: object, levels: tuple[int, int]) -> Unusable:
+        """This one, with its picture."""
+        self.picture, self.levels = picture, levels
+        return self
 
     def at(self, part: str) -> Unusable:
         """This one, as that of `part`."""

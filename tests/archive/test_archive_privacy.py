@@ -51,13 +51,15 @@ def test_no_name_is_in_any_byte_of_the_archive(tmp_path):
     summary = prepare(options)
     assert (summary.samples, summary.duplicates, summary.quarantined.total()) == (2, 1, 1)
     contents = everything(tmp_path / "archive").lower()
-    for part in (SECRET, "lüdenscheidt", "denscheidt", "copy of", "notes."):
+    assert b"report.html" in contents
+    for part in (SECRET, "lüdenscheidt", "denscheidt", "copy of", "notes.", "m&uuml;ller", str(source)):
         for encoding in ("utf-8", "utf-16-le", "utf-16-be", "latin-1"):
             assert part.lower().encode(encoding) not in contents, (part, encoding)
     assert len(inputs_of(options)) == 7  # and each is where its owner finds it
     (quarantined,) = (row for row in inputs_of(options) if row["outcome"] == "quarantined")
     assert quarantined["path"].endswith(f"{SECRET} 3.png")
-    for path in (options.key_file, options.inputs_file):
+    assert f"{SECRET} 3.png" in options.report_file.read_text()
+    for path in (options.key_file, options.inputs_file, options.report_file, options.left_out_file):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(options.key_file.parent.stat().st_mode) == 0o700
 

@@ -22,6 +22,10 @@ from fastfgssl.archive.labels.assignment import Labels
 from fastfgssl.archive.labels.facts import EntryLabels, share
 from fastfgssl.archive.listing import Listing
 from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
+from fastfgssl.archive.report.contents import Contents
+from fastfgssl.archive.report.left_out import gather_left_out, read_left_out, write_left_out
+from fastfgssl.archive.report.page import write_private_report, write_report
+from fastfgssl.archive.report.samples import Samples
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
 
@@ -127,8 +131,7 @@ def assemble(
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
     accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()
-    manifest = tables.write_manifest(
-        place.archive,
+    manifest = tables.manifest_of(
         base,
         inputs,
         shards=shards,
@@ -137,8 +140,16 @@ def assemble(
         classes=classes,
         made_with=options.of_pictures(),
         key=ids.key,
+        near_duplicates=len(alike) if options.near_duplicates else None,
     )
+    contents = Contents(accounting, Samples(place.archive, shards, table[1]), manifest)
+    tables.write_manifest(place.archive, manifest | {"report": write_report(place.archive, contents)})
     _write_names(options, listing, base, inputs, names)
+    kept = alike if options.near_duplicates != "drop" else ()
+    old = read_left_out(options.left_out_file) if base.path is not None else []
+    left_out = gather_left_out(old, contents, inputs, parts, ids.of, kept)
+    write_left_out(options.left_out_file, left_out)
+    write_private_report(options.report_file, options.inputs_file, contents, left_out)
     place.publish()
     _fill_in(summary, listing, inputs, manifest)
 

@@ -14,12 +14,19 @@ from pathlib import Path
 
 from fastfgssl.archive.building.accounting import ACCOUNTING
 from fastfgssl.archive.lock import LOCK, lock_folder
-from fastfgssl.archive.manifest import MANIFEST, QUARANTINE, SHARDS, TABLE, read_manifest
+from fastfgssl.archive.manifest import MANIFEST, QUARANTINE, REPORT, SHARDS, TABLE, read_manifest
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import sync_folder
 
 LISTING, PARTS, ARCHIVE = "listing.arrow", "parts", "archive"
-_OF_ARCHIVE = (TABLE, ACCOUNTING, QUARANTINE, SHARDS, MANIFEST)  # the manifest last: what makes a folder an archive
+_OF_ARCHIVE = (
+    TABLE,
+    ACCOUNTING,
+    QUARANTINE,
+    REPORT,
+    SHARDS,
+    MANIFEST,
+)  # the manifest last: what makes a folder an archive
 _OF_WORK = {LISTING, PARTS, ARCHIVE, LOCK}
 _WITHIN = {".partial", ".replaced", "lost+found"}  # of a mount point
 

@@ -70,7 +70,8 @@ def picture_of(data: bytes, *, max_pixels: int) -> Image.Image:
 def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
     why = _text_in(found) if settings.burned_in == "skip" else ""
     if why:
-        return Unusable(f"{BURNED_IN}: {why}; --burned-in keep takes such images").at(found.part)
+        left_out = Unusable(f"{BURNED_IN}: {why}; --burned-in keep takes such images")
+        return left_out.showing(found.picture, found.levels).at(found.part)
     try:
         image = encode_picture(
             found.picture,

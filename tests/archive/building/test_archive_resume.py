@@ -71,7 +71,10 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(source, whole, tmp_p
     assert killed >= KILLS // 2
     subprocess.run([*map(str, command), "--workers", "2"], check=True, stdout=subprocess.DEVNULL)
     assert contents(tmp_path / "archive") == contents(whole)
-    assert {path.name for path in tmp_path.iterdir()} == {"archive", "archive.inputs.csv", "key"}
+    private = [f"archive.{name}" for name in ("inputs.csv", "report.html", "left_out.arrow")]
+    assert {path.name for path in tmp_path.iterdir()} == {"archive", "key", *private}
+    for name in private:
+        assert (tmp_path / name).read_bytes() == whole.with_name(name).read_bytes()
 
 
 def test_what_is_done_is_not_done_again(source, whole, tmp_path, monkeypatch):
