@@ -69,7 +69,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
             parts = _make_parts(options, place, listing, todo, on_progress)
             if not share:
                 assemble(options, place, base, ids, labels, known, parts, summary, on_progress)
-        elif not share:
+        elif not options.dry_run:
             place.leave()
     summary.seconds = time.monotonic() - start
     return summary

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastfgssl.archive.building.accounting import ACCOUNTING
+from fastfgssl.archive.building.accounting import ACCOUNTING, read_accounting
 from fastfgssl.archive.lock import LOCK, lock_folder
 from fastfgssl.archive.manifest import MANIFEST, QUARANTINE, SHARDS, TABLE, read_manifest
 from fastfgssl.runtime.errors import UserError
@@ -88,6 +88,15 @@ class Place:
 
     def holds_archive(self) -> bool:
         return (self.out / MANIFEST).exists()
+
+    def replaced_ids(self) -> list[str]:
+        """Ids of the inputs of the archive that goes; none if it stays, is of an earlier version, or cannot be read."""
+        if not self._overwrite or not (self.out / ACCOUNTING).exists():
+            return []
+        try:
+            return read_accounting(self.out)["id"].to_pylist()
+        except UserError:
+            return []
 
     def begin_archive(self) -> None:
         """Makes `self.archive` afresh but for its shards, which may be those of a run that was killed."""

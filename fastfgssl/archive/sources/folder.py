@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import UNKNOWN, Entry, SourceOptions, kind_by_name, nothing
 from fastfgssl.runtime.errors import UserError
 
@@ -47,6 +47,8 @@ class FolderSource:
                 yield read_file(self._path(entry.name))
             except OSError as error:
                 yield error
+            except MemoryError:
+                yield Unusable(NEEDS_MEMORY)
 
     def open(self, name: bytes) -> BinaryIO:
         return open_file(self._path(name))
@@ -88,7 +90,7 @@ class FolderSource:
         if kind:
             return Entry(name, 0, 0, kind)
         try:
-            facts = os.stat(self._path(name))  # noqa: PTH116
+            facts = os.stat(self._path(name))  # noqa: PTH116 - in bytes
         except OSError:
             return Entry(name, 0, 0)  # reading it says why
         if not stat.S_ISREG(facts.st_mode):

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import PAUSES, Entry, SourceOptions, kind_by_name, nothing
 from fastfgssl.runtime.errors import UserError, in_a_line
 
@@ -82,6 +82,8 @@ class RemoteSource:
                 size, task = waiting.popleft()
                 try:
                     yield task.result()
+                except MemoryError:
+                    yield Unusable(NEEDS_MEMORY)
                 except Exception as error:
                     yield _system_error(error)
                 coming -= size
