@@ -23,6 +23,7 @@ class ListSource(FolderSource):
     def __init__(self, path: Path, options: SourceOptions | None = None) -> None:
         super().__init__(path, options)
         self.only = None
+        self._stays_within = False
         self._list = path
 
     def entries(self) -> Iterator[Entry]:
