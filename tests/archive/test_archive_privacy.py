@@ -147,3 +147,19 @@ def test_rows_of_an_earlier_table_stay_as_they_are(tmp_path):
         ["2", "page 3", r"b\n", "skipped", "'-x"],
         ["3", "", "c", "written", ""],
     ]
+
+
+def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", refuse)
+        with pytest.raises(UserError, match=r"cannot write the key .*/key: No space left on device"):
+            load_key(tmp_path / "key")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "hardlink_to", lambda *arguments: refuse())  # a file system without links
+    key = load_key(tmp_path / "key")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    assert load_key(tmp_path / "key").fingerprint == key.fingerprint

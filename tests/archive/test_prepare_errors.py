@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
@@ -62,6 +63,18 @@ BAD_COMMANDS = {
 }
 
 
+# of a folder that nobody may enter: `closed`
+FORBIDDEN = {
+    "closed/source --out new": "cannot read the source closed/source: Permission denied",
+    "closed/1.png --out new": "cannot read the source closed/1.png: Permission denied",
+    "--list closed/list --out new": "cannot read the list closed/list: Permission denied",
+    "images --out closed/new": "cannot write closed/new: Permission denied",
+    "images --out new --key closed/key": "cannot read the key closed/key: Permission denied",
+    "images --out new --key readonly/key": "cannot write {}/readonly/new.inputs.csv: Permission denied",
+    "images closed --out new": "cannot read the folder {}/closed/: Permission denied",
+}
+
+
 @pytest.fixture(scope="module")
 def bad_folder(tmp_path_factory) -> Path:
     files = {"images/1.png": encode(gradient(), "PNG"), "labels.csv": b"image,label\nx.png,a\n", "texts/1.txt": b""}
@@ -91,3 +104,19 @@ def test_bad_input_in_a_process_of_its_own(bad_folder):
     result = subprocess.run(command, capture_output=True, text=True, cwd=bad_folder)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: the source nowhere does not exist\n"
+
+
+@pytest.mark.parametrize("command", FORBIDDEN)
+def test_what_the_system_forbids_is_told_before_the_work(tmp_path, command):
+    write_files(tmp_path, {"images/1.png": encode(gradient(), "PNG"), "closed/1.png": b""})
+    fixed_key(tmp_path / "readonly/key")
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "readonly").chmod(0o500)
+    without_privileges = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    tool = [*without_privileges, sys.executable, TOOL, *command.split()]
+    try:
+        ended = subprocess.run(list(map(str, tool)), cwd=tmp_path, capture_output=True, text=True)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    message = FORBIDDEN[command].format(tmp_path.resolve())
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {message}\n")
