@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+NEEDS_MEMORY = "needs more memory than --max-memory allows"
+
 
 class PreparedImage(NamedTuple):
     """An image as it goes into a shard."""

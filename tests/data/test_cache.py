@@ -132,7 +132,9 @@ def test_two_ranks_share_a_cache_and_train_as_from_a_folder(bucket, url, archive
     assert all(torch.equal(value, remote[key]) for key, value in local.items())
     assert 0 < held(tmp_path / "cache") <= budget
     checkpoint = max((tmp_path / "remote").glob("checkpoints/*.pt"))
-    scores = [evaluate(checkpoint, data).results for data in (url, archive_path)]  # by the cache of its run, and without
+    scores = [
+        evaluate(checkpoint, data).results for data in (url, archive_path)
+    ]  # by the cache of its run, and without
     assert scores[0] == scores[1]
 
 

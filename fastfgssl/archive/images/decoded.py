@@ -15,7 +15,7 @@ from fastfgssl.archive.images.image import ImageSettings, encode_picture, prepar
 from fastfgssl.archive.images.pictures import in_8_bits
 from fastfgssl.archive.images.text import find_text
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
-from fastfgssl.archive.outcome import NoImage, PreparedImage, Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, NoImage, PreparedImage, Unusable
 
 BURNED_IN = "burned-in text"
 
@@ -104,4 +104,4 @@ def _text_in(found: DicomPicture) -> str:
 
 
 def _out_of_memory() -> Unusable:
-    return Unusable("needs more memory than --max-memory allows")
+    return Unusable(NEEDS_MEMORY)

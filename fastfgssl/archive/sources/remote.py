@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import Entry, SourceOptions, kind_by_name, nothing
 from fastfgssl.archive.sources.network import Turn, in_order, patiently, public, system_error
 from fastfgssl.runtime.errors import UserError, in_a_line
@@ -66,9 +66,11 @@ class RemoteSource:
     ) -> Iterator[bytes | OSError | Unusable]:
         fs, path = self._opened()
 
-        def fetch(entry: Entry, turn: Turn) -> bytes:
+        def fetch(entry: Entry, turn: Turn) -> bytes | Unusable:
             try:
                 return fs.cat_file(f"{path}/{os.fsdecode(entry.name)}")
+            except MemoryError:
+                return Unusable(NEEDS_MEMORY)
             except Exception as error:
                 raise system_error(error) from error
 

@@ -94,6 +94,35 @@ def test_what_is_done_is_not_done_again(source, whole, tmp_path, monkeypatch):
     assert contents(out) == contents(whole)
 
 
+def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(source, whole, tmp_path, monkeypatch):
+    out = tmp_path / "archive"
+    asked = {"found": 600, "samples": 0, "known": 0}
+    summary = prepare(options(source, out, dry_run=True))
+    assert {name: getattr(summary, name) for name in asked} == asked
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+    # hours of work may lie there
+    with monkeypatch.context() as before:
+        before.setattr("fastfgssl.archive.prepare.assemble", lambda *arguments: None)
+        prepare(options(source, out))
+    stopped = sorted((tmp_path / "archive.partial/parts").iterdir())
+    assert stopped
+    prepare(options(source, out, dry_run=True))
+    assert sorted((tmp_path / "archive.partial/parts").iterdir()) == stopped
+    prepare(options(source, out))
+    before_it = contents(out), (tmp_path / "archive.inputs.csv").read_bytes()
+    assert before_it[0] == contents(whole)
+
+    summary = prepare(options(source, out, dry_run=True, overwrite=True))
+    assert (summary.found, summary.known) == (600, 0)
+    summary = prepare(options(source, out, dry_run=True))
+    assert (summary.found, summary.known) == (600, 600)
+    summary = prepare(options(source, out, dry_run=True, retry=True))
+    assert (summary.found, summary.known) == (600, 590)
+    assert (contents(out), (tmp_path / "archive.inputs.csv").read_bytes()) == before_it
+    assert not (tmp_path / "archive.partial").exists()
+
+
 def test_a_worker_that_somebody_kills_costs_nothing(source, whole, tmp_path):
     out, kills = tmp_path / "archive", 0
 
