@@ -12,8 +12,10 @@ from typing import Literal, NamedTuple
 
 from fastfgssl.archive.building.parts import PartOptions
 from fastfgssl.archive.building.shards import SHARD_BYTES
+from fastfgssl.archive.dicom.filters import NONE, HeaderFilters, words
 from fastfgssl.archive.dicom.pictures import DicomSettings
 from fastfgssl.archive.images.decoded import FileSettings
+from fastfgssl.archive.images.filters import PictureFilters
 from fastfgssl.archive.images.image import ImageSettings
 from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.sources.base import SourceOptions
@@ -61,6 +63,16 @@ class PrepareOptions:
     """Bits of gray DICOM images: 8, windowed, or 16, with the window told beside, for training to apply."""
     burned_in: Literal["skip", "keep"] = "skip"
     """What becomes of DICOM images with text in their pixels."""
+    min_side: int = 16
+    """Pictures with fewer pixels on their short side are left out; 0 takes all."""
+    min_contrast: float = 1.0
+    """So are pictures that are nearly constant, see `PictureFilters`; 0 takes all."""
+    max_aspect: float = 20.0
+    """So are pictures that are longer for their width; 0 takes all."""
+    modality: str | None = None
+    """Codes of DICOM, separated by commas: of DICOM images, only those of these modalities are taken."""
+    leave_out: str = "localizer"
+    """Kinds of DICOM images that are left out, separated by commas: derived, localizer, secondary; or none."""
     duplicates: Literal["drop", "keep"] = "drop"
     """What becomes of an image whose pixels are those of an earlier one."""
     near_duplicates: Literal["report", "group", "drop"] | None = None
@@ -152,10 +164,14 @@ class PrepareOptions:
             raise UserError(f"part must be I/N, with I from 1 to N, not {self.part!r}")
         return int(match[1]), int(match[2])
 
-    def of_pictures(self) -> dict[str, str | int | None]:
-        """What all pictures of an archive should have in common."""
+    def of_pictures(self) -> dict[str, str | int | float | None]:
+        """What all pictures of an archive should have in common. A filter that takes all is None."""
         names = ("short_side", "encode", "pages", "frames", "window", "depth", "burned_in")
-        return {name: getattr(self, name) for name in names}
+        same = {name: getattr(self, name) for name in names}
+        filters = {name: getattr(self, name) or None for name in ("min_side", "min_contrast", "max_aspect")}
+        dicom = self._header_filters()
+        chosen = {"modality": ",".join(dicom.modalities), "leave_out": ",".join(dicom.leave_out)}
+        return same | filters | {name: value or None for name, value in chosen.items()}
 
     def source_options(self) -> SourceOptions:
         """What sources need to know."""
@@ -177,10 +193,26 @@ class PrepareOptions:
             pages=self.pages,
             encode=self.encode,
             thumbnails=self.near_duplicates is not None,
+            filters=PictureFilters(min_side=self.min_side, min_contrast=self.min_contrast, max_aspect=self.max_aspect),
         )
-        dicom = DicomSettings(frames=self.frames, window=self.window, depth=self.depth, max_pixels=self.max_pixels)
+        dicom = DicomSettings(
+            frames=self.frames,
+            window=self.window,
+            depth=self.depth,
+            max_pixels=self.max_pixels,
+            filters=self._header_filters(),
+        )
         file = FileSettings(image=image, dicom=dicom, burned_in=self.burned_in)
         return PartOptions(file, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))
+
+    def _header_filters(self) -> HeaderFilters:
+        kinds = words(self.leave_out)
+        if not kinds or (NONE in kinds and len(kinds) > 1):
+            raise UserError(f"leave-out must be kinds of images or none, not {self.leave_out!r}")
+        modalities = words((self.modality or "").upper())
+        if self.modality is not None and not modalities:
+            raise UserError(f"modality must be codes of DICOM such as MG,DX, not {self.modality!r}")
+        return HeaderFilters(modalities=modalities, leave_out=tuple(kind for kind in kinds if kind != NONE))
 
 
 @dataclass(kw_only=True)
@@ -207,6 +239,8 @@ class Summary:
     """Pairs of images that are nearly the same."""
     contradictions: list[str] = field(default_factory=list)
     """What labels say differently of such images."""
+    filtered: Counter[str] = field(default_factory=Counter)
+    """Sound images that settings leave out, by kind of reason; the table of inputs has each."""
     quarantined: Counter[str] = field(default_factory=Counter)
     """Images left out, by kind of reason; the table of inputs has each."""
     unreadable: int = 0

@@ -54,11 +54,18 @@ class Unusable(Exception):
 
     part = ""
     """Which image of its file it is, see `PreparedImage.part`."""
+    outcome = "quarantined"
 
     def at(self, part: str) -> Unusable:
         """This one, as that of `part`."""
         self.part = part
         return self
+
+
+class Filtered(Unusable):
+    """An image that is sound, and not wanted: a setting leaves it out."""
+
+    outcome = "filtered"
 
 
 class UnknownFormat(Unusable):

@@ -38,6 +38,12 @@ _LIMITS = (
     ("max-unreadable", float, "share of the files that may be unreadable before the run ends"),
 )
 
+_FILTERS = (
+    ("min-side", int, "leave out pictures with fewer pixels on their short side"),
+    ("min-contrast", float, "leave out pictures whose brightness has a smaller standard deviation, of 255 levels"),
+    ("max-aspect", float, "leave out pictures whose long side has more times the short one"),
+)
+
 
 def main() -> int | None:
     arguments = parse_arguments()
@@ -129,6 +135,16 @@ def parse_arguments() -> argparse.Namespace:
         default="skip",
         help="DICOM images with text in their pixels (default %(default)s)",
     )
+    for name, kind, what in _FILTERS:
+        default = getattr(PrepareOptions, name.replace("-", "_"))
+        add(f"--{name}", type=kind, metavar="N", default=default, help=f"{what}; 0 takes all (default {default:g})")
+    add("--modality", metavar="MG,DX", help="of DICOM images, take those of these modalities alone (default: all)")
+    add(
+        "--leave-out",
+        metavar="KINDS",
+        default=PrepareOptions.leave_out,
+        help="DICOM images: derived, localizer, secondary, separated by commas, or none (default %(default)s)",
+    )
     add(
         "--duplicates",
         choices=["drop", "keep"],
@@ -188,7 +204,7 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     def example(what: str) -> str:
         return f", e.g. {summary.examples[what]}" if what in summary.examples else ""
 
-    done = summary.added + summary.duplicates + summary.quarantined.total()
+    done = summary.added + summary.duplicates + summary.filtered.total() + summary.quarantined.total()
     shards = f"{summary.shards:,} shard{'s' * (summary.shards != 1)}"
     if options.part or options.dry_run:
         yield "found", f"{summary.found:,} images, {summary.found - summary.known:,} of them new"
@@ -217,6 +233,7 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     told = {
         "changed": summary.changed,
         "note": summary.notes,
+        "filtered": summary.filtered,
         "quarantined": summary.quarantined,
         "no image": summary.skipped,
     }

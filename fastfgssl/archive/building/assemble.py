@@ -10,7 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfgssl.archive.building import tables
-from fastfgssl.archive.building.accounting import DUPLICATE, OUTCOMES, QUARANTINED, SKIPPED, UNREADABLE, WRITTEN
+from fastfgssl.archive.building.accounting import (
+    DUPLICATE,
+    FILTERED,
+    OUTCOMES,
+    QUARANTINED,
+    SKIPPED,
+    UNREADABLE,
+    WRITTEN,
+)
 from fastfgssl.archive.building.base import Base, binary_ids, hexadecimal_ids
 from fastfgssl.archive.building.inputs import Input, read_inputs, write_inputs
 from fastfgssl.archive.building.keys import Key
@@ -100,7 +108,9 @@ def assemble(
     if not written.any() and not base.num_samples:
         _write_names(options, listing, base, inputs, names)
         place.leave()
-        raise UserError(f"none of the {len(listing.images)} images is usable; {options.inputs_file} says why")
+        filtered = int((inputs.outcome == FILTERED).sum())
+        but = f", and {filtered} were left out by filters such as --min-side" if filtered else ""
+        raise UserError(f"none of the {len(listing.images)} images is usable{but}; {options.inputs_file} says why")
 
     said = labels.said if labels else None
     if said is not None:
@@ -244,9 +254,10 @@ def _fill_in(summary: Summary, listing: Listing, inputs: Inputs, manifest: dict)
     first = dict(inputs.examples)
     kinds = tables.kind_of_reason(inputs.table["reason"]).to_pylist()
     read = (inputs.part >= 0) | (inputs.outcome == QUARANTINED)
-    read &= np.isin(inputs.outcome, (QUARANTINED, SKIPPED, UNREADABLE))
+    read &= np.isin(inputs.outcome, (FILTERED, QUARANTINED, SKIPPED, UNREADABLE))
+    counters = {SKIPPED: summary.skipped, FILTERED: summary.filtered}
     for at in np.flatnonzero(read).tolist():
-        counted = summary.skipped if inputs.outcome[at] == SKIPPED else summary.quarantined
+        counted = counters.get(int(inputs.outcome[at]), summary.quarantined)
         counted[kinds[at]] += 1
         first.setdefault(kinds[at], int(inputs.row[at]))
     summary.examples = {what: listing.where(row) for what, row in first.items()}

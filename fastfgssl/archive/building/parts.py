@@ -56,7 +56,7 @@ SCHEMA = pa.schema(
     [
         pa.field("entry", pa.uint16()),  # of the chunk
         pa.field("part", pa.string()),
-        pa.field("outcome", pa.string()),  # image, quarantined, unreadable, skipped
+        pa.field("outcome", pa.string()),  # image, filtered, quarantined, unreadable, skipped
         pa.field("reason", pa.string()),
         pa.field("offset", pa.uint64()),  # in images.bin
         pa.field("size", pa.uint64()),
@@ -226,7 +226,7 @@ class PartMaker:
                 if isinstance(made, UnknownFormat) and not is_named:
                     yield _left_out(entry, "skipped", "no image, by its first bytes")
                 elif isinstance(made, Unusable):
-                    yield _left_out(entry, "quarantined", str(made), made.part)
+                    yield _left_out(entry, made.outcome, str(made), made.part)
                 else:
                     yield _image_row(entry, made, file)
         except NoImage as kind:

@@ -23,7 +23,7 @@ from helpers.images import encode, gradient, inputs_of, write_files
 
 
 def pictures(count: int) -> dict[str, bytes]:
-    return {f"{i:04d}.png": encode(gradient(10 + i % 90, 10 + i // 90), "PNG") for i in range(count)}
+    return {f"{i:04d}.png": encode(gradient(16 + i % 90, 16 + i // 90), "PNG") for i in range(count)}
 
 
 def test_an_outage_ends_the_run_and_replaces_nothing(tmp_path):
