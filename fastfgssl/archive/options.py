@@ -12,11 +12,12 @@ from typing import Literal, NamedTuple
 
 from fastfgssl.archive.building.parts import PartOptions
 from fastfgssl.archive.building.shards import SHARD_BYTES
-from fastfgssl.archive.dicom.filters import NONE, HeaderFilters, words
+from fastfgssl.archive.dicom.filters import header_filters
 from fastfgssl.archive.dicom.pictures import DicomSettings
 from fastfgssl.archive.images.decoded import FileSettings
 from fastfgssl.archive.images.filters import PictureFilters
 from fastfgssl.archive.images.image import ImageSettings
+from fastfgssl.archive.labels.drawing import read_shares
 from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.runtime.errors import UserError, require_one_of
@@ -49,6 +50,13 @@ class PrepareOptions:
     """A challenge whose tables lie below the sources or beside them: a key of `labels_presets.PRESETS`."""
     labels_from: Literal["folders"] | None = None
     """folders: an image's class is the folder it lies in, see `labels.labels_of_folders`."""
+    split: str | None = None
+    """Shares of train, val and test such as 0.8/0.1/0.1, or of train and test, by which the images are split at random,
+    see `drawing.draw_splits`."""
+    by: Literal["group", "image"] = "group"
+    """What `split` never divides: groups, or images of the same pixels alone."""
+    seed: int = 0
+    """Of the draw: another gives another split."""
     short_side: int | None = None
     """Larger images are made smaller, to this many pixels on their short side."""
     encode: str = "keep"
@@ -128,6 +136,13 @@ class PrepareOptions:
         require_one_of("burned-in", self.burned_in, ("skip", "keep"))
         if self.near_duplicates is not None:
             require_one_of("near-duplicates", self.near_duplicates, ("report", "group", "drop"))
+        require_one_of("by", self.by, ("group", "image"))
+        if self.split is not None:
+            read_shares(self.split)
+        elif self.by != "group" or self.seed:
+            raise UserError(f"--{'seed' if self.seed else 'by'} says how --split divides the images: give --split too")
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise UserError(f"seed must have at most 63 bits, not {self.seed}")
         self.part_options()  # which refuses what its settings cannot be
         given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
         if len(given) > 1:
@@ -169,9 +184,15 @@ class PrepareOptions:
         names = ("short_side", "encode", "pages", "frames", "window", "depth", "burned_in")
         same = {name: getattr(self, name) for name in names}
         filters = {name: getattr(self, name) or None for name in ("min_side", "min_contrast", "max_aspect")}
-        dicom = self._header_filters()
+        dicom = header_filters(self.modality, self.leave_out)
         chosen = {"modality": ",".join(dicom.modalities), "leave_out": ",".join(dicom.leave_out)}
         return same | filters | {name: value or None for name, value in chosen.items()}
+
+    def of_archive(self) -> dict[str, str | int | float | None]:
+        """What all of an archive should have in common: its pictures, and how they are split."""
+        drawn = self.split is not None
+        how = {"split": self.split, "by": self.by if drawn else None, "seed": self.seed if drawn else None}
+        return self.of_pictures() | how
 
     def source_options(self) -> SourceOptions:
         """What sources need to know."""
@@ -200,19 +221,10 @@ class PrepareOptions:
             window=self.window,
             depth=self.depth,
             max_pixels=self.max_pixels,
-            filters=self._header_filters(),
+            filters=header_filters(self.modality, self.leave_out),
         )
         file = FileSettings(image=image, dicom=dicom, burned_in=self.burned_in)
         return PartOptions(file, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))
-
-    def _header_filters(self) -> HeaderFilters:
-        kinds = words(self.leave_out)
-        if not kinds or (NONE in kinds and len(kinds) > 1):
-            raise UserError(f"leave-out must be kinds of images or none, not {self.leave_out!r}")
-        modalities = words((self.modality or "").upper())
-        if self.modality is not None and not modalities:
-            raise UserError(f"modality must be codes of DICOM such as MG,DX, not {self.modality!r}")
-        return HeaderFilters(modalities=modalities, leave_out=tuple(kind for kind in kinds if kind != NONE))
 
 
 @dataclass(kw_only=True)
@@ -253,6 +265,8 @@ class Summary:
     """A file for each change, note and kind of reason."""
     labelled: int = 0
     classes: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
+    """Samples of the archive by split, where splits were drawn."""
     unmatched: list[str] = field(default_factory=list)
     """Rows of the labels that match no image, or several."""
     missing: str = ""

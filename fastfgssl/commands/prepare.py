@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from fastfgssl.archive.labels.drawing import read_shares
 from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import MIB, PrepareOptions, Progress, Summary, prepare
@@ -110,6 +111,18 @@ def parse_arguments() -> argparse.Namespace:
         choices=["folders"],
         help="the class is the first folder below SOURCE, or below a folder train, val or test there",
     )
+    add(
+        "--split",
+        metavar="A/B/C",
+        help="draw splits: shares of train, val and test, as 0.8/0.1/0.1, or of train and test; in each class alike",
+    )
+    add(
+        "--by",
+        choices=["group", "image"],
+        default=PrepareOptions.by,
+        help="what --split does not divide: a group (patient, lesion, near-duplicates), or an image (default group)",
+    )
+    add("--seed", type=int, default=PrepareOptions.seed, help="of --split (default %(default)s)")
     add("--short-side", type=int, metavar="N", help="make larger images smaller, to N pixels on their short side")
     add("--workers", type=int, metavar="N", help="processes (default: one a core)")
     add(
@@ -218,6 +231,9 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "not renewed", f"{len(summary.grown):,} files have another size than when added, e.g. {summary.grown[0]}"
     if summary.classes and done:
         yield "labels", f"{summary.labelled:,} images have one of {summary.classes:,} classes"
+    if summary.splits:
+        parts = (f"{name} {summary.splits[name]:,}" for name in read_shares(options.split or ""))
+        yield "splits", f"{', '.join(parts)} images, drawn by {options.by}"
     if summary.unmatched:
         where = options.labels or f"{options.labels_preset}'s tables"
         yield "unmatched", f"{len(summary.unmatched):,} rows of {where}, e.g. {summary.unmatched[0]}"

@@ -40,6 +40,13 @@ BAD_COMMANDS = {
     "images --out archive": "cannot read the key",
     "images --out new --key labels.csv": "labels.csv is no key: it must hold 64 hexadecimal digits",
     "images --out new --key new/key": "the key new/key must not lie in the archive",
+    "images --out new --split 0.8/0.3": "the shares of train and test must sum to 1, and sum to 1.1: 0.7273/0.2727",
+    "images --out new --split half": "split must be shares of train, val and test such as 0.8/0.1/0.1, or of train and",
+    "images --out new --split 0.8/0.2 --by patient": "argument --by: invalid choice: 'patient'",
+    "images --out new --by image": "--by says how --split divides the images: give --split too",
+    "images --out new --seed 3": "--seed says how --split divides the images: give --split too",
+    "images --out new --split 0.8/0.2 --labels splits.csv": "splits.csv has a column split (fit), and --split would",
+    "images --out archive --split 0.8/0.2": "archive was made without --split: add to it in the same way",
     "images --out new --part 3/2": "part must be I/N, with I from 1 to N, not '3/2'",
     "images --out new --max-unreadable 2": "max-unreadable must be between 0 and 1, not 2.0",
     "images --out archive --overwrite --retry": "give one of them",
@@ -69,6 +76,7 @@ BAD_COMMANDS = {
 @pytest.fixture(scope="module")
 def bad_folder(tmp_path_factory) -> Path:
     files = {"images/1.png": encode(gradient(), "PNG"), "labels.csv": b"image,label\nx.png,a\n", "texts/1.txt": b""}
+    files |= {"splits.csv": b"image,label,split\n1.png,a,fit\n"}
     folder = write_files(tmp_path_factory.mktemp("bad"), files | {"folder/precious": b"mine"})
     key = fixed_key(tmp_path_factory.mktemp("key") / "key")
     prepare(PrepareOptions(sources=[folder / "images"], out=folder / "archive", key=key, workers=1))

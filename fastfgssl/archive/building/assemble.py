@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
@@ -22,8 +23,16 @@ from fastfgssl.archive.building.accounting import (
 from fastfgssl.archive.building.base import Base, binary_ids, hexadecimal_ids
 from fastfgssl.archive.building.inputs import Input, read_inputs, write_inputs
 from fastfgssl.archive.building.keys import Key
-from fastfgssl.archive.building.plan import DonePart, Inputs, find_near_duplicates, gather, number_samples, shard_bounds
+from fastfgssl.archive.building.plan import (
+    DonePart,
+    Inputs,
+    find_near_duplicates,
+    gather,
+    number_samples,
+    shard_bounds,
+)
 from fastfgssl.archive.building.publish import Place
+from fastfgssl.archive.building.sample_labels import labels_of_samples
 from fastfgssl.archive.building.shards import EXTENSIONS, ShardPlan, ShardWriter, keep_only
 from fastfgssl.archive.building.workers import Death, Watch, run_tasks
 from fastfgssl.archive.labels.assignment import Labels
@@ -118,6 +127,8 @@ def assemble(
     classes = None
     if base.classes is not None or labels is not None:
         classes = sorted({*(base.classes or ()), *(labels.classes if labels else ())})
+    grouped = alike if options.near_duplicates == "group" else ()
+    of_samples = labels_of_samples(options, base, inputs, names, said, grouped, ids.key)
     place.begin_archive()
     base.link_shards(place.archive)
     sizes = inputs.table["size"].filter(pa.array(written)).to_numpy()
@@ -126,14 +137,6 @@ def assemble(
     shards = base.shards + _write_shards(options, place, plans, on_progress)
     keep_only(place.archive, shards)
     columns = tables.sample_columns(inputs, names, bounds, plans.offsets(), len(base.shards))
-    of_samples = tables.SampleLabels.none(int(written.sum()))
-    if said is not None:
-        of_samples = said.of(inputs.row[written], ids.key)
-    patients = inputs.table["patient"].filter(pa.array(written)).combine_chunks()
-    of_samples = of_samples.with_patients(patients, ids.key)
-    if options.near_duplicates == "group":
-        near = [(inputs.sample[one] - base.num_samples, inputs.sample[two] - base.num_samples) for one, two, _ in alike]
-        of_samples = of_samples.joined(near, names.filter(pa.array(written)), ids.key)
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
     accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()
@@ -145,12 +148,14 @@ def assemble(
         table=table,
         accounting=(tables.write_accounting(place.archive, accounting), accounting),
         classes=classes,
-        made_with=options.of_pictures(),
+        made_with=options.of_archive(),
         key=ids.key,
     )
     _write_names(options, listing, base, inputs, names)
     place.publish()
     _fill_in(summary, listing, inputs, manifest)
+    if options.split is not None:
+        summary.splits = Counter(table[1]["split"].to_pylist())
 
 
 class _Plans:

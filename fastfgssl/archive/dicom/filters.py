@@ -46,6 +46,19 @@ class HeaderFilters:
             raise Filtered("secondary: its ImageType says so")
 
 
-def words(text: str | None) -> tuple[str, ...]:
-    """What `text` names, separated by commas: each once, sorted."""
-    return tuple(sorted(set(re.findall(r"[^,\s]+", text or ""))))
+def header_filters(modality: str | None, leave_out: str) -> HeaderFilters:
+    """The filters that two options ask for, each a list separated by commas: codes or None; kinds or `none`.
+
+    Raises UserError for what is neither.
+    """
+    modalities = _words((modality or "").upper())
+    if modality is not None and not modalities:
+        raise UserError(f"modality must be codes of DICOM such as MG,DX, not {modality!r}")
+    kinds = _words(leave_out)
+    if not kinds or (NONE in kinds and len(kinds) > 1):
+        raise UserError(f"leave-out must be kinds of images or none, not {leave_out!r}")
+    return HeaderFilters(modalities=modalities, leave_out=tuple(kind for kind in kinds if kind != NONE))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(sorted(set(re.findall(r"[^,\s]+", text))))
