@@ -56,6 +56,7 @@ class Unusable(Exception):
 
     part = ""
     """Which image of its file it is, see `PreparedImage.part`."""
+    outcome = "quarantined"
     picture: object = None
     """What it shows, an image or an array, where it was decoded and left out for what is in it."""
     levels = (0, 255)
@@ -70,6 +71,12 @@ class Unusable(Exception):
         """This one, as that of `part`."""
         self.part = part
         return self
+
+
+class Filtered(Unusable):
+    """An image that is sound, and not wanted: a setting leaves it out."""
+
+    outcome = "filtered"
 
 
 class UnknownFormat(Unusable):
