@@ -54,7 +54,7 @@ _FILTERS = (
 def main() -> int | None:
     arguments = parse_arguments()
     if arguments.verify:
-        return verify(arguments.verify)
+        return check(arguments.verify)
     if arguments.out is None:
         raise UserError("--out is missing: the folder to make the archive in")
     options = PrepareOptions(**{name: value for name, value in vars(arguments).items() if name != "verify"})
