@@ -15,6 +15,7 @@ from fastfgssl.archive.building.shards import SHARD_BYTES
 from fastfgssl.archive.dicom.pictures import DicomSettings
 from fastfgssl.archive.images.decoded import FileSettings
 from fastfgssl.archive.images.image import ImageSettings
+from fastfgssl.archive.images.slides import SlideSettings
 from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.runtime.errors import UserError, require_one_of
@@ -59,6 +60,10 @@ class PrepareOptions:
     """What is black and white in gray DICOM images: header, percentiles, or CENTER/WIDTH."""
     depth: int = 8
     """Bits of gray DICOM images: 8, windowed, or 16, with the window told beside, for training to apply."""
+    mpp: float | None = None
+    """Whole slides become tiles of so many microns per pixel; None reads them as other TIFFs."""
+    tile: int | None = None
+    """Pixels on a side of such a tile; default: 256."""
     burned_in: Literal["skip", "keep"] = "skip"
     """What becomes of DICOM images with text in their pixels."""
     duplicates: Literal["drop", "keep"] = "drop"
@@ -100,7 +105,7 @@ class PrepareOptions:
         if not self.sources and not self.lists:
             raise UserError("give at least one source: a folder, an image file, a zip or tar, a URL, or --list")
         limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory", "max_ratio", "max_expanded")
-        for name in ("short_side", "workers", "shard_size", *limits):
+        for name in ("short_side", "workers", "shard_size", "mpp", "tile", *limits):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be above 0, not {value}")
@@ -116,6 +121,8 @@ class PrepareOptions:
         require_one_of("burned-in", self.burned_in, ("skip", "keep"))
         if self.near_duplicates is not None:
             require_one_of("near-duplicates", self.near_duplicates, ("report", "group", "drop"))
+        if self.tile is not None and self.mpp is None:
+            raise UserError("tile is the side of tiles of whole slides: give --mpp too, their microns per pixel")
         self.part_options()  # which refuses what its settings cannot be
         given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
         if len(given) > 1:
@@ -152,9 +159,9 @@ class PrepareOptions:
             raise UserError(f"part must be I/N, with I from 1 to N, not {self.part!r}")
         return int(match[1]), int(match[2])
 
-    def of_pictures(self) -> dict[str, str | int | None]:
+    def of_pictures(self) -> dict[str, str | int | float | None]:
         """What all pictures of an archive should have in common."""
-        names = ("short_side", "encode", "pages", "frames", "window", "depth", "burned_in")
+        names = ("short_side", "encode", "pages", "frames", "window", "depth", "mpp", "tile", "burned_in")
         return {name: getattr(self, name) for name in names}
 
     def source_options(self) -> SourceOptions:
@@ -167,6 +174,7 @@ class PrepareOptions:
             self.max_bytes,
             self.max_ratio,
             self.max_expanded,
+            self.mpp is not None,
         )
 
     def part_options(self) -> PartOptions:
@@ -179,7 +187,8 @@ class PrepareOptions:
             thumbnails=self.near_duplicates is not None,
         )
         dicom = DicomSettings(frames=self.frames, window=self.window, depth=self.depth, max_pixels=self.max_pixels)
-        file = FileSettings(image=image, dicom=dicom, burned_in=self.burned_in)
+        slide = SlideSettings(mpp=self.mpp, tile=self.tile or SlideSettings.tile)
+        file = FileSettings(image=image, dicom=dicom, slide=slide, burned_in=self.burned_in)
         return PartOptions(file, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))
 
 

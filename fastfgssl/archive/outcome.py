@@ -47,6 +47,12 @@ class Facts(NamedTuple):
     spacing_column: float | None = None
     """Millimetres from one pixel to the next, downwards and to the right."""
     stored_bits: int | None = None
+    mpp: float | None = None
+    """Microns per pixel of a slide's tile."""
+    slide_level: int | None = None
+    slide_x: int | None = None
+    slide_y: int | None = None
+    """From which level of the slide it was read, and where its upper left corner lies, in pixels of level 0."""
 
 
 class Unusable(Exception):
@@ -59,6 +65,10 @@ class Unusable(Exception):
         """This one, as that of `part`."""
         self.part = part
         return self
+
+
+class Filtered(Unusable):
+    """An image that is sound, and not wanted: a setting leaves it out."""
 
 
 class UnknownFormat(Unusable):

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import shutil
 import tempfile
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +26,12 @@ import pyarrow as pa
 
 from fastfgssl import __version__
 from fastfgssl.archive.building.near_duplicates import SIDE
+from fastfgssl.archive.building.process import limit_memory, quiet
 from fastfgssl.archive.building.workers import Watch
 from fastfgssl.archive.images.decoded import FileSettings, images_of
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
 from fastfgssl.archive.listing import Listing
-from fastfgssl.archive.outcome import Facts, NoImage, PreparedImage, UnknownFormat, Unusable
+from fastfgssl.archive.outcome import Facts, Filtered, NoImage, PreparedImage, UnknownFormat, Unusable
 from fastfgssl.archive.sources.base import PAUSES, Entry, Source, is_named_image
 from fastfgssl.runtime.files import sync_folder
 
@@ -50,13 +49,17 @@ FACT_TYPES = {
     "spacing_row": pa.float32(),
     "spacing_column": pa.float32(),
     "stored_bits": pa.int32(),
+    "mpp": pa.float32(),
+    "slide_level": pa.int32(),
+    "slide_x": pa.int32(),
+    "slide_y": pa.int32(),
 }
 assert tuple(FACT_TYPES) == Facts._fields
 SCHEMA = pa.schema(
     [
         pa.field("entry", pa.uint16()),  # of the chunk
         pa.field("part", pa.string()),
-        pa.field("outcome", pa.string()),  # image, quarantined, unreadable, skipped
+        pa.field("outcome", pa.string()),  # image, filtered, quarantined, unreadable, skipped
         pa.field("reason", pa.string()),
         pa.field("offset", pa.uint64()),  # in images.bin
         pa.field("size", pa.uint64()),
@@ -158,9 +161,9 @@ class PartMaker:
         """Makes the part of a chunk. Raises OSError if it cannot be written."""
         if self._decoder is None:
             self._decoder = _warm_decoder()
-            _limit_memory(self._options.max_memory)
+            limit_memory(self._options.max_memory)
         draft = Path(tempfile.mkdtemp(prefix=".", dir=self._folder))
-        with (draft / IMAGES).open("wb") as file, _quiet():
+        with (draft / IMAGES).open("wb") as file, quiet():
             rows = self._rows(chunk, watch, file)
             file.flush()
             os.fsync(file.fileno())
@@ -212,7 +215,11 @@ class PartMaker:
                     rows[number] = [_left_out(number, "quarantined", str(data))]
                 else:
                     is_named = is_named_image(os.fsdecode(chunk.entries[number].name).rpartition("/")[2])
-                    rows[number] = list(self._images(number, is_named, data, file))
+                    rows[number] = []
+                    for row in self._images(number, is_named, data, file):
+                        rows[number].append(row)
+                        if self._options.file.slide.mpp:
+                            watch.renew()  # a slide has thousands of tiles
             watch.rest()
         return [row for of_entry in rows for row in of_entry]
 
@@ -226,7 +233,8 @@ class PartMaker:
                 if isinstance(made, UnknownFormat) and not is_named:
                     yield _left_out(entry, "skipped", "no image, by its first bytes")
                 elif isinstance(made, Unusable):
-                    yield _left_out(entry, "quarantined", str(made), made.part)
+                    outcome = "filtered" if isinstance(made, Filtered) else "quarantined"
+                    yield _left_out(entry, outcome, str(made), made.part)
                 else:
                     yield _image_row(entry, made, file)
         except NoImage as kind:
@@ -277,24 +285,3 @@ def _warm_decoder() -> TrainingDecoder:
     for dtype in (np.uint8, np.uint16):
         decoder.decode(pixel, dtype)
     return decoder
-
-
-def _limit_memory(more: int) -> None:
-    """Limits the memory of this process, beyond which there is a MemoryError, to what it has and `more` bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])  # of data and stack
-    limit = pages * resource.getpagesize() + more
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what C libraries write to file descriptor 2 off the user's screen: the accounting tells it better."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

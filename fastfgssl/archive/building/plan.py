@@ -12,13 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastfgssl.archive.building.accounting import DUPLICATE, FAILED, QUARANTINED, SKIPPED, UNREADABLE, WRITTEN
+from fastfgssl.archive.building.accounting import DUPLICATE, FAILED, FILTERED, QUARANTINED, SKIPPED, UNREADABLE, WRITTEN
 from fastfgssl.archive.building.near_duplicates import SIDE, near_duplicates
 from fastfgssl.archive.building.parts import SCHEMA, read_part
 from fastfgssl.archive.listing import Listing
 
 _IMAGE = -1  # the outcome of an image until it is known whether it repeats another
-_CODES = {"image": _IMAGE, "quarantined": QUARANTINED, "skipped": SKIPPED, "unreadable": UNREADABLE}
+_CODES = {
+    "image": _IMAGE,
+    "filtered": FILTERED,
+    "quarantined": QUARANTINED,
+    "skipped": SKIPPED,
+    "unreadable": UNREADABLE,
+}
 _TOLD = ("changes", "notes")
 
 

@@ -162,7 +162,7 @@ def write_manifest(
     table: tuple[dict, pa.Table],
     accounting: tuple[dict, pa.Table],
     classes: list[str] | None,
-    made_with: dict[str, str | int | None],
+    made_with: dict[str, str | int | float | None],
     key: Key,
 ) -> dict:
     """Writes the manifest, which makes a folder an archive, and returns it."""
