@@ -52,6 +52,8 @@ EXTRAS = {
         "onnx>=1.18",
         "onnxruntime>=1.22",
         "onnxscript>=0.5",
+        "openslide-bin>=4.0",
+        "openslide-python>=1.4",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "python-gdcm>=3.0",  # the decoder that ours are held against
@@ -60,12 +62,14 @@ EXTRAS = {
         "s3fs>=2024.6",
         "safetensors>=0.5",
         "setuptools>=70",
+        "tifffile>=2025.1",  # writes the slides of the tests
         "timm>=1.0.31",
         "types-PyYAML>=6.0",
         "wheel",
         "zstandard>=0.22",
     ],
     "wandb": ["wandb>=0.18"],
+    "wsi": ["openslide-bin>=4.0", "openslide-python>=1.4"],
     "zstd": ["zstandard>=0.22"],
 }
 

@@ -80,6 +80,7 @@ DOORS = {
     r"pydicom": ["fastfgssl/archive/"],
     r"imagecodecs": ["fastfgssl/archive/"],
     r"(fsspec|s3fs)": ["fastfgssl/archive/sources/remote.py"],
+    r"openslide": ["fastfgssl/archive/images/slides.py"],
     r"requests": ["fastfgssl/archive/sources/dicomweb_client.py"],
     r"zstandard": ["fastfgssl/archive/sources/streams.py"],
     r"timm": ["fastfgssl/models/"],

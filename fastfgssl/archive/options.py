@@ -16,6 +16,7 @@ from fastfgssl.archive.dicom.pictures import DicomSettings
 from fastfgssl.archive.images.decoded import FileSettings
 from fastfgssl.archive.images.filters import PictureFilters
 from fastfgssl.archive.images.image import ImageSettings
+from fastfgssl.archive.images.slides import SlideSettings
 from fastfgssl.archive.labels.drawing import read_shares
 from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.sources.base import SourceOptions
@@ -69,6 +70,10 @@ class PrepareOptions:
     """What is black and white in gray DICOM images: header, percentiles, or CENTER/WIDTH."""
     depth: int = 8
     """Bits of gray DICOM images: 8, windowed, or 16, with the window told beside, for training to apply."""
+    mpp: float | None = None
+    """Whole slides become tiles of so many microns per pixel; None reads them as other TIFFs."""
+    tile: int | None = None
+    """Pixels on a side of such a tile; default: 256."""
     burned_in: Literal["skip", "keep"] = "skip"
     """What becomes of DICOM images with text in their pixels."""
     min_side: int = 16
@@ -120,7 +125,7 @@ class PrepareOptions:
         if not self.sources and not self.lists:
             raise UserError("give at least one source: a folder, an image file, a zip or tar, a URL, or --list")
         limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory", "max_ratio", "max_expanded")
-        for name in ("short_side", "workers", "shard_size", *limits):
+        for name in ("short_side", "workers", "shard_size", "mpp", "tile", *limits):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be above 0, not {value}")
@@ -146,6 +151,8 @@ class PrepareOptions:
             raise UserError(f"--{'seed' if self.seed else 'by'} says how --split divides the images: give --split too")
         if not -(1 << 63) <= self.seed < 1 << 63:
             raise UserError(f"seed must have at most 63 bits, not {self.seed}")
+        if self.tile is not None and self.mpp is None:
+            raise UserError("tile is the side of tiles of whole slides: give --mpp too, their microns per pixel")
         self.part_options()  # which refuses what its settings cannot be
         given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
         if len(given) > 1:
@@ -200,7 +207,7 @@ class PrepareOptions:
 
     def of_pictures(self) -> dict[str, str | int | float | None]:
         """What all pictures of an archive should have in common. A filter that takes all is None."""
-        names = ("short_side", "encode", "pages", "frames", "window", "depth", "burned_in")
+        names = ("short_side", "encode", "pages", "frames", "window", "depth", "mpp", "tile", "burned_in")
         same = {name: getattr(self, name) for name in names}
         filters = {name: getattr(self, name) or None for name in ("min_side", "min_contrast", "max_aspect")}
         dicom = header_filters(self.modality, self.leave_out)
@@ -223,6 +230,7 @@ class PrepareOptions:
             self.max_bytes,
             self.max_ratio,
             self.max_expanded,
+            self.mpp is not None,
         )
 
     def part_options(self) -> PartOptions:
@@ -242,5 +250,6 @@ class PrepareOptions:
             max_pixels=self.max_pixels,
             filters=header_filters(self.modality, self.leave_out),
         )
-        file = FileSettings(image=image, dicom=dicom, burned_in=self.burned_in)
+        slide = SlideSettings(mpp=self.mpp, tile=self.tile or SlideSettings.tile)
+        file = FileSettings(image=image, dicom=dicom, slide=slide, burned_in=self.burned_in)
         return PartOptions(file, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))

@@ -49,6 +49,12 @@ class Facts(NamedTuple):
     spacing_column: float | None = None
     """Millimetres from one pixel to the next, downwards and to the right."""
     stored_bits: int | None = None
+    mpp: float | None = None
+    """Microns per pixel of a slide's tile."""
+    slide_level: int | None = None
+    slide_x: int | None = None
+    slide_y: int | None = None
+    """From which level of the slide it was read, and where its upper left corner lies, in pixels of level 0."""
 
 
 class Unusable(Exception):

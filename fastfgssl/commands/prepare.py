@@ -147,6 +147,8 @@ def parse_arguments() -> argparse.Namespace:
         help="what is black and white in gray DICOM images: header, percentiles, or center/width as 40/400",
     )
     add("--depth", type=int, choices=[8, 16], default=8, help="bits of gray DICOM images (default 8)")
+    add("--mpp", type=float, metavar="MICRONS", help="make whole slides tiles of so many microns per pixel")
+    add("--tile", type=int, metavar="N", help="pixels on a side of such a tile (default 256)")
     add(
         "--burned-in",
         choices=["skip", "keep"],

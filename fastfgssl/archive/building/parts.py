@@ -50,6 +50,10 @@ FACT_TYPES = {
     "spacing_row": pa.float32(),
     "spacing_column": pa.float32(),
     "stored_bits": pa.int32(),
+    "mpp": pa.float32(),
+    "slide_level": pa.int32(),
+    "slide_x": pa.int32(),
+    "slide_y": pa.int32(),
 }
 assert tuple(FACT_TYPES) == Facts._fields
 SCHEMA = pa.schema(
@@ -211,7 +215,11 @@ class PartMaker:
                     rows[number] = [_left_out(number, "quarantined", str(data))]
                 else:
                     is_named = is_named_image(os.fsdecode(chunk.entries[number].name).rpartition("/")[2])
-                    rows[number] = list(self._images(number, is_named, data, file))
+                    rows[number] = []
+                    for row in self._images(number, is_named, data, file):
+                        rows[number].append(row)
+                        if self._options.file.slide.mpp:
+                            watch.renew()  # a slide has thousands of tiles
             watch.rest()
         return keep_few([row for of_entry in rows for row in of_entry])
 

@@ -13,9 +13,10 @@ from PIL import Image
 from fastfgssl.archive.dicom.pictures import DicomPicture, DicomSettings, looks_like_dicom, read_dicom
 from fastfgssl.archive.images.image import ImageSettings, encode_picture, prepare_file, read_picture
 from fastfgssl.archive.images.pictures import in_8_bits
+from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
 from fastfgssl.archive.images.text import find_text
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
-from fastfgssl.archive.outcome import NEEDS_MEMORY, NoImage, PreparedImage, Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Facts, NoImage, PreparedImage, Unusable
 
 BURNED_IN = "burned-in text"
 
@@ -26,6 +27,7 @@ class FileSettings:
 
     image: ImageSettings = field(default_factory=ImageSettings)
     dicom: DicomSettings = field(default_factory=DicomSettings)
+    slide: SlideSettings = field(default_factory=SlideSettings)
     burned_in: Literal["skip", "keep"] = "skip"
     """What becomes of DICOM images that have text in their pixels, or whose header makes it likely."""
 
@@ -39,6 +41,10 @@ def images_of(data: bytes, decoder: TrainingDecoder, settings: FileSettings) -> 
         if looks_like_dicom(data):
             for found in read_dicom(data, settings.dicom):
                 yield found if isinstance(found, Unusable) else _of_dicom(found, decoder, settings)
+        elif tiles := slide_tiles(data, settings.slide):
+            group = hashlib.sha256(b"slide " + hashlib.sha256(data).digest()).hexdigest()[:32]
+            for tile in tiles:
+                yield tile if isinstance(tile, Unusable) else _of_tile(tile, group, decoder, settings)
         else:
             yield from prepare_file(data, decoder, settings.image)
     except NoImage:
@@ -88,6 +94,24 @@ def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSetti
     # what stands for a patient is itself no name: a part may lie about after a kill
     patient = found.identifiers.patient
     return image._replace(patient=hashlib.sha256(patient.encode()).hexdigest()[:32] if patient else "")
+
+
+def _of_tile(tile: Tile, group: str, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
+    spacing = tile.mpp / 1000
+    facts = Facts(
+        spacing_row=spacing,
+        spacing_column=spacing,
+        mpp=tile.mpp,
+        slide_level=tile.level,
+        slide_x=tile.x,
+        slide_y=tile.y,
+    )
+    changes = ("slide became tiles",)
+    try:
+        image = encode_picture(tile.pixels, decoder, settings.image, part=tile.part, facts=facts, changes=changes)
+    except Unusable as unusable:
+        return unusable.at(tile.part)
+    return image._replace(patient=group)
 
 
 def _text_in(found: DicomPicture) -> str:

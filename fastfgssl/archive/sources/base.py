@@ -16,6 +16,7 @@ _OF_DICOM = re.compile(r"(im|img|image|i|ct|cr|dx|mg|mr|nm|pt|rf|us|xa)?[-_]?\d[
 """Names that devices give to DICOM files without a suffix: a number behind a modality, or a UID."""
 UNKNOWN = "other suffix", "no suffix"
 """Kinds of files whose names do not tell what they are."""
+SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif"})
 CONTAINER_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 JUNK = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 PAUSES = (0.1, 0.5, 2.0)
@@ -105,6 +106,8 @@ class SourceOptions(NamedTuple):
     """How many bytes a container may give for each of its own, beyond the first 64 MiB."""
     max_expanded: int = 1 << 40
     """How many bytes a container may give."""
+    slides: bool = False
+    """Whether slides are read, whose suffixes no other image has."""
 
 
 def junk(parts: Sequence[str]) -> str:
@@ -119,12 +122,12 @@ def junk(parts: Sequence[str]) -> str:
 
 def may_be_image(name: str) -> bool:
     """Whether a file of that name is read to see whether it is an image."""
-    return is_named_image(name) or _OF_DICOM.fullmatch(name) is not None
+    return suffix_of(name) in IMAGE_SUFFIXES or _OF_DICOM.fullmatch(name) is not None
 
 
 def is_named_image(name: str) -> bool:
     """Whether a file's name says that it is an image, so that anything else in it is a fault."""
-    return suffix_of(name) in IMAGE_SUFFIXES
+    return suffix_of(name) in IMAGE_SUFFIXES | SLIDE_SUFFIXES
 
 
 def kind_by_name(parts: Sequence[str], options: SourceOptions) -> str:
@@ -134,6 +137,8 @@ def kind_by_name(parts: Sequence[str], options: SourceOptions) -> str:
     for pattern in options.leave_out:
         if fnmatchcase(parts[-1], pattern):
             return pattern
+    if options.slides and suffix_of(parts[-1]) in SLIDE_SUFFIXES:
+        return ""
     if may_be_image(parts[-1]) or (options.depth and container_suffix(parts[-1])):
         return ""
     return suffix_kind(parts[-1])

@@ -1,0 +1,144 @@
+"""Whole slides as tiles: of the magnification that is asked for, of tissue, each where it lies."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from fastfgssl.archive.building.accounting import read_accounting
+from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.outcome import Filtered, Unusable
+from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.runtime.errors import UserError
+from helpers.images import encode, fixed_key, gradient, inputs_of, write_files
+from helpers.slides import damaged, slide, tissue
+
+pytest.importorskip("openslide")
+PIXELS = tissue(512, 768, [(150, 150, 100), (360, 600, 90)])
+
+
+def tiles(data: bytes, mpp: float = 0.5, tile: int = 64) -> list[Tile | Unusable]:
+    found = slide_tiles(data, SlideSettings(mpp=mpp, tile=tile))
+    assert found is not None
+    return list(found)
+
+
+@pytest.mark.parametrize(("mpp", "scale"), [(0.5, 1), (1.0, 2), (2.0, 4), (0.75, 1.5)])
+@pytest.mark.parametrize("aperio", [True, False])
+def test_a_tile_shows_its_place_at_the_magnification_asked_for(mpp, scale, aperio):
+    found = tiles(slide(PIXELS, mpp=0.5, aperio=aperio, dpi=not aperio), mpp, 32)
+    side = round(32 * scale)
+    assert len(found) == (512 // side) * (768 // side)
+    kept = [tile for tile in found if isinstance(tile, Tile)]
+    for tile in kept:
+        assert tile.mpp == pytest.approx(mpp, rel=0.01)
+        assert tile.part == f"tile {tile.x} {tile.y}"
+        assert tile.level == (1 if scale == 4 else 0)  # which is a quarter of the slide
+        truth = Image.fromarray(PIXELS[tile.y : tile.y + side, tile.x : tile.x + side]).resize((32, 32))
+        difference = tile.pixels.astype(float).mean(axis=(0, 1)) - np.asarray(truth).astype(float).mean(axis=(0, 1))
+        assert np.abs(difference).max() < 6
+
+
+def test_what_is_tissue_is_taken_and_glass_is_not():
+    for levels in (3, 1):  # in a pyramid, tissue is looked for above
+        found = tiles(slide(PIXELS, mpp=0.5, levels=levels))
+        stained = (PIXELS.max(axis=2).astype(int) - PIXELS.min(axis=2)) > 30
+        for tile, (row, column) in zip(found, np.ndindex(8, 12), strict=True):
+            share = stained[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64].mean()
+            if not 0.02 < share < 0.25:  # at the edge of a stain, levels above may see it otherwise
+                assert isinstance(tile, Tile if share > 0.1 else Filtered), (row, column, share)
+    marked = PIXELS.copy()
+    marked[:64, :64] = 3  # a border of the scan is black, with colours of a grade
+    marked[:64, :64, 0] = 0
+    assert str(tiles(slide(marked, mpp=0.5))[0]).startswith("background")
+
+
+def test_a_damaged_tile_costs_no_other():
+    sound = tiles(slide(PIXELS, mpp=0.5))
+    found = tiles(damaged(slide(PIXELS, mpp=0.5), 12 + 2))
+    assert len(found) == len(sound)
+    bad = [tile for tile in found if isinstance(tile, Unusable) and not isinstance(tile, Filtered)]
+    assert [(str(tile).partition(":")[0], tile.part) for tile in bad] == [("damaged tile", "tile 128 64")]
+    for before, after in zip(sound, found, strict=True):
+        if isinstance(after, Tile):
+            np.testing.assert_array_equal(before.pixels, after.pixels)
+
+
+REFUSED = {
+    "slide without a magnification: it does not say": (None, 0.5, 64),
+    "slide too coarse: 0.5 microns per pixel, --mpp is 0.25": (0.5, 0.25, 64),
+    "slide too small: 768 x 512 pixels where a tile takes 1024 x 1024": (0.5, 0.5, 1024),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_nothing_is_guessed_and_nothing_enlarged(why):
+    said, mpp, tile = REFUSED[why]
+    for aperio in (True, False):  # its power of 20 is not taken for half a micron
+        with pytest.raises(Unusable, match=why):
+            tiles(slide(PIXELS, mpp=said, aperio=aperio, dpi=not aperio), mpp, tile)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_slides_end_in_reasons(seed):
+    rng = np.random.default_rng(seed)
+    data = bytearray(slide(PIXELS[:192, :256], mpp=0.5))
+    where = rng.integers(0, len(data) if seed % 2 else 400, 12)
+    for place in where:
+        data[place] = rng.integers(256)
+    data = bytes(data[: rng.integers(len(data) // 2, len(data))] if seed % 3 == 0 else data)
+    with suppress(Unusable):
+        found = slide_tiles(b"II*\0" + data[4:], SlideSettings(mpp=0.5, tile=64))
+        assert found is None or all(isinstance(tile, (Tile, Unusable)) for tile in found)
+
+
+def test_an_archive_of_slides(tmp_path):
+    plain = io.BytesIO()
+    tifffile.imwrite(plain, PIXELS[:100, :100], photometric="rgb")
+    files = {
+        "a/1.svs": slide(PIXELS, mpp=0.5),
+        "a/2.tif": slide(PIXELS[:, ::-1], mpp=0.5, aperio=False, dpi=True),
+        "a/damaged.svs": damaged(slide(PIXELS[::-1], mpp=0.5), 12 * 6 + 2),
+        "a/unsaid.svs": slide(PIXELS, mpp=None),
+        "a/no-slide.svs": b"nothing",
+        "plain.tif": plain.getvalue(),
+        "photo.png": encode(gradient(), "PNG"),
+    }
+    source, out = write_files(tmp_path / "slides", files), tmp_path / "archive"
+    key = fixed_key(tmp_path / "key")
+    options = PrepareOptions(sources=[source], out=out, key=key, mpp=1.0, tile=64, workers=1)
+    summary = prepare(options)
+    assert Archive.open(out).verify() == []
+    rows = inputs_of(options)
+    per_file = {name: [row for row in rows if row["path"].endswith(f"/{name}")] for name in files}
+    for name in ("a/1.svs", "a/2.tif", "a/damaged.svs"):
+        outcomes = [row["outcome"] for row in per_file[name]]
+        assert len(outcomes) == 4 * 6
+        assert {"written", "filtered"} <= set(outcomes)
+        assert outcomes.count("quarantined") == (name == "a/damaged.svs")
+    assert per_file["a/unsaid.svs"][0]["reason"].startswith("slide without a magnification")
+    assert [row["outcome"] for row in per_file["plain.tif"] + per_file["photo.png"]] == ["written", "written"]
+    assert per_file["a/no-slide.svs"][0]["outcome"] == "quarantined"
+    written = [row for row in read_accounting(out).to_pylist() if row["outcome"] == "written"]
+    table = Archive.open(out).columns(np.arange(summary.samples), ["id", "group", "mpp", "slide_x", "slide_y"])
+    assert sorted(set(table["mpp"][~np.isnan(table["mpp"])])) == [1.0]
+    by_id = dict(zip(table["id"], table["group"], strict=True))
+    groups = {name: {by_id[row["id"]] for row in per_file[name] if row["outcome"] == "written"} for name in files}
+    assert [len(groups[name]) for name in ("a/1.svs", "a/2.tif", "a/damaged.svs")] == [1, 1, 1]
+    assert len(set.union(*groups.values())) == 3 + 1  # what is no slide belongs to no group: -1
+    assert len(written) == summary.samples
+    assert sorted(row["part"] for row in written if row["part"]) == sorted(
+        f"tile {x} {y}" for x, y in zip(table["slide_x"], table["slide_y"], strict=True) if x >= 0
+    )
+
+
+def test_without_the_option_nothing_changes():
+    assert slide_tiles(slide(PIXELS, mpp=0.5), SlideSettings()) is None
+    with pytest.raises(UserError, match="tile is the side of tiles of whole slides: give --mpp too"):
+        PrepareOptions(sources=["x"], out="y", tile=64)
