@@ -14,7 +14,15 @@ from fastfgssl.archive.building.accounting import DUPLICATE, OUTCOMES, QUARANTIN
 from fastfgssl.archive.building.base import Base, binary_ids, hexadecimal_ids
 from fastfgssl.archive.building.inputs import Input, read_inputs, write_inputs
 from fastfgssl.archive.building.keys import Key
-from fastfgssl.archive.building.plan import DonePart, Inputs, find_near_duplicates, gather, number_samples, shard_bounds
+from fastfgssl.archive.building.plan import (
+    DonePart,
+    Inputs,
+    find_near_duplicates,
+    gather,
+    number_samples,
+    same_pixels,
+    shard_bounds,
+)
 from fastfgssl.archive.building.publish import Place
 from fastfgssl.archive.building.shards import EXTENSIONS, ShardPlan, ShardWriter, keep_only
 from fastfgssl.archive.building.workers import Death, Watch, run_tasks
@@ -122,8 +130,9 @@ def assemble(
     patients = inputs.table["patient"].filter(pa.array(written)).combine_chunks()
     of_samples = of_samples.with_patients(patients, ids.key)
     if options.near_duplicates == "group":
-        near = [(inputs.sample[one] - base.num_samples, inputs.sample[two] - base.num_samples) for one, two, _ in alike]
-        of_samples = of_samples.joined(near, names.filter(pa.array(written)), ids.key)
+        pairs = [(inputs.sample[one], inputs.sample[two]) for one, two, _ in alike] + same_pixels(inputs, base.pixels())
+        near = [(int(one) - base.num_samples, int(two) - base.num_samples) for one, two in pairs]
+        of_samples = of_samples.joined(near, names.filter(pa.array(written)), ids.key, base)
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
     accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()
