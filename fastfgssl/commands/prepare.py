@@ -200,6 +200,14 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "added", f"{summary.added:,} of them; {summary.known:,} images that were found were known"
     if summary.grown:
         yield "not renewed", f"{len(summary.grown):,} files have another size than when added, e.g. {summary.grown[0]}"
+    if summary.moved:
+        yield (
+            "elsewhere",
+            f"known images lay elsewhere when added, e.g. {summary.moved[0]}: are they others? Rename SOURCE",
+        )
+    labels_given = options.labels or options.labels_preset or options.labels_from
+    if labels_given and summary.known:
+        yield "labels", f"those of the {summary.known:,} known images stay as they were; --overwrite makes all anew"
     if summary.classes and done:
         yield "labels", f"{summary.labelled:,} images have one of {summary.classes:,} classes"
     if summary.unmatched:
