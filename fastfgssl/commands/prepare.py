@@ -201,10 +201,8 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     if summary.grown:
         yield "not renewed", f"{len(summary.grown):,} files have another size than when added, e.g. {summary.grown[0]}"
     if summary.moved:
-        yield (
-            "elsewhere",
-            f"known images lay elsewhere when added, e.g. {summary.moved[0]}: are they others? Rename SOURCE",
-        )
+        what = "known images lay elsewhere when added: if they are others, rename their source"
+        yield "elsewhere", f"{what}; e.g. {summary.moved[0]}"
     labels_given = options.labels or options.labels_preset or options.labels_from
     if labels_given and summary.known:
         yield "labels", f"those of the {summary.known:,} known images stay as they were; --overwrite makes all anew"
@@ -235,4 +233,4 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "names", f"{options.inputs_file} has each file and what became of it; keep it and the key to yourself"
     for kind, count in summary.other_files.most_common(5):
         yield "other files", f"{count:,} x {kind}"
-    yield "time", f"{summary.seconds:,.1f} s, {done / summary.seconds:,.0f} images/s"
+    yield "time", f"{summary.seconds:,.1f} s" + (f", {done / summary.seconds:,.0f} images/s" if done else "")

@@ -219,7 +219,7 @@ def test_another_folder_of_the_same_name_is_told(tmp_path):
     assert (summary.added, summary.known) == (0, 3)
     assert summary.moved == [f"{tmp_path}/tuesday/export/0.png, then {tmp_path}/monday/export/0.png"]
     table = dict(report_rows(options(tmp_path / "tuesday/export", out, labels=tmp_path / "l.csv"), summary))
-    assert table["elsewhere"].startswith("known images lay elsewhere when added, e.g. ")
+    assert table["elsewhere"].startswith("known images lay elsewhere when added: if they are others, rename")
     assert table["labels"] == "those of the 3 known images stay as they were; --overwrite makes all anew"
 
 
