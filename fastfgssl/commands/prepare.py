@@ -236,6 +236,12 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "added", f"{summary.added:,} of them; {summary.known:,} images that were found were known"
     if summary.grown:
         yield "not renewed", f"{len(summary.grown):,} files have another size than when added, e.g. {summary.grown[0]}"
+    if summary.moved:
+        what = "known images lay elsewhere when added: if they are others, rename their source"
+        yield "elsewhere", f"{what}; e.g. {summary.moved[0]}"
+    labels_given = options.labels or options.labels_preset or options.labels_from
+    if labels_given and summary.known:
+        yield "labels", f"those of the {summary.known:,} known images stay as they were; --overwrite makes all anew"
     if summary.classes and done:
         yield "labels", f"{summary.labelled:,} images have one of {summary.classes:,} classes"
     if summary.splits:
@@ -268,4 +274,4 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "reports", f"{options.out / REPORT} shows what became of them, {options.report_file} with names as well"
     for kind, count in summary.other_files.most_common(5):
         yield "other files", f"{count:,} x {kind}"
-    yield "time", f"{summary.seconds:,.1f} s, {done / summary.seconds:,.0f} images/s"
+    yield "time", f"{summary.seconds:,.1f} s" + (f", {done / summary.seconds:,.0f} images/s" if done else "")
