@@ -34,6 +34,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "baselines": ["lightly>=1.6"],  # its losses, which tests hold ours against
+    "excel": ["openpyxl>=3.1"],
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
@@ -51,6 +52,7 @@ EXTRAS = {
         "onnx>=1.18",
         "onnxruntime>=1.22",
         "onnxscript>=0.5",
+        "openpyxl>=3.1",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "python-gdcm>=3.0",  # the decoder that ours are held against
@@ -60,6 +62,7 @@ EXTRAS = {
         "setuptools>=70",
         "timm>=1.0.31",
         "types-PyYAML>=6.0",
+        "webdataset>=1.0",  # a reader of shards that is not ours
         "wheel",
         "zstandard>=0.22",
     ],
