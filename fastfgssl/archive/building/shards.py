@@ -58,7 +58,7 @@ class ShardPlan(NamedTuple):
         taken = _taken(self.size.astype(np.int64)) + self._taken_beside()
         return np.cumsum(taken) - taken + BLOCK
 
-    def index(self) -> str:
+    def index_text(self) -> str:
         """The index of DALI's webdataset reader: a line a sample, with its image first."""
         lines = []
         columns = (self.extension, self.offsets(), self.size)
@@ -108,7 +108,7 @@ class ShardWriter:
             os.fsync(file.fileno())
         index = self._archive / f"{plan.name}.idx"
         index.unlink(missing_ok=True)  # it may be a link to that of an archive that stays
-        index.write_text(plan.index())
+        index.write_text(plan.index_text())
         draft.rename(self._archive / f"{plan.name}.tar")
         shard = {"name": f"{plan.name}.tar", "index": f"{plan.name}.idx", "samples": len(plan.size)} | shard
         draft.write_text(json.dumps({"plan": digest, "shard": shard}))
