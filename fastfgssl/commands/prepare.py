@@ -102,7 +102,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="a source too: file with a path a line, relative to its folder; may be given again",
     )
-    add("--labels", type=Path, metavar="CSV", help="table with the columns image, label, and perhaps a group and split")
+    add(
+        "--labels",
+        type=Path,
+        metavar="TABLE",
+        help="CSV, or FILE.xlsx[:SHEET], with the columns image, label, and perhaps a group and split",
+    )
     add("--image-column", metavar="NAME", default=PrepareOptions.image_column, help="of --labels (default %(default)s)")
     add("--label-column", metavar="NAME", default=PrepareOptions.label_column, help="of --labels (default %(default)s)")
     add("--group-column", metavar="NAME", help="column of --labels that says which images belong together")
@@ -128,6 +133,12 @@ def parse_arguments() -> argparse.Namespace:
         help="what --split does not divide: a group (patient, lesion, near-duplicates), or an image (default group)",
     )
     add("--seed", type=int, default=PrepareOptions.seed, help="of --split (default %(default)s)")
+    add(
+        "--members",
+        choices=["json", "cls"],
+        help="what else the shards hold of each image, for other readers: its class's number, or all that is known"
+        " (default: nothing)",
+    )
     add("--short-side", type=int, metavar="N", help="make larger images smaller, to N pixels on their short side")
     add("--workers", type=int, metavar="N", help="processes (default: one a core)")
     add(
