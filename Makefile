@@ -1,4 +1,4 @@
-# Plain verbs: demo, test, check, bench, gpu. Each sets up `.venv` first, but for `gpu`, which uses the Python that is there.
+# Plain verbs: demo, test, slow, check, bench, gpu. Each sets up `.venv` first, but for `gpu`, which uses the Python there.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ GPU_OUT ?= runs/gpu
 PACKAGE := build/types/fastfgssl
 TEST_WORKERS ?= 2
 
-.PHONY: demo test check bench gpu format clean
+.PHONY: demo test slow check bench gpu format clean
 
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +18,11 @@ $(READY): setup.py pyproject.toml constraints.txt
 demo: $(READY)  ## generate an archive, pretrain on it, score it before and after (no GPU, no download)
 	$(BIN)/python tools/demo.py --out demo
 
-test: $(READY)  ## every test that needs no GPU, in $$TEST_WORKERS processes of one thread and some 2 GiB each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) --dist worksteal
+test: $(READY)  ## the tests that need no GPU, in $$TEST_WORKERS processes of one thread and some 2 GiB each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n $(TEST_WORKERS) --dist worksteal
+
+slow: $(READY)  ## tests of further cases of what `make test` has shown
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n $(TEST_WORKERS) --dist worksteal
 
 check: $(READY)  ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
+from fastfgssl.data.opening import open_archive
 from fastfgssl.data.order import BalancedOrder, Stream, SubsetOrder
 from fastfgssl.data.stream import ArchiveStream
 from fastfgssl.evaluation.training_samples import TrainingSamples, training_samples
@@ -40,7 +41,7 @@ def finetune(
     with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("starting"):
         config.train.check_world_size(world.size)
         with shared_errors(world):
-            archive = Archive.open(config.data.path)
+            archive = open_archive(config.data)
             samples = training_samples(archive, config.data, seed=config.seed)
             config = with_classes(config, archive, samples)
         data = ArchiveStream(config, world, lambda archive: _stream(config, archive, samples))

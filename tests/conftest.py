@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,9 @@ from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
 
 pytest.register_assert_rewrite("helpers")
+
+# a job that a shell starts in the background ignores Ctrl-C, and so would the programs that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run; new ones are looked for by `pytest --hypothesis-profile explore`.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -52,6 +58,17 @@ def no_log_of_a_command_stays() -> None:
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
     logger.propagate = True
+
+
+@pytest.fixture
+def bucket() -> Iterator[Any]:
+    """A `helpers.bucket.Bucket` of an S3 server of this process."""
+    from helpers.bucket import serve_bucket  # whose assertions are rewritten from below on
+
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with serve_bucket() as served:
+        yield served
 
 
 @pytest.fixture

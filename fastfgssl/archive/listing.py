@@ -171,7 +171,14 @@ def find_images(
 def _batches(sources: Sequence[Source], kinds: dict[str, int]) -> Iterator[pa.RecordBatch]:
     entries: list[Entry] = []
     for number, source in enumerate(sources):
-        for entry in source.entries():
+        found = source.entries()
+        while True:
+            try:
+                entry = next(found, None)
+            except OSError as error:
+                raise UserError(f"cannot list {source.where(b'')}: {error.strerror or error}") from error
+            if entry is None:
+                break
             entries.append(entry)
             if len(entries) == _ROWS:
                 yield _batch(number, entries, kinds)

@@ -5,6 +5,7 @@ DIR/samples.arrow          a row a sample, one record batch a shard (Arrow IPC f
 DIR/shards/shard-*.tar     the encoded images (WebDataset convention)
 DIR/shards/shard-*.idx     where they lie (the index of DALI's webdataset reader)
 DIR/accounting.arrow       what became of every input: a row a file, or frame, or page
+DIR/report.html            the same as a page, for people
 
 None of them holds the name of a file or of a person; which input an id stands for is known beside the key alone.
 Archives of version 1 have paths for ids, DIR/quarantine.csv instead of the accounting, and no levels.
@@ -17,8 +18,10 @@ import json
 import mmap
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Event
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +36,20 @@ MANIFEST = "manifest.json"
 TABLE = "samples.arrow"
 QUARANTINE = "quarantine.csv"  # of archives of version 1
 SHARDS = "shards"
+REPORT = "report.html"
 _CHECKED_BYTES = 64 << 20
 """Largest table that is read as a whole to open it: a tenth of a second."""
 _CHECKSUM_DIFFERS = "its checksum differs from the manifest's"
+
+
+class Shards(Protocol):
+    """Where the shards of an archive come from that is not all here."""
+
+    nbytes: int
+    """Bytes of shards that may be here at once."""
+
+    def present(self, shard: int, stop: Event | None = None) -> AbstractContextManager[Path]:
+        """The file of a shard, waited for, unless `stop` is set, which stays there during the body."""
 
 
 class Archive:
@@ -47,8 +61,12 @@ class Archive:
 
     path: Path
     num_samples: int
+    shards: Shards | None
+    """Where its shards come from; None where all are in `path`."""
     shard_sizes: np.ndarray
     """Samples in each shard, int64 [S]."""
+    shard_bytes: np.ndarray
+    """Bytes of each shard, int64 [S]."""
     classes: tuple[str, ...]
     """Name of each label, empty if the archive was made without labels."""
     labelled: int
@@ -66,10 +84,13 @@ class Archive:
     fingerprint: str
     """The same for two archives if they hold the same samples in the same order."""
 
-    def __init__(self, path: Path, manifest: dict, table: pa.ipc.RecordBatchFileReader) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, manifest: dict, table: pa.ipc.RecordBatchFileReader, shards: Shards | None = None
+    ) -> None:
+        self.path, self.shards = path, shards
         self.num_samples = manifest["samples"]
         self.shard_sizes = np.array([shard["samples"] for shard in manifest["shards"]], dtype=np.int64)
+        self.shard_bytes = np.array([shard["bytes"] for shard in manifest["shards"]], dtype=np.int64)
         self.classes = tuple(manifest["classes"] or ())
         self.labelled = manifest["labelled"]
         self.groups = manifest["groups"]
@@ -85,23 +106,20 @@ class Archive:
         self._checked: set[tuple[int, str]] = set()
         self._views: dict[tuple[int, str], np.ndarray] = {}
 
-    @property
-    def is_sixteen_bit(self) -> bool:
-        """Whether any sample has more than 8 bits a channel."""
-        return self.bit_depth.get(16, 0) > 0
-
     @classmethod
-    def open(cls, path: str | Path, *, check_table: bool = True) -> Archive:
-        """Opens the archive in the folder `path`.
+    def open(cls, path: str | Path, *, check_table: bool = True, shards: Shards | None = None) -> Archive:
+        """Opens the archive in the folder `path`, with its shards or with the place that they come from.
 
         Raises UserError if there is none, if a newer program made it, or if a shard or the table is missing or has not
         the size that the manifest tells; with check_table also if a table of up to 64 MiB has not its checksum. Not
         read, except by `verify`: shards, and larger tables, of which `columns` still refuses rows that do not lie
         within their shard and what is no table, but not wrong labels, names, or widths.
         """
+        if "://" in str(path):
+            raise UserError(f"{path} is no folder: training reads archives from object stores by data.cache=DIR")
         path = Path(path)
         manifest = read_manifest(path)
-        for file in (manifest["table"], *manifest["shards"]):
+        for file in (manifest["table"], *(manifest["shards"] if shards is None else ())):
             try:
                 size = (path / file["name"]).stat().st_size
             except OSError as error:
@@ -119,15 +137,25 @@ class Archive:
         counts = [shard["samples"] for shard in manifest["shards"]]
         if sum(counts) != manifest["samples"] or len(counts) != table.num_record_batches:
             raise UserError(f"archive {path} is damaged: {MANIFEST} and {TABLE} disagree on the number of samples")
-        return cls(path, manifest, table)
+        return cls(path, manifest, table, shards)
 
     def has_column(self, name: str) -> bool:
         """Whether the table has a column of that name, such as `label`."""
         return name in self._table.schema.names
 
+    def shard(self, shard: int) -> AbstractContextManager[Path]:
+        """The tar file of shard number `shard`, which is there to be opened during the body."""
+        if self.shards is not None:
+            return self.shards.present(shard)
+        return nullcontext(self.shard_path(shard))
+
     def shard_path(self, shard: int) -> Path:
-        """The tar file of shard number `shard`."""
+        """Where the tar file of shard number `shard` is, or will be once it has come."""
         return self.path / self._manifest["shards"][shard]["name"]
+
+    def shards_of(self, ids: np.ndarray) -> np.ndarray:
+        """Numbers of the shards that hold samples `ids`, int64, ascending, each once."""
+        return np.unique(np.searchsorted(self._first, ids, side="right") - 1)
 
     def columns(self, ids: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Gathers columns of the samples numbered `ids`, int64 [B], each as an array [B] in the order of `ids`.
@@ -162,6 +190,8 @@ class Archive:
             found += self._verify_shard(shard, table_is_intact)
         if "accounting" in self._manifest:  # since version 2
             found += self._verify_accounting()
+        if "report" in self._manifest and (damage := self._differs(REPORT, "report")):
+            found.append(damage)
         return found
 
     def _dtype(self, name: str) -> np.dtype:
@@ -209,16 +239,26 @@ class Archive:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
 
     def _verify_accounting(self) -> list[str]:
-        try:
-            if sha256_of(self.path / ACCOUNTING) != self._manifest["accounting"]["sha256"]:
-                return [f"{ACCOUNTING}: {_CHECKSUM_DIFFERS}"]
-        except OSError as error:
-            return [f"{ACCOUNTING}: {error.strerror}"]
+        if damage := self._differs(ACCOUNTING, "accounting"):
+            return [damage]
         return problems(read_accounting(self.path), self._manifest["inputs"], self.num_samples)
+
+    def _differs(self, name: str, entry: str) -> str:
+        """What is wrong with a file that is read as a whole; empty if nothing."""
+        try:
+            return (
+                "" if sha256_of(self.path / name) == self._manifest[entry]["sha256"] else f"{name}: {_CHECKSUM_DIFFERS}"
+            )
+        except OSError as error:
+            return f"{name}: {error.strerror}"
 
     def _verify_shard(self, shard: int, table_is_intact: bool) -> Iterator[str]:
         facts = self._manifest["shards"][shard]
-        with self.shard_path(shard).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
+        with (
+            self.shard(shard) as path,
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar,
+        ):
             if hashlib.sha256(tar).hexdigest() != facts["sha256"]:
                 yield f"{facts['name']}: {_CHECKSUM_DIFFERS}"
             if not table_is_intact:
@@ -249,15 +289,22 @@ def _table_errors(path: Path) -> Iterator[None]:
 def read_manifest(path: Path) -> dict:
     """The manifest of the archive in `path`. Raises UserError if there is none that this program can read."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        stored = (path / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not an archive: it has no {MANIFEST}; `fastfgssl prepare` makes one") from None
     except OSError as error:
         raise UserError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
+    return parse_manifest(stored, path / MANIFEST)
+
+
+def parse_manifest(stored: bytes, where: Path | str) -> dict:
+    """What is in the bytes of a manifest. Raises UserError, which names `where` they are from."""
+    try:
+        manifest = json.loads(stored)
     except ValueError as error:
-        raise UserError(f"{path / MANIFEST} is damaged: {error}") from error
+        raise UserError(f"{where} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not an archive of ours: {MANIFEST} names another format than {FORMAT}")
+        raise UserError(f"{where} is not of an archive of ours: it names another format than {FORMAT}")
     if manifest["version"] > VERSION:
-        raise UserError(f"{path} has archive version {manifest['version']}, this program reads {VERSION}: update it")
+        raise UserError(f"{where} has archive version {manifest['version']}, this program reads {VERSION}: update it")
     return manifest

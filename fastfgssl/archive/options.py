@@ -21,6 +21,7 @@ from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.runtime.errors import UserError, require_one_of
 
 MIB = 1 << 20
+_MOST_MIB = 1 << 42  # of which the bytes are still a number of the system's
 _LABELS = ("labels", "labels_preset", "labels_from")
 
 
@@ -109,6 +110,9 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be above 0, not {value}")
+        for name in ("shard_size", "max_memory"):
+            if (value := getattr(self, name)) > _MOST_MIB:
+                raise UserError(f"{name.replace('_', '-')} is in MiB: 2^42 of them are enough, not {value:g}")
         if self.nested < 0:
             raise UserError(f"nested must be 0 or more, not {self.nested}")
         if not 0 <= self.max_unreadable <= 1:
@@ -138,6 +142,9 @@ class PrepareOptions:
                 raise UserError(f"the archive {self.out} and the source {source} must not contain each other")
         if out in self.key_file.resolve().parents:
             raise UserError(f"the key {self.key} must not lie in the archive, which is there to be given away")
+        for taken in (out.with_name(f"{out.name}.{what}") for what in ("partial", "replaced")):
+            if taken in self.key_file.resolve().parents:
+                raise UserError(f"the key {self.key} must not lie in {taken}, which is removed in the end")
 
     @property
     def key_file(self) -> Path:
@@ -148,7 +155,20 @@ class PrepareOptions:
     @property
     def inputs_file(self) -> Path:
         """Where the table of names will be: beside the key."""
-        return self.key_file.resolve().with_name(f"{self.out.resolve().name}.inputs.csv")
+        return self._private("inputs.csv")
+
+    @property
+    def report_file(self) -> Path:
+        """Where the report with names and left-out pictures will be."""
+        return self._private("report.html")
+
+    @property
+    def left_out_file(self) -> Path:
+        """Where those pictures will be, for reports to come."""
+        return self._private("left_out.arrow")
+
+    def _private(self, name: str) -> Path:
+        return self.key_file.resolve().with_name(f"{self.out.resolve().name}.{name}")
 
     def share(self) -> tuple[int, int] | None:
         """I and N of `part`. Raises UserError if it is neither that nor None."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+NEEDS_MEMORY = "needs more memory than --max-memory allows"
+
 
 class PreparedImage(NamedTuple):
     """An image as it goes into a shard."""
@@ -60,6 +62,15 @@ class Unusable(Exception):
 
     part = ""
     """Which image of its file it is, see `PreparedImage.part`."""
+    picture: object = None
+    """What it shows, an image or an array, where it was decoded and left out for what is in it."""
+    levels = (0, 255)
+    """Which levels of `picture` are black and white."""
+
+    def showing(self, picture: object, levels: tuple[int, int]) -> Unusable:
+        """This one, with its picture."""
+        self.picture, self.levels = picture, levels
+        return self
 
     def at(self, part: str) -> Unusable:
         """This one, as that of `part`."""

@@ -27,6 +27,7 @@ from fastfgssl.archive.listing import Listing, find_images
 from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.files import check_writable
 
 __all__ = ["MIB", "PrepareOptions", "Progress", "Summary", "prepare"]
 
@@ -61,6 +62,8 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
         if base.path is not None or not options.dry_run:
             ids = Ids(listing, load_key(options.key_file, make=base.path is None))
             base.check_key(ids.key, options.key_file)
+            if not (share or options.dry_run):
+                check_writable(options.inputs_file)  # not after hours
             known = base.known(ids.binary, retry=options.retry)
             summary.known = int(known[listing.images].sum())
             summary.grown = ids.grown(base, known)
@@ -69,7 +72,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
             parts = _make_parts(options, place, listing, todo, on_progress)
             if not share:
                 assemble(options, place, base, ids, labels, known, parts, summary, on_progress)
-        elif not share:
+        elif not options.dry_run:
             place.leave()
     summary.seconds = time.monotonic() - start
     return summary

@@ -99,7 +99,7 @@ def run(settings: Settings) -> Iterator[Record]:
 def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
     """The whole graph on the images of `archive`, and on those of `small` against the files of `archive`."""
     opened = Archive.open(archive)
-    if opened.is_sixteen_bit:
+    if opened.bit_depth.get(16):
         raise UserError(
             f"--real {archive}: has images of 16 bits, which the Pillow baseline does not read; choose another"
         )

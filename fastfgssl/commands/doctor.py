@@ -46,8 +46,8 @@ def main() -> None:
     if arguments.json:
         check_writable(arguments.json)  # before minutes go into what could not be kept
 
-    from fastfgssl.archive.manifest import Archive
     from fastfgssl.config.files import load_config
+    from fastfgssl.data.opening import open_archive
     from fastfgssl.doctor import plan, report
     from fastfgssl.doctor.diagnosis import diagnose, examine_rates, planned_world
     from fastfgssl.doctor.disk import measure_writing
@@ -67,7 +67,7 @@ def main() -> None:
     else:
         configured = nullcontext(load_config(arguments.config, overrides))
     with configured as config, start_world(config.train.device) as alone:
-        archive, world = Archive.open(config.data.path), planned_world(alone, arguments.ranks, config)
+        archive, world = open_archive(config.data), planned_world(alone, arguments.ranks, config)
         written = measure_writing(Path(config.output), arguments.seconds)
         findings = examine(world)
         print_table(console, report.machine_rows(findings, written, config), title="this machine")

@@ -31,7 +31,8 @@ _NO_SHARES = ("quadratic_weighted_kappa", "brier_score")
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="a prepared archive")
+    parser.add_argument("--data", required=True, metavar="DIR|URL", help="a prepared archive")
+    parser.add_argument("--cache", metavar="DIR", help="for shards of a URL (default: data.cache of the checkpoint)")
     parser.add_argument("--protocol", required=True, choices=("matching", "knn", "linear", "finetuned"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the report as JSON too")
     parser.add_argument(
@@ -75,6 +76,7 @@ def main() -> None:
         args.checkpoint,
         args.data,
         args.protocol,
+        cache=args.cache,
         split=args.split,
         untrained=args.untrained,
         batch_statistics=args.batch_statistics,
@@ -85,7 +87,7 @@ def main() -> None:
     )
     try:
         if args.json:
-            asked = {"checkpoint": str(args.checkpoint), "data": str(args.data), "seed": args.seed}
+            asked = {"checkpoint": str(args.checkpoint), "data": args.data, "seed": args.seed}
             write_json(args.json, report.record() | asked | {"untrained_seed": args.untrained})
     finally:
         if not args.quiet:

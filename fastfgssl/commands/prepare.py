@@ -10,7 +10,8 @@ fastfgssl prepare --verify archive
 Every image is decoded completely, by Pillow and by the decoder that training uses. The archive appears at --out when it
 is complete, and not before; the same command goes on where one was stopped or killed. If --out holds an archive, what
 is new in the sources is added to it. It holds no name of a file or a patient: names, and what became of each file, are
-in a table beside the key, which by default are both in a folder OUT.private, to be kept to yourself.
+in a table beside the key, which by default are both in a folder OUT.private, to be kept to yourself. Two pages show it:
+report.html in the archive, without names, and OUT.report.html beside the key, with them and with left-out pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from fastfgssl.archive.labels.presets import PRESETS
-from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.manifest import REPORT, Archive
 from fastfgssl.archive.prepare import MIB, PrepareOptions, Progress, Summary, prepare
 from fastfgssl.archive.sources.opening import path_or_url
 from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line, print_table
@@ -228,6 +229,7 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
             yield title, f"{count:,} x {what}{example(what)}"
     if done:
         yield "names", f"{options.inputs_file} has each file and what became of it; keep it and the key to yourself"
+        yield "reports", f"{options.out / REPORT} shows what became of them, {options.report_file} with names as well"
     for kind, count in summary.other_files.most_common(5):
         yield "other files", f"{count:,} x {kind}"
     yield "time", f"{summary.seconds:,.1f} s, {done / summary.seconds:,.0f} images/s"

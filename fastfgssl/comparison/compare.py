@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from fastfgssl.archive.manifest import Archive
 from fastfgssl.comparison.cost import PeakMemory, read_cost
 from fastfgssl.comparison.entrants import (
     IMAGENET,
@@ -31,6 +30,7 @@ from fastfgssl.comparison.scored import Scoring
 from fastfgssl.config.files import config_to_values, load_config
 from fastfgssl.config.schema import Config
 from fastfgssl.config.section import require
+from fastfgssl.data.opening import open_archive
 from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.evaluation.protocols import Protocol
 from fastfgssl.evaluation.report import BatchStatistics
@@ -81,7 +81,7 @@ def compare(
     if rank_environment().size > 1:
         raise UserError("a comparison is made by one process, on one GPU: start it without torchrun or srun")
     require_entrants(config, objectives)
-    archive = Archive.open(config.data.path)
+    archive = open_archive(config.data)
     if not archive.has_column("label"):
         raise UserError(f"{archive.path} has no labels, which score a comparison: prepare it with --labels")
     labelled_split(archive)

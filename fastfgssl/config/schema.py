@@ -37,7 +37,11 @@ class DataConfig(Section):
     section = "data"
 
     path: str
-    """Folder of a prepared archive (fastfgssl prepare)."""
+    """Folder of a prepared archive (fastfgssl prepare), or its URL in an object store, such as s3://bucket/archive."""
+    cache: str = ""
+    """Folder on a local disk for the shards of an archive in an object store, shared by the ranks of a machine."""
+    cache_gib: float = 64.0
+    """GiB that shards may take there; at least two windows of them, or the whole archive."""
     image_size: int = 224
     """Side of every view in pixels; divisible by every grid."""
     views: str = "paper"
@@ -71,7 +75,7 @@ class DataConfig(Section):
         preset = find_preset(self.views)
         if self.views.startswith("{"):  # in one way, so that a run whose preset is only written in another goes on
             object.__setattr__(self, "views", text_of(preset))
-        self._require_positive("image_size", "window", "prefetch")
+        self._require_positive("image_size", "window", "prefetch", "cache_gib")
         require(self.threads >= 0, "data.threads", self.threads, "0 or more")
         require(0 < self.label_fraction <= 1, "data.label_fraction", self.label_fraction, "in (0, 1]")
         require(self.folds == 0 or self.folds >= 2, "data.folds", self.folds, "2 or more, or 0")

@@ -107,7 +107,7 @@ class GraphSpec:
 
 def depth_of(archive: Archive) -> Depth:
     """What the images of an archive are decoded to: archives of earlier releases do not tell it of each."""
-    if not archive.is_sixteen_bit:
+    if not archive.bit_depth.get(16):
         return "8"
     return "own" if archive.has_column("high") else "16"
 

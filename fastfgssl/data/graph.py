@@ -123,10 +123,12 @@ def _declare_inputs(spec: GraphSpec) -> list[_Input]:
             columns[part] = (True, partial(_jitter_column, column))
         for part, (is_needed, of_view) in columns.items():
             if is_needed:
-                # a lambda, not a def, binds the turn of the loop
-                values = lambda params, name=name, of_view=of_view: of_view(getattr(params, name))  # noqa: E731
-                inputs.append(_Input(f"{name}_{part}", values))
+                inputs.append(_Input(f"{name}_{part}", partial(_of_view, name, of_view)))
     return inputs
+
+
+def _of_view(name: str, of_view: Callable[[Any], np.ndarray], params: ViewParams) -> np.ndarray:
+    return of_view(getattr(params, name))
 
 
 def _made(spec: GraphSpec) -> list[tuple[str, ViewSpec]]:

@@ -20,6 +20,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.batch import Batch, on_device
 from fastfgssl.data.decode import Encoded, GraphSpec
 from fastfgssl.data.decode_failures import DecodeFailures
+from fastfgssl.data.fetch_ahead import FetchAhead
 from fastfgssl.data.graph import GraphInput, build_graph
 from fastfgssl.data.host_batch import HostBatch, HostBatches
 from fastfgssl.data.order import Slots
@@ -55,6 +56,10 @@ class Loader(Iterator[Batch]):
         self._spec = spec
         self._device = torch.device("cpu" if spec.device_id is None else f"cuda:{spec.device_id}")
         self._reader = Reader(archive)
+        self._fetching = None
+        if archive.shards is not None:
+            self._fetching = FetchAhead(archive, archive.shards, slots, start=start, stop=stop)
+            slots = self._fetching.slots
         self._failures = DecodeFailures(self._reader, quarantine)
         self._host = HostBatches(spec, slots, self._reader, quarantine, self._failures, seed=seed)
         self._step, self._stop = start, stop
@@ -89,6 +94,8 @@ class Loader(Iterator[Batch]):
     def close(self) -> None:
         """Gives back the graph, the threads, and the files; no batch comes after it."""
         self._stop = self._step
+        if self._fetching is not None:
+            self._fetching.close()
         self._end()
         self._reader.close()
 

@@ -45,6 +45,12 @@ class OpenFiles:
             file = self._files[key] = self._open(path)
             return file
 
+    def let_go_of_removed(self) -> None:
+        """Closes files whose names are gone: until then they take room on the disk."""
+        with self._lock:
+            for key in [key for key, file in self._files.items() if os.fstat(file.descriptor).st_nlink == 0]:
+                del self._files[key]
+
     def release(self, owner: object) -> None:
         """Lets go of all files of `owner`."""
         with self._lock:

@@ -15,6 +15,8 @@ import numpy as np
 
 from fastfgssl.data.philox import Use, permutations, random_words
 
+_KEPT = 4  # epochs, and windows, whose order is remembered: two for a batch between them, two for who looks ahead
+
 
 class Slots(NamedTuple):
     """Where a batch comes from: sample `ids[i]` as it is seen in epoch `epochs[i]`; both int64 [B]."""
@@ -62,8 +64,8 @@ class Order:
         self.num_samples = int(self._sizes.sum())
         # derived values, kept because consecutive batches share them; of functions, since a cache of this object's own
         # methods would keep this object
-        self._layout = lru_cache(maxsize=2)(partial(_compute_layout, self._sizes, seed, window))
-        self._window_order = lru_cache(maxsize=2)(partial(_compute_window_order, self._layout, seed))
+        self._layout = lru_cache(maxsize=_KEPT)(partial(_compute_layout, self._sizes, seed, window))
+        self._window_order = lru_cache(maxsize=_KEPT)(partial(_compute_window_order, self._layout, seed))
 
     def slots(self, start: int, stop: int) -> Slots:
         """Sample ids and epochs at stream positions [start, stop)."""

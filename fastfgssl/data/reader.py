@@ -45,8 +45,8 @@ class Reader:
         order = np.lexsort((rows["offset"], rows["shard"]))
         present, starts = np.unique(rows["shard"][order], return_index=True)
         for shard, places in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
-            path = self._archive.shard_path(shard)
-            file = OPEN_SHARDS.get(self._owner, path)
+            with self._archive.shard(shard) as path:
+                file = OPEN_SHARDS.get(self._owner, path)
             with file_errors("read", path):
                 for place in places.tolist():
                     os.posix_fadvise(file.descriptor, offsets[place], sizes[place], os.POSIX_FADV_WILLNEED)

@@ -15,6 +15,7 @@ from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch, Needs
 from fastfgssl.data.decode import GraphSpec, depth_of
 from fastfgssl.data.loader import Loader
+from fastfgssl.data.opening import open_archive
 from fastfgssl.data.order import Order, Slots, Stream
 from fastfgssl.data.quarantine import Quarantine
 from fastfgssl.runtime.agreement import lost_ranks, mean_over_ranks, shared_errors
@@ -33,7 +34,7 @@ class ArchiveStream:
         self.config, self._world = config, world
         """What batches are made under; that of the run, once it is known."""
         with shared_errors(world):
-            self.archive = Archive.open(config.data.path)
+            self.archive = open_archive(config.data)
             self._stream = (stream or partial(whole_archive, config))(self.archive)
         self.num_samples, self.fingerprint = self._stream.num_samples, self.archive.fingerprint
         self.needs = Needs()

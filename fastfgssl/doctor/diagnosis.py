@@ -90,11 +90,10 @@ def examine_rates(config: Config, archive: Archive, world: World, seconds: float
         )
     with _announced("timing the training step", say):
         rates["step"], rows = bench.time_step(step)
-    size = sum(archive.shard_path(shard).stat().st_size for shard in range(len(archive.shard_sizes)))
     measured = Measured(
         **rates,
         storage=Rate(reading.samples_per_second),
-        fits_in_memory=size < available_memory(),
+        fits_in_memory=int(archive.shard_bytes.sum()) < available_memory(),
         shares_cores=world.device.type == "cpu",
     )
     return Examination(bench, step, measured, reading, rows)

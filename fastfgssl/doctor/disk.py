@@ -61,7 +61,8 @@ def measure_reading(archive: Archive, batches: Iterator[np.ndarray], seconds: fl
             rows = archive.columns(np.array(fresh, np.int64), ("shard", "offset", "size"))
             for shard in dict.fromkeys(rows["shard"].tolist()):
                 if shard not in files and len(files) < _OPEN_SHARDS:
-                    files[shard] = _open_dropped(archive.shard_path(shard), opened)
+                    with archive.shard(shard) as path:
+                        files[shard] = _open_dropped(path, opened)
                     probes += _probe(files[shard])  # before anything is read, and read ahead
             for shard, offset, length in zip(*(rows[name].tolist() for name in rows), strict=True):
                 if shard not in files or (spent > seconds and samples >= 2):

@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.data.opening import open_archive
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import Pretrained, build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import Protocol, run_protocol
@@ -26,6 +27,7 @@ def evaluate(
     data: str | Path,
     protocol: Protocol = "matching",
     *,
+    cache: str | Path | None = None,
     split: ScoringSplit | None = None,
     untrained: int | None = None,
     batch_statistics: BatchStatistics = "stored",
@@ -38,7 +40,8 @@ def evaluate(
 
     protocol: `matching` needs no labels: how often, among all scoring images, the anchor nearest to a puzzle view is
     that of the same image; `knn` and `linear` need an archive with labels; `finetuned` scores the classifiers that
-    fine-tuning has trained, on an archive with the same classes. split, batch_statistics, seed,
+    fine-tuning has trained, on an archive with the same classes. data, cache: as
+    `data.path` and `data.cache` of a configuration; cache=None takes the checkpoint's. split, batch_statistics, seed,
     label_fraction: see `run_protocol`. untrained: scores a network like the checkpoint's with random weights of this
     seed instead. device: auto, cuda or cpu. Raises `UserError` for a word that is none of these, a file that is no
     checkpoint, or an archive that lacks what is needed.
@@ -52,7 +55,8 @@ def evaluate(
     if untrained is not None:
         network = network._replace(model=build_untrained(network.config, untrained), step=0)
         of_weights = {"untrained": untrained}
-    archive = Archive.open(Path(data))
+    of_run = network.config.data
+    archive = open_archive(replace(of_run, path=str(data), cache=of_run.cache if cache is None else str(cache)))
     if protocol == "finetuned":
         require_classes(network.model, archive, checkpoint)
     report = score_network(

@@ -126,6 +126,6 @@ def _identical(archive: Archive, train: np.ndarray, val: np.ndarray) -> np.ndarr
 
 def _bytes(archive: Archive, sample: int) -> bytes:
     row = archive.columns(np.array([sample]), ("shard", "offset", "size"))
-    with archive.shard_path(int(row["shard"][0])).open("rb") as file:
+    with archive.shard(int(row["shard"][0])) as path, path.open("rb") as file:
         file.seek(int(row["offset"][0]))
         return file.read(int(row["size"][0]))

@@ -20,7 +20,7 @@ _LENGTH_KEYS = ("train.steps", "train.epochs")
 # keys that do not alter which batch a step takes, or what it computes from it
 _FREE_KEYS = {
     "output",
-    *(f"data.{name}" for name in ("path", "threads", "prefetch", "hw_decoder_load")),
+    *(f"data.{name}" for name in ("path", "cache", "cache_gib", "threads", "prefetch", "hw_decoder_load")),
     *(f"train.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "sinks", "timeout")),
     *(f"train.{name}" for name in ("device", "compile", "channels_last")),
     *(f"evaluate.{name}" for name in ("every", "images", "patience")),

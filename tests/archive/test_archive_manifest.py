@@ -66,14 +66,15 @@ def test_columns_agree_with_a_brute_force_read(tmp_path_factory, sizes, shard_by
 
 def test_manifest(archive):
     manifest = json.loads((archive.path / "manifest.json").read_text())
-    for file in (manifest["table"], manifest["accounting"], *manifest["shards"]):
+    for file in (manifest["table"], manifest["accounting"], manifest["report"], *manifest["shards"]):
         data = (archive.path / file["name"]).read_bytes()
         assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    del manifest["table"], manifest["shards"], manifest["accounting"]
+    del manifest["table"], manifest["shards"], manifest["accounting"], manifest["report"]
     made_with = manifest.pop("made_with")
     assert made_with.items() >= {"short_side": None, "encode": "keep", "depth": 8, "burned_in": "skip"}.items()
     assert manifest == {
         "format": "fastfgssl-archive",
+        "near_duplicates": None,
         "version": 2,
         "samples": 10,
         "classes": ["a", "b", "c"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import hmac
 import stat
@@ -20,7 +21,7 @@ from fastfgssl.archive.building.keys import Key, load_key
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.runtime.errors import UserError
-from helpers.images import encode, gradient, inputs_of, names_of, write_files
+from helpers.images import encode, fixed_key, gradient, inputs_of, names_of, write_files
 from helpers.paths import TOOLS
 
 SECRET = "Müller-Lüdenscheidt"
@@ -51,13 +52,15 @@ def test_no_name_is_in_any_byte_of_the_archive(tmp_path):
     summary = prepare(options)
     assert (summary.samples, summary.duplicates, summary.quarantined.total()) == (2, 1, 1)
     contents = everything(tmp_path / "archive").lower()
-    for part in (SECRET, "lüdenscheidt", "denscheidt", "copy of", "notes."):
+    assert b"report.html" in contents
+    for part in (SECRET, "lüdenscheidt", "denscheidt", "copy of", "notes.", "m&uuml;ller", str(source)):
         for encoding in ("utf-8", "utf-16-le", "utf-16-be", "latin-1"):
             assert part.lower().encode(encoding) not in contents, (part, encoding)
     assert len(inputs_of(options)) == 7  # and each is where its owner finds it
     (quarantined,) = (row for row in inputs_of(options) if row["outcome"] == "quarantined")
     assert quarantined["path"].endswith(f"{SECRET} 3.png")
-    for path in (options.key_file, options.inputs_file):
+    assert f"{SECRET} 3.png" in options.report_file.read_text()
+    for path in (options.key_file, options.inputs_file, options.report_file, options.left_out_file):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(options.key_file.parent.stat().st_mode) == 0o700
 
@@ -123,6 +126,20 @@ def test_hostile_names_are_harmless_in_the_table_and_on_the_terminal(tmp_path):
     }
 
 
+def test_archives_of_one_name_under_one_key_keep_their_names(tmp_path):
+    key = fixed_key(tmp_path / "keys/key")
+    for folder, colour in (("a", 30), ("b", 40)):
+        source = write_files(tmp_path / folder / f"source-{folder}", {"1.png": encode(gradient(colour, 30), "PNG")})
+        options = PrepareOptions(sources=[source], out=tmp_path / folder / "mine", key=key, workers=1)
+        prepare(options)
+    paths = [f"{tmp_path}/a/source-a/1.png", f"{tmp_path}/b/source-b/1.png"]
+    assert [row[2] for row in read_inputs(options.inputs_file)] == paths
+    # what is replaced goes with its names
+    source.joinpath("1.png").rename(source / "2.png")
+    prepare(dataclasses.replace(options, overwrite=True))
+    assert [row[2] for row in read_inputs(options.inputs_file)] == [paths[0], f"{tmp_path}/b/source-b/2.png"]
+
+
 def test_rows_of_an_earlier_table_stay_as_they_are(tmp_path):
     table = tmp_path / "private/inputs.csv"
     write_inputs(table, (), [Input("1", "", "=a", "written", ""), Input("2", "page 3", "b\n", "skipped", "-x")])
@@ -132,3 +149,19 @@ def test_rows_of_an_earlier_table_stay_as_they_are(tmp_path):
         ["2", "page 3", r"b\n", "skipped", "'-x"],
         ["3", "", "c", "written", ""],
     ]
+
+
+def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", refuse)
+        with pytest.raises(UserError, match=r"cannot write the key .*/key: No space left on device"):
+            load_key(tmp_path / "key")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "hardlink_to", lambda *arguments: refuse())  # a file system without links
+    key = load_key(tmp_path / "key")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    assert load_key(tmp_path / "key").fingerprint == key.fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
@@ -32,6 +33,10 @@ BAD_COMMANDS = {
     "images --out archive": "cannot read the key",
     "images --out new --key labels.csv": "labels.csv is no key: it must hold 64 hexadecimal digits",
     "images --out new --key new/key": "the key new/key must not lie in the archive",
+    "images --out new --key new.partial/key": "the key new.partial/key must not lie in",
+    "images --out new --shard-size 1e308": "shard-size is in MiB: 2^42 of them are enough, not 1e+308",
+    "images --out new --max-memory 1e200": "max-memory is in MiB: 2^42 of them are enough, not 1e+200",
+    f"images --out new --frames every:{'9' * 5000}": "999' is not middle, all or every:N",
     "images --out new --part 3/2": "part must be I/N, with I from 1 to N, not '3/2'",
     "images --out new --max-unreadable 2": "max-unreadable must be between 0 and 1, not 2.0",
     "images --out archive --overwrite --retry": "give one of them",
@@ -55,6 +60,18 @@ BAD_COMMANDS = {
     "--verify folder SOURCE": "--verify checks an archive and makes none: leave out SOURCE",
     "--verify folder --short-side 5": "--verify checks an archive and makes none: leave out --short-side",
     "--verify nowhere": "nowhere is not an archive",
+}
+
+
+# of a folder that nobody may enter: `closed`
+FORBIDDEN = {
+    "closed/source --out new": "cannot read the source closed/source: Permission denied",
+    "closed/1.png --out new": "cannot read the source closed/1.png: Permission denied",
+    "--list closed/list --out new": "cannot read the list closed/list: Permission denied",
+    "images --out closed/new": "cannot write closed/new: Permission denied",
+    "images --out new --key closed/key": "cannot read the key closed/key: Permission denied",
+    "images --out new --key readonly/key": "cannot write {}/readonly/new.inputs.csv: Permission denied",
+    "images closed --out new": "cannot read the folder {}/closed/: Permission denied",
 }
 
 
@@ -87,3 +104,19 @@ def test_bad_input_in_a_process_of_its_own(bad_folder):
     result = subprocess.run(command, capture_output=True, text=True, cwd=bad_folder)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: the source nowhere does not exist\n"
+
+
+@pytest.mark.parametrize("command", FORBIDDEN)
+def test_what_the_system_forbids_is_told_before_the_work(tmp_path, command):
+    write_files(tmp_path, {"images/1.png": encode(gradient(), "PNG"), "closed/1.png": b""})
+    fixed_key(tmp_path / "readonly/key")
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "readonly").chmod(0o500)
+    without_privileges = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    tool = [*without_privileges, sys.executable, TOOL, *command.split()]
+    try:
+        ended = subprocess.run(list(map(str, tool)), cwd=tmp_path, capture_output=True, text=True)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    message = FORBIDDEN[command].format(tmp_path.resolve())
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {message}\n")

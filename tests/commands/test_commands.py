@@ -171,7 +171,7 @@ def living_with(word: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_benchmark_that_is_stopped_ends_its_ranks(tmp_path, number):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [*MODULE, "bench", "scaling"]

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from fastfgssl.commands import train
 from fastfgssl.config.files import write_config
 from fastfgssl.pretraining import pretrain
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.sinks import read_metrics
+from helpers.command import run_here
 from helpers.paths import TOOLS
 from helpers.runs import losses, trained_change, wait_for_steps
 
@@ -34,7 +36,7 @@ def run_tool(*arguments, ranks: int = 0) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize(("ranks", "schedule"), [(2, "joint"), (3, "progressive")])
+@pytest.mark.parametrize(("ranks", "schedule"), [pytest.param(2, "joint", marks=pytest.mark.slow), (3, "progressive")])
 def test_ranks_train_as_one_process_does(make_config, tmp_path, ranks, schedule):
     """With batch statistics of the global batch, a step on several ranks is that of one process on all images."""
     settings = {"train__steps": 1, "train__batch_norm": "sync", "train__schedule": schedule, "optim__lr": 1e-6}
@@ -50,7 +52,7 @@ def test_ranks_train_as_one_process_does(make_config, tmp_path, ranks, schedule)
     assert (change - expected).norm() < 0.01 * expected.norm()
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_ctrl_c_saves_and_the_same_command_goes_on(make_config, tmp_path, ranks):
     config = make_config(train__steps=2000, train__heads=[0])
     write_config(config, tmp_path / "config.yaml")
@@ -83,14 +85,22 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(make_config, tmp_path, ranks)
         (["--config", "{config}", "output=/proc/run"], "cannot write"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(make_config, tmp_path, arguments, message):
+def test_bad_input_is_one_line_and_exit_code_2(make_config, tmp_path, capsys, arguments, message):
     write_config(make_config(), tmp_path / "config.yaml")
-    process = run_tool(*(argument.format(config=tmp_path / "config.yaml") for argument in arguments))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
+    code = run_here(train.main, *(argument.format(config=tmp_path / "config.yaml") for argument in arguments))
+    errors = capsys.readouterr().err
+    assert code == 2
     lines = [line for line in errors.splitlines() if not re.match(r".*[Ww]arning|\s", line)]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_so_it_is_in_a_process_of_its_own(make_config, tmp_path):
+    write_config(make_config(), tmp_path / "config.yaml")
+    process = run_tool("--config", str(tmp_path / "config.yaml"), "data.path=nowhere")
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors.count("nowhere is not an archive")) == (2, 1)
+    assert "Traceback" not in errors
 
 
 def test_more_ranks_than_images_is_one_line(make_config, tmp_path):

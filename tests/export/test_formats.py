@@ -95,7 +95,8 @@ def test_a_classifier_goes_to_timm_where_nothing_stands_between(make_config, tmp
 @pytest.mark.parametrize(
     ("format", "part", "backbone"),
     [
-        ("onnx", "hierarchy", "resnet50"),  # whose biases torch's exporter has confused (pytorch#166797)
+        # whose biases torch's exporter has confused (pytorch#166797)
+        pytest.param("onnx", "hierarchy", "resnet50", marks=pytest.mark.slow),
         ("onnx", "classifier", "resnet18"),
         ("torch.export", "hierarchy", "resnet18"),
     ],

@@ -103,6 +103,7 @@ def test_chunks_change_nothing_but_the_rounding_and_do_not_vary(cut, algorithm):
             assert (a - c).norm() <= 1e-5 * c.norm()
 
 
+@pytest.mark.slow
 def test_variants_are_measured_and_undone(monkeypatch):
     variants = {"as_it_stands": {}, "autotuned": {"PROGRAMS_PER_SM": 3}}  # Triton measures tiles on a GPU alone
     monkeypatch.setattr(loss_suite, "_VARIANTS", variants)

@@ -61,7 +61,11 @@ def test_float64_stays_float64_whatever_the_precision(dtypes, algorithm):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(
-    ("N", "D"), [(63, 2047), (200, 2047), (2048, 17), (2048, 512), (500, 2047), (2048, 2047), (2, 8192), (200, 8192)]
+    ("N", "D"),
+    [
+        *[(63, 2047), (200, 2047), (2048, 17), (2048, 512), (2, 8192)],
+        *(pytest.param(*shape, marks=pytest.mark.slow) for shape in [(500, 2047), (2048, 2047), (200, 8192)]),
+    ],
 )
 def test_error_of_large_shapes(algorithm, N, D):
     z1, z2 = embeddings(N, D)
@@ -71,6 +75,7 @@ def test_error_of_large_shapes(algorithm, N, D):
     require_as_exact_as_plain(got, plain_direct(z1, z2, "barlow"), in_float64(z1, z2, "barlow"), units=units)
 
 
+@pytest.mark.slow
 def test_error_of_the_largest_shape():
     """Its plain loss in float32 takes 16 seconds, so `auto` alone is compared with it."""
     z1, z2 = embeddings(2048, 8192)

@@ -46,7 +46,10 @@ def gradients_on_rank(world, x1, x2):
     return found
 
 
-@pytest.mark.parametrize(("world_size", "num_rows"), [(1, 24), (2, 24), (3, 24), (4, 24), (2, 2)])
+_RANKS_AND_ROWS = [(2, 2), (3, 24), *(pytest.param(ranks, 24, marks=pytest.mark.slow) for ranks in (1, 2, 4))]
+
+
+@pytest.mark.parametrize(("world_size", "num_rows"), _RANKS_AND_ROWS)
 def test_gradients_of_ranks_are_those_of_one_process_on_the_whole_batch(world_size, num_rows):
     generator = torch.Generator().manual_seed(1)
     x1, x2 = (torch.randn(num_rows, 5, generator=generator, dtype=torch.float64) for _ in range(2))

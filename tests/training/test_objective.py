@@ -142,7 +142,7 @@ def train_on_rank(world, config, *stops):
     return pretrain(config, stop_signal=stop)[:2]
 
 
-@pytest.mark.parametrize("stops", [(), (4,)], ids=["whole", "stopped"])
+@pytest.mark.parametrize("stops", [pytest.param((), marks=pytest.mark.slow), (4,)], ids=["whole", "stopped"])
 def test_two_ranks_train_it_as_one(labels_config, stops):
     """Also in two goes, the first ended by a signal to one of them."""
     _, alone = train(labels_config("alone"))

@@ -83,7 +83,13 @@ def pretrain_stopped(config, step: int, number: int):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "optimizer"), [("progressive", "lars"), ("joint", "lars"), ("progressive", "sgd"), ("joint", "adamw")]
+    ("schedule", "optimizer"),
+    [
+        ("progressive", "lars"),
+        ("joint", "adamw"),
+        pytest.param("joint", "lars", marks=pytest.mark.slow),
+        pytest.param("progressive", "sgd", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(make_config, tmp_path, schedule, optimizer):
     settings = {"train__schedule": schedule, "train__steps": 5, "optim__name": optimizer, "optim__warmup_epochs": 0.3}

@@ -22,6 +22,10 @@ from fastfgssl.archive.labels.assignment import Labels
 from fastfgssl.archive.labels.facts import EntryLabels, share
 from fastfgssl.archive.listing import Listing
 from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
+from fastfgssl.archive.report.contents import Contents
+from fastfgssl.archive.report.left_out import gather_left_out, read_left_out, write_left_out
+from fastfgssl.archive.report.page import write_private_report, write_report
+from fastfgssl.archive.report.samples import Samples
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
 
@@ -98,7 +102,7 @@ def assemble(
     )
     written = inputs.outcome == WRITTEN
     if not written.any() and not base.num_samples:
-        _write_names(options, listing, base, inputs, names)
+        _write_names(options, place, listing, base, inputs, names)
         place.leave()
         raise UserError(f"none of the {len(listing.images)} images is usable; {options.inputs_file} says why")
 
@@ -127,8 +131,7 @@ def assemble(
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
     accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()
-    manifest = tables.write_manifest(
-        place.archive,
+    manifest = tables.manifest_of(
         base,
         inputs,
         shards=shards,
@@ -137,8 +140,16 @@ def assemble(
         classes=classes,
         made_with=options.of_pictures(),
         key=ids.key,
+        near_duplicates=len(alike) if options.near_duplicates else None,
     )
-    _write_names(options, listing, base, inputs, names)
+    contents = Contents(accounting, Samples(place.archive, shards, table[1]), manifest)
+    tables.write_manifest(place.archive, manifest | {"report": write_report(place.archive, contents)})
+    _write_names(options, place, listing, base, inputs, names)
+    kept = alike if options.near_duplicates != "drop" else ()
+    old = read_left_out(options.left_out_file) if base.path is not None else []
+    left_out = gather_left_out(old, contents, inputs, parts, ids.of, kept)
+    write_left_out(options.left_out_file, left_out)
+    write_private_report(options.report_file, options.inputs_file, contents, left_out)
     place.publish()
     _fill_in(summary, listing, inputs, manifest)
 
@@ -210,15 +221,22 @@ def _share_labels(listing: Listing, said: EntryLabels, inputs: Inputs) -> list[s
     ]
 
 
-def _write_names(options: PrepareOptions, listing: Listing, base: Base, inputs: Inputs, names: pa.Array) -> None:
-    """Writes the table of inputs beside the key: what it held of the archive that is added to, and all that is new."""
+def _write_names(
+    options: PrepareOptions, place: Place, listing: Listing, base: Base, inputs: Inputs, names: pa.Array
+) -> None:
+    """Writes the table of inputs beside the key: what it held before, and all that is new.
+
+    What it held of an archive that is replaced goes; what is of none that is known here stays: under one key there may
+    be archives of one name in several folders, and nothing else leads from their ids to files.
+    """
     again = set(names.to_pylist())
     known = set(base.accounting["id"].to_pylist())
+    replaced = set(place.replaced_ids())
 
     def old() -> Iterator[list[str]]:
         for row in read_inputs(options.inputs_file):
             failed = len(row) > 3 and row[3] in (OUTCOMES[QUARANTINED], OUTCOMES[UNREADABLE])
-            if row and row[0] in known and not (failed and row[0] in again):
+            if row and row[0] not in replaced and not (row[0] in again and (failed or row[0] not in known)):
                 yield row
 
     def new() -> Iterator[Input]:
@@ -231,7 +249,7 @@ def _write_names(options: PrepareOptions, listing: Listing, base: Base, inputs: 
                 id, of_file, reason = (text or "" for text in texts)
                 yield Input(id, of_file, path, OUTCOMES[outcome], reason)
 
-    write_inputs(options.inputs_file, old() if known else (), new())
+    write_inputs(options.inputs_file, old(), new())
 
 
 def _fill_in(summary: Summary, listing: Listing, inputs: Inputs, manifest: dict) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -27,12 +27,17 @@ class Input(NamedTuple):
     reason: str
 
 
+def visible(words: str) -> str:
+    """A text in which nothing moves a cursor, turns letters round or hides: all that would is spelt out."""
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char
+        for char in words
+    )
+
+
 def harmless(cell: str) -> str:
     """A cell that no spreadsheet takes for a formula, and no terminal for a command."""
-    shown = "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char
-        for char in cell
-    )
+    shown = visible(cell)
     return f"'{shown}" if shown.startswith(_FORMULA) else shown
 
 
@@ -50,7 +55,6 @@ def write_inputs(path: Path, old: Iterable[list[str]], new: Iterable[Input]) -> 
     """Writes a table as a whole, readable by its owner alone: rows of an earlier one as they are, then new ones."""
 
     def write(file: BinaryIO) -> None:
-        os.fchmod(file.fileno(), 0o600)
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerow(COLUMNS)
@@ -59,6 +63,16 @@ def write_inputs(path: Path, old: Iterable[list[str]], new: Iterable[Input]) -> 
         text.flush()
         text.detach()  # the file is closed by who opened it
 
+    write_private(path, write)
+
+
+def write_private(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Gives `path` what `write` writes, as a whole and readable by its owner alone."""
+
+    def privately(file: BinaryIO) -> None:
+        os.fchmod(file.fileno(), 0o600)
+        write(file)
+
     with file_errors("write", path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(path, write)
+        write_whole(path, privately)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 from pathlib import Path
 
 from fastfgssl.runtime.errors import UserError, file_errors
@@ -46,7 +47,9 @@ def load_key(path: Path, *, make: bool = True) -> Key:
     make: False if there must be one.
     Raises UserError if it can be neither read nor made, or is no key.
     """
-    if make and not path.exists():
+    with file_errors("read the key", path):
+        missing = not path.exists()
+    if make and missing:
         with file_errors("write the key", path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create(path)
@@ -59,15 +62,19 @@ def load_key(path: Path, *, make: bool = True) -> Key:
 
 def _create(path: Path) -> None:
     """Writes a new key as a whole, unless another process was faster."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{secrets.token_hex(32)}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # for its owner alone
+    draft = Path(name)
     try:
-        path.hardlink_to(draft)
-    except FileExistsError:
-        pass
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{secrets.token_hex(32)}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(draft)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not path.exists():
+                draft.rename(path)
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)

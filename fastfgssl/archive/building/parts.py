@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from fastfgssl import __version__
 from fastfgssl.archive.building.near_duplicates import SIDE
+from fastfgssl.archive.building.previews import keep_few, preview_of
 from fastfgssl.archive.building.process import limit_memory, quiet
 from fastfgssl.archive.building.workers import Watch
 from fastfgssl.archive.images.decoded import FileSettings, images_of
@@ -38,7 +39,7 @@ from fastfgssl.runtime.files import sync_folder
 UNREADABLE = ".unreadable"
 IMAGES, ROWS = "images.bin", "rows.arrow"
 READING, DECODING = 0, 1  # stages of an entry
-_FORMAT = 2  # of a part
+_FORMAT = 3  # of a part
 _ENTRIES, _BYTES = 256, 64 << 20  # of a chunk, at most
 _ENDS_CHUNK = 128  # one name in so many ends its chunk, so that a file that is added moves few of the others
 
@@ -73,6 +74,7 @@ SCHEMA = pa.schema(
         pa.field("pixels", pa.binary(16)),
         pa.field("patient", pa.string()),
         pa.field("thumbnail", pa.binary(SIDE * SIDE)),
+        pa.field("preview", pa.binary()),  # JPEG, of a few pictures that are left out
         pa.field("changes", pa.list_(pa.string())),
         pa.field("notes", pa.list_(pa.string())),
         *(pa.field(name, type) for name, type in FACT_TYPES.items()),
@@ -172,11 +174,9 @@ class PartMaker:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
             file.flush()
             os.fsync(file.fileno())
-        part = _part(chunk, rows, self._sources[chunk.source])
-        self._publish(draft, part)
-        return part
+        return self._published(draft, _part(chunk, rows, self._sources[chunk.source]))
 
-    def _publish(self, draft: Path, part: Part) -> None:
+    def _published(self, draft: Path, part: Part) -> Part:
         old = self._folder / f"{part.digest}{UNREADABLE}"
         new = old if part.outcomes["unreadable"] else self._folder / part.digest
         sync_folder(draft)
@@ -188,6 +188,7 @@ class PartMaker:
                 raise
             shutil.rmtree(draft)  # another machine was faster
         sync_folder(self._folder)
+        return part
 
     def _rows(self, chunk: Chunk, watch: Watch, file: Any) -> list[dict]:
         rows: list[list[dict]] = [[] for _ in chunk.entries]
@@ -209,8 +210,7 @@ class PartMaker:
                 data = next(read)
                 watch.begin(number, DECODING)
                 if isinstance(data, OSError):
-                    why = f"cannot be read: {data.strerror or data}"
-                    rows[number] = [_left_out(number, "unreadable", why)]
+                    rows[number] = [_left_out(number, "unreadable", f"cannot be read: {data.strerror or data}")]
                 elif isinstance(data, Unusable):
                     rows[number] = [_left_out(number, "quarantined", str(data))]
                 else:
@@ -221,7 +221,7 @@ class PartMaker:
                         if self._options.file.slide.mpp:
                             watch.renew()  # a slide has thousands of tiles
             watch.rest()
-        return [row for of_entry in rows for row in of_entry]
+        return keep_few([row for of_entry in rows for row in of_entry])
 
     def _images(self, entry: int, is_named: bool, data: bytes, file: Any) -> Iterator[dict]:
         """is_named: whether its name says that it is an image, not only that it might be one."""
@@ -234,7 +234,7 @@ class PartMaker:
                     yield _left_out(entry, "skipped", "no image, by its first bytes")
                 elif isinstance(made, Unusable):
                     outcome = "filtered" if isinstance(made, Filtered) else "quarantined"
-                    yield _left_out(entry, outcome, str(made), made.part)
+                    yield _left_out(entry, outcome, str(made), made.part) | preview_of(made)
                 else:
                     yield _image_row(entry, made, file)
         except NoImage as kind:

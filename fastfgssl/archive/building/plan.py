@@ -26,6 +26,7 @@ _CODES = {
     "unreadable": UNREADABLE,
 }
 _TOLD = ("changes", "notes")
+_LEFT = ("entry", "preview", *_TOLD)  # in the parts
 
 
 class DonePart(NamedTuple):
@@ -76,10 +77,10 @@ def gather(listing: Listing, parts: Sequence[DonePart], skipped: np.ndarray) -> 
                 for text in batch[name][at].as_py():
                     changed[name][text] += 1
                     examples.setdefault(text, int(of_listing[at]))
-        tables.append(pa.Table.from_batches([batch]).drop_columns(["entry", *_TOLD]))
+        tables.append(pa.Table.from_batches([batch]).drop_columns(_LEFT))
         rows.append(of_listing)
         numbers.append(np.full(len(batch), number))
-    schema = pa.schema([item for item in SCHEMA if item.name not in ("entry", *_TOLD)])
+    schema = pa.schema([item for item in SCHEMA if item.name not in _LEFT])
     unread = pa.table([pa.nulls(len(skipped), item.type) for item in schema], schema=schema)
     kinds = listing.table["kind"].take(pa.array(skipped)).cast(pa.string())
     damaged = listing.table["damaged"].take(pa.array(skipped))

@@ -12,14 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastfgssl.archive.building.accounting import ACCOUNTING
+from fastfgssl.archive.building.accounting import ACCOUNTING, read_accounting
 from fastfgssl.archive.lock import LOCK, lock_folder
-from fastfgssl.archive.manifest import MANIFEST, QUARANTINE, SHARDS, TABLE, read_manifest
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.archive.manifest import MANIFEST, QUARANTINE, REPORT, SHARDS, TABLE, read_manifest
+from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import sync_folder
 
 LISTING, PARTS, ARCHIVE = "listing.arrow", "parts", "archive"
-_OF_ARCHIVE = (TABLE, ACCOUNTING, QUARANTINE, SHARDS, MANIFEST)  # the manifest last: what makes a folder an archive
+_OF_ARCHIVE = (
+    TABLE,
+    ACCOUNTING,
+    QUARANTINE,
+    REPORT,
+    SHARDS,
+    MANIFEST,
+)  # the manifest last: what makes a folder an archive
 _OF_WORK = {LISTING, PARTS, ARCHIVE, LOCK}
 _WITHIN = {".partial", ".replaced", "lost+found"}  # of a mount point
 
@@ -30,7 +37,8 @@ class Place:
     def __init__(self, out: Path, *, overwrite: bool = False) -> None:
         self.out = out.resolve()
         self._overwrite = overwrite
-        self._inside = self.out.is_mount()
+        with file_errors("write", out):
+            self._inside = self.out.is_mount()
         self.work = self._neighbour("partial")
         """Holds `LISTING`, `PARTS` and `ARCHIVE` while an archive is made."""
         self.archive = self.work / ARCHIVE
@@ -68,11 +76,9 @@ class Place:
 
         shared: beside other processes that only make parts. Whatever the system refuses is a UserError.
         """
-        self.check()
-        try:
+        with file_errors("write", self.work):
+            self.check()
             lock = lock_folder(self.work, shared=shared)
-        except OSError as error:
-            raise UserError(f"cannot write {self.work}: {error.strerror}") from error
         with lock:
             try:
                 self.work.chmod(0o700)  # listings and parts know the names of files
@@ -88,6 +94,15 @@ class Place:
 
     def holds_archive(self) -> bool:
         return (self.out / MANIFEST).exists()
+
+    def replaced_ids(self) -> list[str]:
+        """Ids of the inputs of the archive that goes; none if it stays, is of an earlier version, or cannot be read."""
+        if not self._overwrite or not (self.out / ACCOUNTING).exists():
+            return []
+        try:
+            return read_accounting(self.out)["id"].to_pylist()
+        except UserError:
+            return []
 
     def begin_archive(self) -> None:
         """Makes `self.archive` afresh but for its shards, which may be those of a run that was killed."""

@@ -153,8 +153,7 @@ def write_accounting(archive: Path, table: pa.Table) -> dict:
     return _write(archive, ACCOUNTING, table.combine_chunks().to_batches(), SCHEMA)
 
 
-def write_manifest(
-    archive: Path,
+def manifest_of(
     base: Base,
     inputs: Inputs,
     *,
@@ -164,15 +163,17 @@ def write_manifest(
     classes: list[str] | None,
     made_with: dict[str, str | int | float | None],
     key: Key,
+    near_duplicates: int | None,
 ) -> dict:
-    """Writes the manifest, which makes a folder an archive, and returns it."""
+    """The manifest of an archive, but for its report."""
     entry, samples = table
     written = inputs.table.filter(pa.array(inputs.outcome == WRITTEN))
     depth = Counter({"8": 0, "16": 0}) + Counter(map(str, written["bit_depth"].to_pylist()))
     known = classes is not None
     outcomes = counts(accounting[1])
     assert sum(outcomes.values()) == len(accounting[1])
-    manifest = {
+    pairs = [pairs for pairs in (base.manifest.get("near_duplicates"), near_duplicates) if pairs is not None]
+    return {
         "format": FORMAT,
         "version": VERSION,
         "samples": len(samples),
@@ -186,12 +187,16 @@ def write_manifest(
         "quarantined": outcomes.get("quarantined", 0) + outcomes.get("unreadable", 0),
         "bit_depth": {bits: depth[bits] + base.manifest.get("bit_depth", {}).get(bits, 0) for bits in ("8", "16")},
         "formats": Counter(base.manifest.get("formats", {})) + Counter(written["format"].to_pylist()),
+        "near_duplicates": sum(pairs) if pairs else None,
         "short_side": made_with["short_side"],
         "made_with": made_with,
         "key": key.fingerprint,
     }
+
+
+def write_manifest(archive: Path, manifest: dict) -> None:
+    """Writes the manifest, which makes a folder an archive."""
     (archive / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    return manifest
 
 
 def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -178,6 +178,8 @@ def _serve(function: Function, pipe: Connection, shared: Any) -> None:
             result = function(task, watch)
         except (OSError, UserError) as error:
             result = error
+        except MemoryError:
+            result = UserError("a worker has too little memory to work at all: give it more --max-memory")
         except Exception:
             traceback.print_exc()
             result = RuntimeError("a worker failed; its traceback is above")

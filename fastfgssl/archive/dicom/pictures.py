@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,7 +45,7 @@ class DicomSettings:
 
     def __post_init__(self) -> None:
         kind, _, step = self.frames.partition(":")
-        if self.frames not in ("middle", "all") and not (kind == "every" and step.isdecimal() and int(step) > 0):
+        if self.frames not in ("middle", "all") and not (kind == "every" and re.fullmatch(r"[1-9]\d{0,8}", step)):
             raise UserError(f"frames: {self.frames!r} is not middle, all or every:N")
         if self.window not in ("header", "percentiles"):
             center, _, width = self.window.partition("/")

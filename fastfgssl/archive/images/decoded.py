@@ -16,7 +16,7 @@ from fastfgssl.archive.images.pictures import in_8_bits
 from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
 from fastfgssl.archive.images.text import find_text
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
-from fastfgssl.archive.outcome import Facts, NoImage, PreparedImage, Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Facts, NoImage, PreparedImage, Unusable
 
 BURNED_IN = "burned-in text"
 
@@ -76,7 +76,8 @@ def picture_of(data: bytes, *, max_pixels: int) -> Image.Image:
 def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
     why = _text_in(found) if settings.burned_in == "skip" else ""
     if why:
-        return Unusable(f"{BURNED_IN}: {why}; --burned-in keep takes such images").at(found.part)
+        left_out = Unusable(f"{BURNED_IN}: {why}; --burned-in keep takes such images")
+        return left_out.showing(found.picture, found.levels).at(found.part)
     try:
         image = encode_picture(
             found.picture,
@@ -127,4 +128,4 @@ def _text_in(found: DicomPicture) -> str:
 
 
 def _out_of_memory() -> Unusable:
-    return Unusable("needs more memory than --max-memory allows")
+    return Unusable(NEEDS_MEMORY)

@@ -197,7 +197,7 @@ def _segments(data: bytes) -> list[_Segment]:
 def _end_of_scan(data: bytes, place: int) -> int:
     """Where the next marker begins, fill bytes included, or the end of `data`."""
     while found := _AFTER_SCAN.search(data, place):
-        place = _FILL.match(data, found.start()).end()  # type: ignore[union-attr]
+        place = _FILL.match(data, found.start()).end()  # type: ignore[union-attr]  # at least the 0xff is there
         if place < len(data) and not (data[place] == 0 or 0xD0 <= data[place] <= 0xD7):
             return found.start()
     return len(data)

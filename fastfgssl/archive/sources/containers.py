@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import (
     PAUSES,
     Entry,
@@ -94,7 +94,7 @@ class WithContainers:
                     yield Unusable(f"damaged container: {damage}")
                 except MemoryError:
                     self._walk = None
-                    yield Unusable("needs more memory than --max-memory allows")
+                    yield Unusable(NEEDS_MEMORY)
 
     def _members(self, container: Entry) -> Iterator[Entry]:
         """What is in a container; the container itself, to be accounted for as unreadable, where it cannot be read."""

@@ -17,7 +17,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.network import Turn
 from fastfgssl.runtime.errors import UserError
 
@@ -81,7 +81,7 @@ class Client:
                         turn.wait()
             data = _instance(response.headers.get("Content-Type", ""), body)
         except MemoryError:
-            return Unusable("needs more memory than --max-memory allows")
+            return Unusable(NEEDS_MEMORY)
         return data if len(data) <= limit else Unusable(f"too large: {len(data)} bytes, --max-bytes is {limit}")
 
     @contextmanager

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import UNKNOWN, Entry, SourceOptions, kind_by_name, nothing
 from fastfgssl.runtime.errors import UserError
 
 OUTSIDE = "link out of the source"
+TOO_LONG = "path too long"
+
+
+class _Found(NamedTuple):
+    """In a folder."""
+
+    name: bytes
+    """Below the source; a folder's has a `/` at its end, by which it sorts too."""
+    is_link: bool
 
 
 class FolderSource:
@@ -28,6 +38,7 @@ class FolderSource:
         """The file's name, if it is a single one."""
         self.root = path.resolve() if self.only is None else path.parent.resolve()
         """The folder that names are relative to: absolute, without symbolic links."""
+        self._stays_within = self.only is None and not self._options.follow_links
 
     @property
     def name(self) -> str:
@@ -37,47 +48,60 @@ class FolderSource:
         if self.only is not None:
             yield self._entry(self.only, is_link=False)  # or it is, and its user has named it
             return
-        yield from self._below(b"", set())
+        entered: set[tuple[int, int]] = set()
+        waiting = [_Found(b"", False)]  # the next last: folders may lie in each other deeper than Python calls go
+        while waiting:
+            name, is_link = waiting.pop()
+            if name and not name.endswith(b"/"):
+                yield self._entry(name, is_link=is_link)
+            elif is_link and self._leaves(name[:-1]):
+                yield Entry(name[:-1], 0, 0, OUTSIDE)
+            elif (found := self._within(name, entered)) is not None:
+                waiting += reversed(found)
+            else:
+                yield Entry(name[:-1], 0, 0, TOO_LONG, True)
 
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
     ) -> Iterator[bytes | OSError | Unusable]:
         for entry in entries:
             try:
-                yield read_file(self._path(entry.name))
+                with self.open(entry.name) as file:
+                    data = file.read()
+                yield data
             except OSError as error:
                 yield error
+            except MemoryError:
+                yield Unusable(NEEDS_MEMORY)
 
     def open(self, name: bytes) -> BinaryIO:
-        return open_file(self._path(name))
+        file = open_file(self._path(name))
+        # what was no link out of the source when it was listed, may have become one in the hours since
+        if self._stays_within and not os.readlink(b"/proc/self/fd/%d" % file.fileno()).startswith(self._path(b"")):  # noqa: PTH115 - in bytes
+            file.close()
+            raise OSError(None, f"it has become a {OUTSIDE}")
+        return file
 
     def where(self, name: bytes) -> str:
         return f"{self.root}/{os.fsdecode(name)}"
 
-    def _below(self, folder: bytes, entered: set[tuple[int, int]]) -> Iterator[Entry]:
-        """A folder's entries, by the bytes of their names below the source: a folder sorts as its name and a `/`."""
+    def _within(self, folder: bytes, entered: set[tuple[int, int]]) -> list[_Found] | None:
+        """What is in a folder, by the bytes of its names below the source; None if its own is too long to open it.
+
+        Nothing if it was `entered` before: its device and number are added. Raises UserError if it cannot be read.
+        """
         path = self._path(folder)
-        links = set()
         try:
             facts = os.stat(path)  # noqa: PTH116 - in bytes, of which pathlib knows nothing
             if (facts.st_dev, facts.st_ino) in entered:
-                return
+                return []
             entered.add((facts.st_dev, facts.st_ino))
-            names = []
             with os.scandir(path) as found:
-                for item in found:
-                    names.append(item.name + b"/" if _is_folder(item) else item.name)
-                    if item.is_symlink():
-                        links.add(names[-1])
+                return sorted(_Found(folder + item.name + b"/" * _is_folder(item), item.is_symlink()) for item in found)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
             raise UserError(f"cannot read the folder {os.fsdecode(path)}: {error.strerror}") from error
-        for name in sorted(names):
-            if not name.endswith(b"/"):
-                yield self._entry(folder + name, is_link=name in links)
-            elif name in links and self._leaves(folder + name[:-1]):
-                yield Entry(folder + name[:-1], 0, 0, OUTSIDE)
-            else:
-                yield from self._below(folder + name, entered)
 
     def _entry(self, name: bytes, *, is_link: bool) -> Entry:
         kind = kind_by_name(os.fsdecode(name).split("/"), self._options)
@@ -88,8 +112,10 @@ class FolderSource:
         if kind:
             return Entry(name, 0, 0, kind)
         try:
-            facts = os.stat(self._path(name))  # noqa: PTH116
-        except OSError:
+            facts = os.stat(self._path(name))  # noqa: PTH116 - in bytes
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return Entry(name, 0, 0, TOO_LONG, True)
             return Entry(name, 0, 0)  # reading it says why
         if not stat.S_ISREG(facts.st_mode):
             return Entry(name, 0, 0, "not a regular file")  # opening a named pipe would wait for ever
@@ -105,7 +131,7 @@ class FolderSource:
             return False
 
     def _path(self, name: bytes) -> bytes:
-        return os.fsencode(self.root) + b"/" + name
+        return os.fsencode(self.root).rstrip(b"/") + b"/" + name
 
 
 def _is_dicom(path: bytes) -> bool:

@@ -23,6 +23,7 @@ class ListSource(FolderSource):
     def __init__(self, path: Path, options: SourceOptions | None = None) -> None:
         super().__init__(path, options)
         self.only = None
+        self._stays_within = False
         self._list = path
 
     def entries(self) -> Iterator[Entry]:
@@ -51,7 +52,7 @@ class ListSource(FolderSource):
         return Entry(name, facts.st_size, facts.st_mtime_ns)
 
     def where(self, name: bytes) -> str:
-        return os.path.join(self.root, os.fsdecode(name))  # noqa: PTH118 - of an absolute one, that
+        return os.path.join(self.root, os.fsdecode(name))  # noqa: PTH118 - spelled as in the list, which pathlib would not keep
 
     def _path(self, name: bytes) -> bytes:
-        return os.path.join(os.fsencode(self.root), name)  # noqa: PTH118
+        return os.path.join(os.fsencode(self.root), name)  # noqa: PTH118 - in bytes, of which pathlib knows nothing

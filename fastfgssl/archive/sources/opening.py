@@ -12,7 +12,7 @@ from fastfgssl.archive.sources.folder import FolderSource
 from fastfgssl.archive.sources.listed import ListSource
 from fastfgssl.archive.sources.network import public
 from fastfgssl.archive.sources.remote import RemoteSource
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.errors import UserError, file_errors
 
 
 def path_or_url(text: str) -> Path | str:
@@ -32,8 +32,11 @@ def open_sources(
     """
     options = options or SourceOptions()
     for path in (*sources, *lists):
-        if isinstance(path, Path) and not path.exists():
-            raise UserError(f"the {'list' if path in lists else 'source'} {path} does not exist")
+        if isinstance(path, Path):
+            what = "list" if path in lists else "source"
+            with file_errors(f"read the {what}", path):  # which a folder above it may forbid
+                if not path.exists():
+                    raise UserError(f"the {what} {path} does not exist")
     _check_apart(sources)
     opened: list[Source] = [_open(source, options) for source in sources]
     return [*opened, *(_with_containers(ListSource(path, options), options) for path in lists)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from fastfgssl.archive.outcome import Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import Entry, SourceOptions, kind_by_name, nothing
 from fastfgssl.archive.sources.network import Turn, in_order, patiently, public, system_error
 from fastfgssl.runtime.errors import UserError, in_a_line
@@ -66,9 +66,11 @@ class RemoteSource:
     ) -> Iterator[bytes | OSError | Unusable]:
         fs, path = self._opened()
 
-        def fetch(entry: Entry, turn: Turn) -> bytes:
+        def fetch(entry: Entry, turn: Turn) -> bytes | Unusable:
             try:
                 return fs.cat_file(f"{path}/{os.fsdecode(entry.name)}")
+            except MemoryError:
+                return Unusable(NEEDS_MEMORY)
             except Exception as error:
                 raise system_error(error) from error
 
@@ -113,7 +115,7 @@ class RemoteSource:
     def _opened(self) -> tuple[Any, str]:
         """The file system, of this process, and the path there."""
         if self._system is None:
-            self._system = _file_system(self._url)
+            self._system = file_system(self._url)
         return self._system, self._system._strip_protocol(self._url)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,7 +153,8 @@ class _Patient(io.RawIOBase):
         super().close()
 
 
-def _file_system(url: str) -> Any:
+def file_system(url: str) -> Any:
+    """The `fsspec` file system of a URL, for this process. Raises UserError for a protocol that cannot be read."""
     import fsspec  # here, since it is slow and few need it
 
     protocol = url.partition("://")[0]

@@ -125,6 +125,18 @@ def test_large_files_are_not_read_and_guilty_ones_not_again(tmp_path):
     assert rows["0000.png"]["outcome"] == rows["0003.png"]["outcome"] == "image"
 
 
+def test_a_file_that_does_not_fit_into_memory_costs_itself_alone(tmp_path):
+    source = write_files(tmp_path / "source", pictures(4))
+    with (source / "0001.png").open("r+b") as file:
+        file.truncate(700 << 20)  # a hole
+    out = tmp_path / "archive"
+    summary = prepare(PrepareOptions(sources=[source], out=out, workers=1, max_memory=300))
+    assert summary.samples == 3
+    assert summary.quarantined == {"needs more memory than --max-memory allows": 1}
+    with pytest.raises(UserError, match="a worker has too little memory to work at all: give it more --max-memory"):
+        prepare(PrepareOptions(sources=[source], out=out, workers=1, max_memory=1e-9, overwrite=True))
+
+
 ACTS = {
     "crash.png": "crashes",
     "hang.png": "hangs",

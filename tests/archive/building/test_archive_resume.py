@@ -71,7 +71,10 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(source, whole, tmp_p
     assert killed >= KILLS // 2
     subprocess.run([*map(str, command), "--workers", "2"], check=True, stdout=subprocess.DEVNULL)
     assert contents(tmp_path / "archive") == contents(whole)
-    assert {path.name for path in tmp_path.iterdir()} == {"archive", "archive.inputs.csv", "key"}
+    private = [f"archive.{name}" for name in ("inputs.csv", "report.html", "left_out.arrow")]
+    assert {path.name for path in tmp_path.iterdir()} == {"archive", "key", *private}
+    for name in private:
+        assert (tmp_path / name).read_bytes() == whole.with_name(name).read_bytes()
 
 
 def test_what_is_done_is_not_done_again(source, whole, tmp_path, monkeypatch):
@@ -89,6 +92,35 @@ def test_what_is_done_is_not_done_again(source, whole, tmp_path, monkeypatch):
         after.setattr("fastfgssl.archive.building.parts.PartMaker.__init__", lambda self, *rest: None)
         prepare(options(source, out))
     assert contents(out) == contents(whole)
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(source, whole, tmp_path, monkeypatch):
+    out = tmp_path / "archive"
+    asked = {"found": 600, "samples": 0, "known": 0}
+    summary = prepare(options(source, out, dry_run=True))
+    assert {name: getattr(summary, name) for name in asked} == asked
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+    # hours of work may lie there
+    with monkeypatch.context() as before:
+        before.setattr("fastfgssl.archive.prepare.assemble", lambda *arguments: None)
+        prepare(options(source, out))
+    stopped = sorted((tmp_path / "archive.partial/parts").iterdir())
+    assert stopped
+    prepare(options(source, out, dry_run=True))
+    assert sorted((tmp_path / "archive.partial/parts").iterdir()) == stopped
+    prepare(options(source, out))
+    before_it = contents(out), (tmp_path / "archive.inputs.csv").read_bytes()
+    assert before_it[0] == contents(whole)
+
+    summary = prepare(options(source, out, dry_run=True, overwrite=True))
+    assert (summary.found, summary.known) == (600, 0)
+    summary = prepare(options(source, out, dry_run=True))
+    assert (summary.found, summary.known) == (600, 600)
+    summary = prepare(options(source, out, dry_run=True, retry=True))
+    assert (summary.found, summary.known) == (600, 590)
+    assert (contents(out), (tmp_path / "archive.inputs.csv").read_bytes()) == before_it
+    assert not (tmp_path / "archive.partial").exists()
 
 
 def test_a_worker_that_somebody_kills_costs_nothing(source, whole, tmp_path):

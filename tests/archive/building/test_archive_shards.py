@@ -21,7 +21,7 @@ from fastfgssl.runtime.errors import UserError
 from helpers.archives import make_samples, write
 from helpers.images import encode, gradient, write_files
 
-HOLDS = {"manifest.json", "samples.arrow", "accounting.arrow", "shards"}
+HOLDS = {"report.html", "manifest.json", "samples.arrow", "accounting.arrow", "shards"}
 
 
 @pytest.fixture
@@ -168,12 +168,7 @@ def test_a_kill_while_it_is_published_loses_neither_archive(tmp_path, monkeypatc
     assert archive.verify() == []
     assert archive.fingerprint == old or archive.num_samples == 1
     assert {path.name for path in tmp_path.iterdir()} <= {"archive", "archive.partial"}  # which has parts
-    assert {path.name for path in out.iterdir()} - {".partial"} <= {
-        "manifest.json",
-        "samples.arrow",
-        "accounting.arrow",
-        "shards",
-    }
+    assert {path.name for path in out.iterdir()} - {".partial"} <= HOLDS
 
 
 def test_a_lock_on_a_folder_that_has_been_renamed_is_not_a_lock(tmp_path, monkeypatch):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -14,59 +11,13 @@ from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.archive.sources.opening import open_sources, path_or_url
 from fastfgssl.runtime.errors import UserError
+from helpers.bucket import put
 from helpers.containers import container_of, contents_of
 from helpers.images import encode, fixed_key, gradient, inputs_of, write_files
 
-server = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
 
-
-class Failing:
-    """An application between the server and its clients, which answers 500 while it is told to."""
-
-    def __init__(self, application: object) -> None:
-        self.application, self.failures, self.calls = application, 0, 0
-        self.match = ""
-
-    def __call__(self, environ: dict, start_response: object) -> object:
-        self.calls += 1
-        if self.failures > 0 and self.match in environ["PATH_INFO"] and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            self.failures -= 1
-            start_response("500 Internal Server Error", [("Content-Length", "0")])
-            return [b""]
-        return self.application(environ, start_response)
-
-
-@pytest.fixture
-def bucket(monkeypatch) -> Iterator[Failing]:
-    from werkzeug.serving import make_server
-
-    failing = Failing(server.DomainDispatcherApplication(server.create_backend_app))
-    http = make_server("127.0.0.1", 0, failing, threaded=True)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{http.server_port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import boto3
-
-    failing.client = boto3.client("s3")
-    failing.client.create_bucket(Bucket="hospital")
-    yield failing
-    failing.failures = 0
-    with urlopen(Request(f"http://127.0.0.1:{http.server_port}/moto-api/reset", method="POST")):
-        pass  # what is stored is the process's
-    http.shutdown()
-    http.server_close()
-
-
 FILES = {f"{i % 3}/{i:03d}.png": encode(gradient(40 + i, 30), "PNG") for i in range(40)}
-
-
-def put(bucket: Failing, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        bucket.client.put_object(Bucket="hospital", Key=name, Body=data)
 
 
 def contents(url: str) -> dict[str, bytes | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from fastfgssl.archive.labels.assignment import Facts, read_labels
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.sources.base import SourceOptions
-from fastfgssl.archive.sources.folder import read_file
+from fastfgssl.archive.sources.folder import FolderSource, read_file
 from fastfgssl.runtime.errors import UserError
 from helpers.labels import Said, by_name
 
@@ -62,6 +63,42 @@ def test_links_are_followed_once_within_the_source_and_loops_end(tmp_path):
     assert found.other_files == {"link out of the source": 3}
     followed = find_images([tmp_path / "source"], SourceOptions(follow_links=True))
     assert [entry.name for entry in followed.entries] == sorted([*within, "again/3.png", "link.png"])
+
+
+def test_a_file_that_becomes_a_link_out_of_the_source_is_not_followed(tmp_path):
+    touch(tmp_path / "source", "a/1.png", "a/2.png")
+    touch(tmp_path / "elsewhere", "1.png", "2.png")
+    source = FolderSource(tmp_path / "source")
+    entries = list(source.entries())
+    (tmp_path / "source/a/1.png").unlink()
+    (tmp_path / "source/a/1.png").symlink_to(tmp_path / "elsewhere/1.png")
+    error, data = source.read(entries)
+    assert (error.strerror, data) == ("it has become a link out of the source", b"")
+    (tmp_path / "source/a").rename(tmp_path / "source/b")
+    (tmp_path / "source/a").symlink_to(tmp_path / "elsewhere")
+    assert all(isinstance(found, OSError) for found in source.read(entries))
+    assert list(FolderSource(tmp_path / "source", SourceOptions(follow_links=True)).read(entries)) == [b"", b""]
+    (tmp_path / "chosen.png").symlink_to(tmp_path / "elsewhere/1.png")
+    chosen = FolderSource(tmp_path / "chosen.png")
+    assert list(chosen.read(list(chosen.entries()))) == [b""]
+
+
+def test_folders_in_each_other_end_no_run(tmp_path, monkeypatch):
+    touch(tmp_path, "1.png", "z/2.png")
+    monkeypatch.chdir(tmp_path)
+    for depth in range(2300):
+        if depth in (1200, 2200):
+            Path("1.png").touch()
+        Path("d").mkdir()
+        os.chdir("d")
+    monkeypatch.undo()
+    try:
+        found = find_images([tmp_path])
+        assert [entry.name.lstrip("d/") for entry in found.entries] == ["1.png", "1.png", "z/2.png"]
+        table = found.table.filter(found.table["damaged"]).to_pylist()
+        assert {row["kind"] for row in table} == {"path too long"}
+    finally:
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # deeper than Python's goes
 
 
 def test_what_is_no_file_is_counted_or_cannot_be_read(tmp_path):

@@ -1,0 +1,1 @@
+"""What became of every input, as a page that opens anywhere: counts, charts and contact sheets."""

@@ -1,0 +1,73 @@
+"""Pictures of an archive's samples, read from its shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from fastfgssl.archive.images.preview import preview, shown_pixels
+
+_FEW = 1 << 16
+"""Pixels of a picture whose levels are counted, at most."""
+
+
+class Samples:
+    """The samples in a folder that is, or becomes, an archive."""
+
+    def __init__(self, archive: Path, shards: list[dict], table: pa.Table) -> None:
+        self.table = table
+        self._archive, self._shards = archive, shards
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def pixels(self, sample: int) -> np.ndarray | None:
+        """uint8 of [height, width] or [height, width, 3]; None for what cannot be read, as in a damaged shard."""
+        names = ("shard", "offset", "size", "low", "high")
+        shard, offset, size, low, high = (self.table[name][sample].as_py() for name in names)
+        try:
+            with (self._archive / self._shards[shard]["name"]).open("rb") as file:
+                file.seek(offset)
+                return shown_pixels(file.read(size), (low, high))
+        except Exception:  # of decoders; a report is no place to fail in
+            return None
+
+    def preview(self, sample: int) -> bytes:
+        """A small JPEG; empty for what cannot be read."""
+        pixels = self.pixels(sample)
+        return b"" if pixels is None else preview(pixels, (0, 255))
+
+
+class Brightness:
+    """How bright pictures are: shares of levels over all of them, each with the same weight, and the mean of each."""
+
+    BINS = 32
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+        self._levels = np.zeros(self.BINS)
+
+    def add(self, pixels: np.ndarray) -> None:
+        """pixels: as `Samples.pixels`; of colours the mean of three counts."""
+        step = max(1, round((pixels.shape[0] * pixels.shape[1] / _FEW) ** 0.5))
+        gray = pixels[::step, ::step]
+        gray = gray.mean(axis=2) if gray.ndim == 3 else gray
+        counts, _ = np.histogram(gray, bins=self.BINS, range=(0, 256))
+        self._levels += counts / counts.sum()
+        self.means.append(float(gray.mean()))
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Shares, float [BINS]."""
+        return self._levels / max(1, len(self.means))
+
+    @property
+    def mean_levels(self) -> np.ndarray:
+        """Shares of pictures by their mean, float [BINS]."""
+        return np.histogram(self.means, bins=self.BINS, range=(0, 256))[0] / max(1, len(self.means))
+
+    @property
+    def edges(self) -> np.ndarray:
+        return np.linspace(0, 256, self.BINS + 1)
