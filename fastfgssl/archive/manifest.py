@@ -13,10 +13,7 @@ Archives of version 1 have paths for ids, DIR/quarantine.csv instead of the acco
 
 from __future__ import annotations
 
-import hashlib
 import json
-import mmap
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -26,7 +23,6 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.archive.building.accounting import ACCOUNTING, problems, read_accounting
 from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
 from fastfgssl.runtime.files import sha256_of
 
@@ -39,7 +35,7 @@ SHARDS = "shards"
 REPORT = "report.html"
 _CHECKED_BYTES = 64 << 20
 """Largest table that is read as a whole to open it: a tenth of a second."""
-_CHECKSUM_DIFFERS = "its checksum differs from the manifest's"
+CHECKSUM_DIFFERS = "its checksum differs from the manifest's"
 
 
 class Shards(Protocol):
@@ -131,7 +127,7 @@ class Archive:
         if check_table and facts["sha256"] and facts["bytes"] <= _CHECKED_BYTES:
             with file_errors("read", path / facts["name"]):
                 if sha256_of(path / facts["name"]) != facts["sha256"]:
-                    raise UserError(f"archive {path} is damaged: {facts['name']}: {_CHECKSUM_DIFFERS}")
+                    raise UserError(f"archive {path} is damaged: {facts['name']}: {CHECKSUM_DIFFERS}")
         with _table_errors(path):
             table = pa.ipc.open_file(pa.memory_map(str(path / facts["name"])))
         counts = [shard["samples"] for shard in manifest["shards"]]
@@ -180,20 +176,6 @@ class Archive:
                 gathered[name][places] = self._gather(shard, name, rows)
         return gathered
 
-    def verify(self) -> list[str]:
-        """Reads every byte and returns what is wrong with the archive, a line a problem; nothing if all is well."""
-        found = []
-        table_is_intact = sha256_of(self.path / TABLE) == self._manifest["table"]["sha256"]
-        if not table_is_intact:
-            found.append(f"{TABLE}: {_CHECKSUM_DIFFERS}")
-        for shard in range(len(self.shard_sizes)):
-            found += self._verify_shard(shard, table_is_intact)
-        if "accounting" in self._manifest:  # since version 2
-            found += self._verify_accounting()
-        if "report" in self._manifest and (damage := self._differs(REPORT, "report")):
-            found.append(damage)
-        return found
-
     def _dtype(self, name: str) -> np.dtype:
         try:
             type = self._table.schema.field(name).type
@@ -237,45 +219,6 @@ class Archive:
             fits &= bool((size <= facts["bytes"]).all())
         if not fits:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
-
-    def _verify_accounting(self) -> list[str]:
-        if damage := self._differs(ACCOUNTING, "accounting"):
-            return [damage]
-        return problems(read_accounting(self.path), self._manifest["inputs"], self.num_samples)
-
-    def _differs(self, name: str, entry: str) -> str:
-        """What is wrong with a file that is read as a whole; empty if nothing."""
-        try:
-            return (
-                "" if sha256_of(self.path / name) == self._manifest[entry]["sha256"] else f"{name}: {_CHECKSUM_DIFFERS}"
-            )
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-
-    def _verify_shard(self, shard: int, table_is_intact: bool) -> Iterator[str]:
-        facts = self._manifest["shards"][shard]
-        with (
-            self.shard(shard) as path,
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar,
-        ):
-            if hashlib.sha256(tar).hexdigest() != facts["sha256"]:
-                yield f"{facts['name']}: {_CHECKSUM_DIFFERS}"
-            if not table_is_intact:
-                return
-            ids = np.arange(self._first[shard], self._first[shard + 1])
-            rows = self.columns(ids, ["id", "offset", "size", "crc32"])
-            places = list(zip(rows["offset"].tolist(), rows["size"].tolist(), strict=True))
-            for number, name, crc32, (offset, size) in zip(ids, rows["id"], rows["crc32"], places, strict=True):
-                if zlib.crc32(tar[offset : offset + size]) != crc32:
-                    yield f"{facts['name']}: sample {number} ({name}) is damaged"
-        try:
-            index = (self.path / facts["index"]).read_text().splitlines()[1:]
-            listed = [tuple(map(int, line.split()[1:3])) for line in index]
-        except (OSError, ValueError):
-            listed = None
-        if listed != places:
-            yield f"{facts['index']}: missing, or not what the table says"
 
 
 @contextmanager

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fastfgssl.archive.building.parts import PartOptions
 from fastfgssl.archive.building.shards import SHARD_BYTES
+from fastfgssl.archive.dicom.filters import header_filters
 from fastfgssl.archive.dicom.pictures import DicomSettings
 from fastfgssl.archive.images.decoded import FileSettings
+from fastfgssl.archive.images.filters import PictureFilters
 from fastfgssl.archive.images.image import ImageSettings
 from fastfgssl.archive.images.slides import SlideSettings
+from fastfgssl.archive.labels.drawing import read_shares
 from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.runtime.errors import UserError, require_one_of
@@ -49,6 +51,13 @@ class PrepareOptions:
     """A challenge whose tables lie below the sources or beside them: a key of `labels_presets.PRESETS`."""
     labels_from: Literal["folders"] | None = None
     """folders: an image's class is the folder it lies in, see `labels.labels_of_folders`."""
+    split: str | None = None
+    """Shares of train, val and test such as 0.8/0.1/0.1, or of train and test, by which the images are split at random,
+    see `drawing.draw_splits`."""
+    by: Literal["group", "image"] = "group"
+    """What `split` never divides: groups, or images of the same pixels alone."""
+    seed: int = 0
+    """Of the draw: another gives another split."""
     short_side: int | None = None
     """Larger images are made smaller, to this many pixels on their short side."""
     encode: str = "keep"
@@ -67,6 +76,16 @@ class PrepareOptions:
     """Pixels on a side of such a tile; default: 256."""
     burned_in: Literal["skip", "keep"] = "skip"
     """What becomes of DICOM images with text in their pixels."""
+    min_side: int = 16
+    """Pictures with fewer pixels on their short side are left out; 0 takes all."""
+    min_contrast: float = 1.0
+    """So are pictures that are nearly constant, see `PictureFilters`; 0 takes all."""
+    max_aspect: float = 20.0
+    """So are pictures that are longer for their width; 0 takes all."""
+    modality: str | None = None
+    """Codes of DICOM, separated by commas: of DICOM images, only those of these modalities are taken."""
+    leave_out: str = "localizer"
+    """Kinds of DICOM images that are left out, separated by commas: derived, localizer, secondary; or none."""
     duplicates: Literal["drop", "keep"] = "drop"
     """What becomes of an image whose pixels are those of an earlier one."""
     near_duplicates: Literal["report", "group", "drop"] | None = None
@@ -127,6 +146,13 @@ class PrepareOptions:
             require_one_of("near-duplicates", self.near_duplicates, ("report", "group", "drop"))
         if self.tile is not None and self.mpp is None:
             raise UserError("tile is the side of tiles of whole slides: give --mpp too, their microns per pixel")
+        require_one_of("by", self.by, ("group", "image"))
+        if self.split is not None:
+            read_shares(self.split)
+        elif self.by != "group" or self.seed:
+            raise UserError(f"--{'seed' if self.seed else 'by'} says how --split divides the images: give --split too")
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise UserError(f"seed must have at most 63 bits, not {self.seed}")
         self.part_options()  # which refuses what its settings cannot be
         given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
         if len(given) > 1:
@@ -180,9 +206,19 @@ class PrepareOptions:
         return int(match[1]), int(match[2])
 
     def of_pictures(self) -> dict[str, str | int | float | None]:
-        """What all pictures of an archive should have in common."""
+        """What all pictures of an archive should have in common. A filter that takes all is None."""
         names = ("short_side", "encode", "pages", "frames", "window", "depth", "mpp", "tile", "burned_in")
-        return {name: getattr(self, name) for name in names}
+        same = {name: getattr(self, name) for name in names}
+        filters = {name: getattr(self, name) or None for name in ("min_side", "min_contrast", "max_aspect")}
+        dicom = header_filters(self.modality, self.leave_out)
+        chosen = {"modality": ",".join(dicom.modalities), "leave_out": ",".join(dicom.leave_out)}
+        return same | filters | {name: value or None for name, value in chosen.items()}
+
+    def of_archive(self) -> dict[str, str | int | float | None]:
+        """What all of an archive should have in common: its pictures, and how they are split."""
+        drawn = self.split is not None
+        how = {"split": self.split, "by": self.by if drawn else None, "seed": self.seed if drawn else None}
+        return self.of_pictures() | how
 
     def source_options(self) -> SourceOptions:
         """What sources need to know."""
@@ -205,64 +241,15 @@ class PrepareOptions:
             pages=self.pages,
             encode=self.encode,
             thumbnails=self.near_duplicates is not None,
+            filters=PictureFilters(min_side=self.min_side, min_contrast=self.min_contrast, max_aspect=self.max_aspect),
         )
-        dicom = DicomSettings(frames=self.frames, window=self.window, depth=self.depth, max_pixels=self.max_pixels)
+        dicom = DicomSettings(
+            frames=self.frames,
+            window=self.window,
+            depth=self.depth,
+            max_pixels=self.max_pixels,
+            filters=header_filters(self.modality, self.leave_out),
+        )
         slide = SlideSettings(mpp=self.mpp, tile=self.tile or SlideSettings.tile)
         file = FileSettings(image=image, dicom=dicom, slide=slide, burned_in=self.burned_in)
         return PartOptions(file, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))
-
-
-@dataclass(kw_only=True)
-class Summary:
-    """What `prepare` did."""
-
-    found: int = 0
-    """Files that may be images."""
-    known: int = 0
-    """Of them, those that the archive has accounted for already."""
-    grown: list[str] = field(default_factory=list)
-    """Of these, those that have another size than when they were accounted for."""
-    samples: int = 0
-    """Of the archive."""
-    added: int = 0
-    """Of these, the new ones."""
-    changed: Counter[str] = field(default_factory=Counter)
-    """Images encoded anew, by reason; one may have several."""
-    notes: Counter[str] = field(default_factory=Counter)
-    """Other things to know of images that are in the archive."""
-    duplicates: int = 0
-    """Images that repeat another one's pixels."""
-    near_duplicates: list[str] = field(default_factory=list)
-    """Pairs of images that are nearly the same."""
-    contradictions: list[str] = field(default_factory=list)
-    """What labels say differently of such images."""
-    quarantined: Counter[str] = field(default_factory=Counter)
-    """Images left out, by kind of reason; the table of inputs has each."""
-    unreadable: int = 0
-    """Files that could not be read."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Files that were read and rightly hold no image, by kind."""
-    other_files: Counter[str] = field(default_factory=Counter)
-    """Files that are no images by their name or nature, by suffix, kind, or the pattern that leaves them out."""
-    examples: dict[str, str] = field(default_factory=dict)
-    """A file for each change, note and kind of reason."""
-    labelled: int = 0
-    classes: int = 0
-    unmatched: list[str] = field(default_factory=list)
-    """Rows of the labels that match no image, or several."""
-    missing: str = ""
-    """Parts of a challenge that are not there, and where to get them."""
-    shards: int = 0
-    bytes: int = 0
-    """Size of all shards."""
-    seconds: float = 0.0
-
-
-class Progress(NamedTuple):
-    """How far it has come."""
-
-    done: int
-    total: int
-    quarantined: int
-    stage: str = "images"
-    """What is counted: images, or shards."""

@@ -62,6 +62,7 @@ class Unusable(Exception):
 
     part = ""
     """Which image of its file it is, see `PreparedImage.part`."""
+    outcome = "quarantined"
     picture: object = None
     """What it shows, an image or an array, where it was decoded and left out for what is in it."""
     levels = (0, 255)
@@ -80,6 +81,8 @@ class Unusable(Exception):
 
 class Filtered(Unusable):
     """An image that is sound, and not wanted: a setting leaves it out."""
+
+    outcome = "filtered"
 
 
 class UnknownFormat(Unusable):

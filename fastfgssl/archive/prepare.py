@@ -24,7 +24,8 @@ from fastfgssl.archive.building.workers import NO_ITEM, Death, run_tasks
 from fastfgssl.archive.labels.assignment import Labels, labels_of_folders, read_labels
 from fastfgssl.archive.labels.presets import PRESETS, read_preset
 from fastfgssl.archive.listing import Listing, find_images
-from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
+from fastfgssl.archive.options import MIB, PrepareOptions
+from fastfgssl.archive.summary import Progress, Summary
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import check_writable
@@ -80,13 +81,20 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
 
 def _read_labels(options: PrepareOptions, found: Listing) -> Labels | None:
     if options.labels_preset:
-        return read_preset(options.labels_preset, found)
-    if options.labels_from:
-        return labels_of_folders(found)
-    if options.labels is None:
+        labels, splits = read_preset(options.labels_preset, found), f"{options.labels_preset} has splits of its own"
+    elif options.labels_from:
+        labels, splits = labels_of_folders(found), "the folders are those of splits"
+    elif options.labels is not None:
+        columns = {"image_column": options.image_column, "label_column": options.label_column}
+        labels = read_labels(options.labels, found, options.group_column, **columns)
+        splits = f"{options.labels} has a column split"
+    else:
         return None
-    columns = {"image_column": options.image_column, "label_column": options.label_column}
-    return read_labels(options.labels, found, options.group_column, **columns)
+    if options.split is not None and (words := labels.said.split.words):
+        raise UserError(
+            f"{splits} ({', '.join(sorted(words)[:3])}), and --split would draw others: leave out one of them"
+        )
+    return labels
 
 
 def _base(options: PrepareOptions, place: Place) -> Base:
@@ -94,7 +102,7 @@ def _base(options: PrepareOptions, place: Place) -> Base:
     if options.overwrite or not place.holds_archive():
         return Base()
     base = Base(place.out)
-    asked, made = options.of_pictures(), base.manifest["made_with"]
+    asked, made = options.of_archive(), base.manifest["made_with"]
     for name in (name for name in asked if asked[name] != made.get(name)):
         option, value = f"--{name.replace('_', '-')}", made.get(name)
         raise UserError(

@@ -23,10 +23,14 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from fastfgssl.archive.labels.drawing import read_shares
 from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.manifest import REPORT, Archive
-from fastfgssl.archive.prepare import MIB, PrepareOptions, Progress, Summary, prepare
+from fastfgssl.archive.options import MIB, PrepareOptions
+from fastfgssl.archive.prepare import prepare
 from fastfgssl.archive.sources.opening import path_or_url
+from fastfgssl.archive.summary import Progress, Summary
+from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line, print_table
 from fastfgssl.runtime.errors import UserError
 
@@ -40,11 +44,17 @@ _LIMITS = (
     ("max-unreadable", float, "share of the files that may be unreadable before the run ends"),
 )
 
+_FILTERS = (
+    ("min-side", int, "leave out pictures with fewer pixels on their short side"),
+    ("min-contrast", float, "leave out pictures whose brightness has a smaller standard deviation, of 255 levels"),
+    ("max-aspect", float, "leave out pictures whose long side has more times the short one"),
+)
+
 
 def main() -> int | None:
     arguments = parse_arguments()
     if arguments.verify:
-        return verify(arguments.verify)
+        return check(arguments.verify)
     if arguments.out is None:
         raise UserError("--out is missing: the folder to make the archive in")
     options = PrepareOptions(**{name: value for name, value in vars(arguments).items() if name != "verify"})
@@ -106,6 +116,18 @@ def parse_arguments() -> argparse.Namespace:
         choices=["folders"],
         help="the class is the first folder below SOURCE, or below a folder train, val or test there",
     )
+    add(
+        "--split",
+        metavar="A/B/C",
+        help="draw splits: shares of train, val and test, as 0.8/0.1/0.1, or of train and test; in each class alike",
+    )
+    add(
+        "--by",
+        choices=["group", "image"],
+        default=PrepareOptions.by,
+        help="what --split does not divide: a group (patient, lesion, near-duplicates), or an image (default group)",
+    )
+    add("--seed", type=int, default=PrepareOptions.seed, help="of --split (default %(default)s)")
     add("--short-side", type=int, metavar="N", help="make larger images smaller, to N pixels on their short side")
     add("--workers", type=int, metavar="N", help="processes (default: one a core)")
     add(
@@ -132,6 +154,16 @@ def parse_arguments() -> argparse.Namespace:
         choices=["skip", "keep"],
         default="skip",
         help="DICOM images with text in their pixels (default %(default)s)",
+    )
+    for name, kind, what in _FILTERS:
+        default = getattr(PrepareOptions, name.replace("-", "_"))
+        add(f"--{name}", type=kind, metavar="N", default=default, help=f"{what}; 0 takes all (default {default:g})")
+    add("--modality", metavar="MG,DX", help="of DICOM images, take those of these modalities alone (default: all)")
+    add(
+        "--leave-out",
+        metavar="KINDS",
+        default=PrepareOptions.leave_out,
+        help="DICOM images: derived, localizer, secondary, separated by commas, or none (default %(default)s)",
     )
     add(
         "--duplicates",
@@ -180,9 +212,9 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def verify(path: Path) -> int:
+def check(path: Path) -> int:
     archive = Archive.open(path, check_table=False)  # it is among what is verified
-    problems = archive.verify()
+    problems = verify(archive)
     for line in problems or [f"{path}: all {archive.num_samples:,} samples are as they were written"]:
         print_line(make_console(), line)
     return 1 if problems else 0
@@ -192,7 +224,7 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     def example(what: str) -> str:
         return f", e.g. {summary.examples[what]}" if what in summary.examples else ""
 
-    done = summary.added + summary.duplicates + summary.quarantined.total()
+    done = summary.added + summary.duplicates + summary.filtered.total() + summary.quarantined.total()
     shards = f"{summary.shards:,} shard{'s' * (summary.shards != 1)}"
     if options.part or options.dry_run:
         yield "found", f"{summary.found:,} images, {summary.found - summary.known:,} of them new"
@@ -206,6 +238,9 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "not renewed", f"{len(summary.grown):,} files have another size than when added, e.g. {summary.grown[0]}"
     if summary.classes and done:
         yield "labels", f"{summary.labelled:,} images have one of {summary.classes:,} classes"
+    if summary.splits:
+        parts = (f"{name} {summary.splits[name]:,}" for name in read_shares(options.split or ""))
+        yield "splits", f"{', '.join(parts)} images, drawn by {options.by}"
     if summary.unmatched:
         where = options.labels or f"{options.labels_preset}'s tables"
         yield "unmatched", f"{len(summary.unmatched):,} rows of {where}, e.g. {summary.unmatched[0]}"
@@ -221,6 +256,7 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     told = {
         "changed": summary.changed,
         "note": summary.notes,
+        "filtered": summary.filtered,
         "quarantined": summary.quarantined,
         "no image": summary.skipped,
     }

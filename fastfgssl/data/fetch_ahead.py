@@ -54,7 +54,8 @@ class FetchAhead:
     def _follow(self, start: int, stop: int) -> None:
         for step in range(start, stop):
             with self._moved:
-                self._moved.wait_for(lambda step=step: self._stop.is_set() or step <= self._reached or self._has_room())
+                while not (self._stop.is_set() or step <= self._reached or self._has_room()):
+                    self._moved.wait()
             if self._stop.is_set():
                 return
             for shard in self._archive.shards_of(self._slots(step).ids).tolist():

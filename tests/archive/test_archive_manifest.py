@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fastfgssl.archive.building.accounting import SCHEMA, read_accounting
 from fastfgssl.archive.building.shards import EXTENSIONS
 from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.archives import CLASSES, KEY, make_samples, write
 
@@ -61,7 +62,7 @@ def test_columns_agree_with_a_brute_force_read(tmp_path_factory, sizes, shard_by
         "label": "int32",
         "group": "int64",
     }
-    assert archive.verify() == []
+    assert verify(archive) == []
 
 
 def test_manifest(archive):
@@ -119,7 +120,7 @@ def test_verify_finds_any_flipped_bit(tmp_path_factory, data):
     contents[place] ^= 1 << data.draw(st.integers(0, 7))
     (archive.path / file).write_bytes(contents)
     try:
-        problems = Archive.open(archive.path, check_table=False).verify()
+        problems = verify(Archive.open(archive.path, check_table=False))
     except UserError as error:  # the table's footer: nothing can be read without it
         problems = [str(error)]
     assert problems
@@ -185,7 +186,7 @@ def test_verify_names_the_damaged_sample_and_index(archive):
         tar.write(bytes([byte ^ 1]))
     archive.shard_path(0).with_suffix(".idx").unlink()
     archive.shard_path(2).with_suffix(".idx").write_text("v1.2 0\n")
-    assert sorted(Archive.open(archive.path).verify()) == [
+    assert sorted(verify(Archive.open(archive.path))) == [
         "shards/shard-000000.idx: missing, or not what the table says",
         f"shards/shard-00000{shard}.tar: its checksum differs from the manifest's",
         f"shards/shard-00000{shard}.tar: sample 3 ({KEY.id('source', b'003.png').hex()}) is damaged",
@@ -249,7 +250,7 @@ def test_archives_of_version_1_are_read(archive):
     columns = ["id", "label", "group", "split", *NUMBERS]
     before = archive.columns(np.arange(10), columns)
     old = as_version_1(archive)
-    assert old.verify() == []
+    assert verify(old) == []
     assert (old.num_samples, old.labelled, old.quarantined, old.has_column("low")) == (10, 8, 1, False)
     for name, column in old.columns(np.arange(10), columns).items():
         assert column.tolist() == before[name].tolist()
@@ -279,6 +280,6 @@ def test_an_accounting_that_does_not_add_up_is_found(archive, change, problem):
         writer.write_table(table)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     edit_manifest(archive.path, accounting={"name": "accounting.arrow", "sha256": digest})
-    assert Archive.open(archive.path).verify() == [f"accounting.arrow: {problem}"]
+    assert verify(Archive.open(archive.path)) == [f"accounting.arrow: {problem}"]
     path.unlink()
-    assert Archive.open(archive.path).verify() == ["accounting.arrow: No such file or directory"]
+    assert verify(Archive.open(archive.path)) == ["accounting.arrow: No such file or directory"]

@@ -20,6 +20,7 @@ from fastfgssl.archive.labels.assignment import read_labels
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.images import (
     DECODER,
@@ -162,7 +163,7 @@ def test_every_sample_decodes_in_training(any_prepared):
 
 
 def test_verification_finds_nothing_wrong(any_prepared):
-    assert any_prepared.archive.verify() == []
+    assert verify(any_prepared.archive) == []
 
 
 def test_what_was_done_is_counted(plain, generated):

@@ -29,6 +29,14 @@ BAD_COMMANDS = {
     "texts --out new": "no images below texts, only 1 x .txt",
     "images --out folder": "folder holds other files and no archive: choose an empty folder or a new one",
     "images --out archive --short-side 9": "archive was made without --short-side: add to it in the same way",
+    "images --out new --min-side -1": "min-side must be 0, for no limit, or above, not -1",
+    "images --out new --min-contrast nan": "min-contrast must be 0, for no limit, or above, not nan",
+    "images --out new --max-aspect 0.5": "max-aspect is the long side by the short one, so it must be 0",
+    "images --out new --modality CT,DXX": "modality 'DXX' is none of DICOM's, such as CT, MG or DX; did you mean 'DX'?",
+    "images --out new --modality ,": "modality must be codes of DICOM such as MG,DX, not ','",
+    "images --out new --leave-out localiser": "must be one of derived, localizer, secondary, none; did you mean 'loc",
+    "images --out new --leave-out none,derived": "leave-out must be kinds of images or none, not 'none,derived'",
+    "images --out archive --min-side 9": "archive was made with --min-side 16: add to it in the same way",
     "images --out archive --depth 16": "archive was made with --depth 8: add to it in the same way",
     "images --out archive": "cannot read the key",
     "images --out new --key labels.csv": "labels.csv is no key: it must hold 64 hexadecimal digits",
@@ -37,6 +45,13 @@ BAD_COMMANDS = {
     "images --out new --shard-size 1e308": "shard-size is in MiB: 2^42 of them are enough, not 1e+308",
     "images --out new --max-memory 1e200": "max-memory is in MiB: 2^42 of them are enough, not 1e+200",
     f"images --out new --frames every:{'9' * 5000}": "999' is not middle, all or every:N",
+    "images --out new --split 0.8/0.3": "the shares of train and test must sum to 1, and sum to 1.1: 0.7273/0.2727",
+    "images --out new --split half": "split must be shares of train, val and test such as 0.8/0.1/0.1, or of train and",
+    "images --out new --split 0.8/0.2 --by patient": "argument --by: invalid choice: 'patient'",
+    "images --out new --by image": "--by says how --split divides the images: give --split too",
+    "images --out new --seed 3": "--seed says how --split divides the images: give --split too",
+    "images --out new --split 0.8/0.2 --labels splits.csv": "splits.csv has a column split (fit), and --split would",
+    "images --out archive --split 0.8/0.2": "archive was made without --split: add to it in the same way",
     "images --out new --part 3/2": "part must be I/N, with I from 1 to N, not '3/2'",
     "images --out new --max-unreadable 2": "max-unreadable must be between 0 and 1, not 2.0",
     "images --out archive --overwrite --retry": "give one of them",
@@ -78,6 +93,7 @@ FORBIDDEN = {
 @pytest.fixture(scope="module")
 def bad_folder(tmp_path_factory) -> Path:
     files = {"images/1.png": encode(gradient(), "PNG"), "labels.csv": b"image,label\nx.png,a\n", "texts/1.txt": b""}
+    files |= {"splits.csv": b"image,label,split\n1.png,a,fit\n"}
     folder = write_files(tmp_path_factory.mktemp("bad"), files | {"folder/precious": b"mine"})
     key = fixed_key(tmp_path_factory.mktemp("key") / "key")
     prepare(PrepareOptions(sources=[folder / "images"], out=folder / "archive", key=key, workers=1))

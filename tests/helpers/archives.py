@@ -19,7 +19,8 @@ from fastfgssl.archive.building.publish import Place
 from fastfgssl.archive.labels.assignment import Facts, Labels, by_entry
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.options import MIB, PrepareOptions, Summary
+from fastfgssl.archive.options import MIB, PrepareOptions
+from fastfgssl.archive.summary import Summary
 
 CLASSES = ["a", "b", "c"]
 KEY = Key(bytes(32))

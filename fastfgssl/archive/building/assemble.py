@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
@@ -10,22 +11,39 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfgssl.archive.building import tables
-from fastfgssl.archive.building.accounting import DUPLICATE, OUTCOMES, QUARANTINED, SKIPPED, UNREADABLE, WRITTEN
+from fastfgssl.archive.building.accounting import (
+    DUPLICATE,
+    FILTERED,
+    OUTCOMES,
+    QUARANTINED,
+    SKIPPED,
+    UNREADABLE,
+    WRITTEN,
+)
 from fastfgssl.archive.building.base import Base, binary_ids, hexadecimal_ids
 from fastfgssl.archive.building.inputs import Input, read_inputs, write_inputs
 from fastfgssl.archive.building.keys import Key
-from fastfgssl.archive.building.plan import DonePart, Inputs, find_near_duplicates, gather, number_samples, shard_bounds
+from fastfgssl.archive.building.plan import (
+    DonePart,
+    Inputs,
+    find_near_duplicates,
+    gather,
+    number_samples,
+    shard_bounds,
+)
 from fastfgssl.archive.building.publish import Place
+from fastfgssl.archive.building.sample_labels import labels_of_samples
 from fastfgssl.archive.building.shards import EXTENSIONS, ShardPlan, ShardWriter, keep_only
 from fastfgssl.archive.building.workers import Death, Watch, run_tasks
 from fastfgssl.archive.labels.assignment import Labels
 from fastfgssl.archive.labels.facts import EntryLabels, share
 from fastfgssl.archive.listing import Listing
-from fastfgssl.archive.options import MIB, PrepareOptions, Progress, Summary
+from fastfgssl.archive.options import MIB, PrepareOptions
 from fastfgssl.archive.report.contents import Contents
 from fastfgssl.archive.report.left_out import gather_left_out, read_left_out, write_left_out
 from fastfgssl.archive.report.page import write_private_report, write_report
 from fastfgssl.archive.report.samples import Samples
+from fastfgssl.archive.summary import Progress, Summary
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
 
@@ -104,7 +122,9 @@ def assemble(
     if not written.any() and not base.num_samples:
         _write_names(options, place, listing, base, inputs, names)
         place.leave()
-        raise UserError(f"none of the {len(listing.images)} images is usable; {options.inputs_file} says why")
+        filtered = int((inputs.outcome == FILTERED).sum())
+        but = f", and {filtered} were left out by filters such as --min-side" if filtered else ""
+        raise UserError(f"none of the {len(listing.images)} images is usable{but}; {options.inputs_file} says why")
 
     said = labels.said if labels else None
     if said is not None:
@@ -112,6 +132,8 @@ def assemble(
     classes = None
     if base.classes is not None or labels is not None:
         classes = sorted({*(base.classes or ()), *(labels.classes if labels else ())})
+    grouped = alike if options.near_duplicates == "group" else ()
+    of_samples = labels_of_samples(options, base, inputs, names, said, grouped, ids.key)
     place.begin_archive()
     base.link_shards(place.archive)
     sizes = inputs.table["size"].filter(pa.array(written)).to_numpy()
@@ -120,14 +142,6 @@ def assemble(
     shards = base.shards + _write_shards(options, place, plans, on_progress)
     keep_only(place.archive, shards)
     columns = tables.sample_columns(inputs, names, bounds, plans.offsets(), len(base.shards))
-    of_samples = tables.SampleLabels.none(int(written.sum()))
-    if said is not None:
-        of_samples = said.of(inputs.row[written], ids.key)
-    patients = inputs.table["patient"].filter(pa.array(written)).combine_chunks()
-    of_samples = of_samples.with_patients(patients, ids.key)
-    if options.near_duplicates == "group":
-        near = [(inputs.sample[one] - base.num_samples, inputs.sample[two] - base.num_samples) for one, two, _ in alike]
-        of_samples = of_samples.joined(near, names.filter(pa.array(written)), ids.key)
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
     accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()
@@ -138,7 +152,7 @@ def assemble(
         table=table,
         accounting=(tables.write_accounting(place.archive, accounting), accounting),
         classes=classes,
-        made_with=options.of_pictures(),
+        made_with=options.of_archive(),
         key=ids.key,
         near_duplicates=len(alike) if options.near_duplicates else None,
     )
@@ -152,6 +166,8 @@ def assemble(
     write_private_report(options.report_file, options.inputs_file, contents, left_out)
     place.publish()
     _fill_in(summary, listing, inputs, manifest)
+    if options.split is not None:
+        summary.splits = Counter(table[1]["split"].to_pylist())
 
 
 class _Plans:
@@ -262,9 +278,10 @@ def _fill_in(summary: Summary, listing: Listing, inputs: Inputs, manifest: dict)
     first = dict(inputs.examples)
     kinds = tables.kind_of_reason(inputs.table["reason"]).to_pylist()
     read = (inputs.part >= 0) | (inputs.outcome == QUARANTINED)
-    read &= np.isin(inputs.outcome, (QUARANTINED, SKIPPED, UNREADABLE))
+    read &= np.isin(inputs.outcome, (FILTERED, QUARANTINED, SKIPPED, UNREADABLE))
+    counters = {SKIPPED: summary.skipped, FILTERED: summary.filtered}
     for at in np.flatnonzero(read).tolist():
-        counted = summary.skipped if inputs.outcome[at] == SKIPPED else summary.quarantined
+        counted = counters.get(int(inputs.outcome[at]), summary.quarantined)
         counted[kinds[at]] += 1
         first.setdefault(kinds[at], int(inputs.row[at]))
     summary.examples = {what: listing.where(row) for what, row in first.items()}

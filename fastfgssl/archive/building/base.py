@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.archive.building.accounting import DUPLICATE, SCHEMA, WRITTEN, outcome_codes, read_accounting
+from fastfgssl.archive.building.accounting import DUPLICATE, FILTERED, SCHEMA, WRITTEN, outcome_codes, read_accounting
 from fastfgssl.archive.building.keys import Key
 from fastfgssl.archive.building.plan import failed, pixel_hashes
 from fastfgssl.archive.manifest import SHARDS, TABLE, Archive, read_manifest
@@ -66,13 +66,13 @@ class Base:
     def accounted(self, ids: pa.Array) -> tuple[pa.Table, set[tuple[str, str]]]:
         """The accounting without what `ids`, which are taken again, had failed at; and what of them had not failed.
 
-        The latter are ids and parts that are in the archive: they must not be added once more.
+        The latter are ids and parts that are accounted for already: they must not be once more.
         """
         if not len(self.accounting):
             return self.accounting, set()
         again = np.isin(binary_ids(self.accounting["id"])[:, 0], binary_ids(ids)[:, 0])
         codes = outcome_codes(self.accounting)
-        settled = self.accounting.filter(pa.array(again & np.isin(codes, (WRITTEN, DUPLICATE))))
+        settled = self.accounting.filter(pa.array(again & np.isin(codes, (WRITTEN, DUPLICATE, FILTERED))))
         pairs = zip(settled["id"].to_pylist(), settled["part"].to_pylist(), strict=True)
         return self.accounting.filter(pa.array(~(again & failed(codes)))), set(pairs)
 

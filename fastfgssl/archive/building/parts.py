@@ -25,14 +25,14 @@ import numpy as np
 import pyarrow as pa
 
 from fastfgssl import __version__
+from fastfgssl.archive.building.confinement import limit_memory, quiet
 from fastfgssl.archive.building.near_duplicates import SIDE
 from fastfgssl.archive.building.previews import keep_few, preview_of
-from fastfgssl.archive.building.process import limit_memory, quiet
 from fastfgssl.archive.building.workers import Watch
 from fastfgssl.archive.images.decoded import FileSettings, images_of
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
 from fastfgssl.archive.listing import Listing
-from fastfgssl.archive.outcome import Facts, Filtered, NoImage, PreparedImage, UnknownFormat, Unusable
+from fastfgssl.archive.outcome import Facts, NoImage, PreparedImage, UnknownFormat, Unusable
 from fastfgssl.archive.sources.base import PAUSES, Entry, Source, is_named_image
 from fastfgssl.runtime.files import sync_folder
 
@@ -233,8 +233,7 @@ class PartMaker:
                 if isinstance(made, UnknownFormat) and not is_named:
                     yield _left_out(entry, "skipped", "no image, by its first bytes")
                 elif isinstance(made, Unusable):
-                    outcome = "filtered" if isinstance(made, Filtered) else "quarantined"
-                    yield _left_out(entry, outcome, str(made), made.part) | preview_of(made)
+                    yield _left_out(entry, made.outcome, str(made), made.part) | preview_of(made)
                 else:
                     yield _image_row(entry, made, file)
         except NoImage as kind:

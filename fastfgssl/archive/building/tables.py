@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -35,7 +35,8 @@ COLUMNS = [
 _OF_PARTS = ("size", "width", "height", "crc32", "bit_depth", "low", "high")
 FACT_COLUMNS = [pa.field(name, type) for name, type in FACT_TYPES.items()]
 GROUP = pa.field("group", pa.int64())
-LABEL_COLUMNS = [pa.field("label", pa.int32()), GROUP, pa.field("split", pa.string())]
+SPLIT = pa.field("split", pa.string())
+LABEL_COLUMNS = [pa.field("label", pa.int32()), GROUP, SPLIT]
 
 
 class SampleLabels(NamedTuple):
@@ -58,10 +59,13 @@ class SampleLabels(NamedTuple):
         hashes = pa.array([key.group(f"patient {word}") for word in words.dictionary.to_pylist()], pa.int64())
         return self._replace(group=pc.coalesce(self.group, hashes.take(words.indices)))
 
-    def joined(self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key) -> SampleLabels:
+    def joined(
+        self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key, known: Collection[int] = ()
+    ) -> SampleLabels:
         """With one group for samples that are paired, and for all that share a group with one of them.
 
-        pairs: numbers of samples; ids: theirs, which name groups of samples that had none.
+        pairs: numbers of samples; ids: theirs, which name groups of samples that had none. known: groups that an
+        archive has already, whose number stays.
         """
         groups = self.group.to_pylist()
         for sample in {sample for pair in pairs for sample in pair}:
@@ -75,7 +79,9 @@ class SampleLabels(NamedTuple):
             return group
 
         for one, two in pairs:
-            first, second = sorted((lead(groups[one]), lead(groups[two])))
+            first, second = sorted(
+                (lead(groups[one]), lead(groups[two])), key=lambda group: (group not in known, group)
+            )
             if first != second:
                 leader[second] = first
         return self._replace(group=pa.array([group if group is None else lead(group) for group in groups], pa.int64()))
@@ -108,8 +114,11 @@ def write_samples(
     fields = COLUMNS + [item for item in FACT_COLUMNS if item.name in old or item.name in new]
     if classes is not None:
         fields += LABEL_COLUMNS
-    elif "group" in old or labels.group.null_count < len(labels.group):
-        fields.append(GROUP)
+    else:
+        said = {GROUP.name: labels.group, SPLIT.name: labels.split}
+        fields += [
+            item for item in (GROUP, SPLIT) if item.name in old or said[item.name].null_count < len(columns["id"])
+        ]
     schema = pa.schema(fields)
     code = pc.index_in(labels.label, pa.array(classes or [], pa.string()))
     new |= {"label": code, "group": labels.group, "split": labels.split}

@@ -126,7 +126,8 @@ def identifiers(header: Header) -> Identifiers:
 
 
 def flags(file: DicomFile, header: Header) -> Flags:
-    image_type = [value.upper() for value in header.texts(0x00080008)]
+    of_frame = 0x00089007  # FrameType, which says of a frame what ImageType says of all that are in a file
+    image_type = [value.upper() for value in header.texts(of_frame if of_frame in header else 0x00080008)]
     kind = header.text(0x00080016)
     is_ultrasound = modality(header) in ("US", "IVUS", "BDUS")
     return Flags(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +14,12 @@ from fastfgssl.archive.dicom import facts as of_header
 from fastfgssl.archive.dicom.codecs import becomes_rgb, codec, decode_compressed, decode_native
 from fastfgssl.archive.dicom.colour import apply_palette, to_8_bits, to_rgb
 from fastfgssl.archive.dicom.facts import Flags, Identifiers
+from fastfgssl.archive.dicom.filters import HeaderFilters
 from fastfgssl.archive.dicom.frames import Frames, encapsulated_frames, native_frames
 from fastfgssl.archive.dicom.header import DicomFile, Header, looks_like_dicom, read_file
 from fastfgssl.archive.dicom.layout import Layout, read_layout
 from fastfgssl.archive.dicom.levels import show
-from fastfgssl.archive.outcome import Facts, NoImage, Unusable
+from fastfgssl.archive.outcome import Facts, Filtered, NoImage, Unusable
 from fastfgssl.runtime.errors import UserError
 
 __all__ = ["DicomPicture", "DicomSettings", "Flags", "Identifiers", "UnusableFrame", "looks_like_dicom", "read_dicom"]
@@ -42,6 +43,8 @@ class DicomSettings:
     """Of a frame."""
     max_bytes: int = 4 << 30
     """Of all frames that are taken from a file, decoded; and of a deflated file, inflated."""
+    filters: HeaderFilters = field(default_factory=HeaderFilters)
+    """Which images are left out, by their header."""
 
     def __post_init__(self) -> None:
         kind, _, step = self.frames.partition(":")
@@ -83,8 +86,9 @@ class UnusableFrame(Unusable):
 def read_dicom(data: bytes, settings: DicomSettings) -> Iterator[DicomPicture | Unusable]:
     """The pictures of a file's bytes, decoded one by one as they are asked for.
 
-    A frame that is damaged, constant or not supported gives an UnusableFrame in its place; a file that is, one
-    Unusable alone. Of frames that were cut off, the first stands for all.
+    A frame that is damaged, constant or not supported gives an UnusableFrame in its place, one that `settings.filters`
+    leave out a Filtered; a file that is unusable, one Unusable alone. Of frames that were cut off, the first stands for
+    all.
     Raises NoImage, before anything is decoded, for a file that rightly holds no image, such as a report.
     """
     try:
@@ -140,6 +144,8 @@ def _pictures(
             return
         try:
             yield _picture(file, layout, name, frames, number, part, settings)
+        except Filtered as filtered:
+            yield filtered.at(part)
         except Unusable as unusable:
             yield UnusableFrame(str(unusable), part)
         except MemoryError:
@@ -149,8 +155,10 @@ def _pictures(
 def _picture(
     file: DicomFile, layout: Layout, name: str, frames: Frames, number: int, part: str, settings: DicomSettings
 ) -> DicomPicture:
-    data = frames.read(number)
     header = _header_of_frame(file.header, number)
+    flags = of_header.flags(file, header)
+    settings.filters.check(of_header.modality(header), flags)
+    data = frames.read(number)
     if name:
         values = decode_compressed(bytes(data), layout, name)
     else:
@@ -190,7 +198,7 @@ def _picture(
         of_header.facts(header, layout, spacing),
         tuple(notes),
         of_header.identifiers(header),
-        of_header.flags(file, header),
+        flags,
     )
 
 
@@ -199,7 +207,8 @@ def _header_of_frame(header: Header, number: int) -> Header:
     items = []
     for groups in (header.items(0x52009230)[number : number + 1], header.items(0x52009229)[:1]):
         for group in groups:
-            for tag in (0x00289110, 0x00289132, 0x00289145, 0x00189006):  # spacing, window, modality values, type
+            # spacing, window, modality values; the type of a frame of MR, CT, 3D X-ray, PET, OCT in vessels
+            for tag in (0x00289110, 0x00289132, 0x00289145, 0x00189226, 0x00189329, 0x00189504, 0x00189751, 0x00520025):
                 items += Header(group).items(tag)[:1]
     return header.within(items) if items else header
 

@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import imagecodecs
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fastfgssl.archive.building.near_duplicates import thumbnail
+from fastfgssl.archive.images.filters import PictureFilters
 from fastfgssl.archive.images.formats import identify, read_pictures
 from fastfgssl.archive.images.jpeg import decode_encoded, read_jpeg
 from fastfgssl.archive.images.pictures import (
@@ -32,10 +33,11 @@ from fastfgssl.archive.images.pictures import (
     in_8_bits,
     refuse_constant,
     same_picture,
+    shrink,
 )
 from fastfgssl.archive.images.png import read_png
 from fastfgssl.archive.images.training_decoder import TrainingDecoder as TrainingDecoder  # where others look for it
-from fastfgssl.archive.outcome import Facts, PreparedImage, Unusable
+from fastfgssl.archive.outcome import Facts, Filtered, PreparedImage, Unusable
 from fastfgssl.runtime.errors import UserError
 
 _JPEG_QUALITY = 95
@@ -59,6 +61,8 @@ class ImageSettings:
 
     thumbnails: bool = False
     """Whether the structure of each is kept beside it, by which near-duplicates are found."""
+    filters: PictureFilters = field(default_factory=PictureFilters)
+    """Which are left out, though they are sound."""
 
     def __post_init__(self) -> None:
         if self.pages not in ("first", "all"):
@@ -113,12 +117,13 @@ def encode_picture(
 
     picture: in mode L, RGB or I;16, or uint8 or uint16 of [height, width] or [height, width, 3]. lossy: it was a JPEG,
     so that JPEG of high quality is no harm. changes: why it is encoded anew. The rest: see `PreparedImage`.
-    Raises Unusable for a constant picture, and if the training decoder shows another.
+    Raises Filtered for a picture that `settings` leave out, Unusable for a constant one, and if the training decoder
+    shows another.
     """
     pixels = np.ascontiguousarray(picture)
-    refuse_constant(pixels)
+    _require_wanted(pixels, levels, settings)
     if settings.short_side is not None and min(pixels.shape[:2]) > settings.short_side:
-        pixels = _shrink(pixels, settings.short_side)
+        pixels = shrink(pixels, settings.short_side)
         changes = (*changes, "made smaller")
     as_jpeg = pixels.dtype == np.uint8 and settings.quality and (lossy or settings.encode != "keep")
     if as_jpeg:
@@ -222,7 +227,7 @@ def _finish(
     elif format == "png" and settings.encode.startswith("jpeg") and picture.pixels.dtype == np.uint8:
         changes.append("PNG became JPEG")
     if kept is not None and not changes and not larger:
-        refuse_constant(picture.pixels)
+        _require_wanted(picture.pixels, picture.levels, settings)
         return _prepared(kept, format, picture.pixels, picture.levels, (), notes, picture.part, None, settings)
     return encode_picture(
         picture.pixels,
@@ -234,6 +239,15 @@ def _finish(
         notes=notes,
         lossy=format == "jpeg",
     )
+
+
+def _require_wanted(pixels: np.ndarray, levels: tuple[int, int], settings: ImageSettings) -> None:
+    try:
+        settings.filters.check_size(pixels)
+        refuse_constant(pixels)
+        settings.filters.check_contrast(pixels, levels)
+    except Filtered as filtered:
+        raise filtered.showing(pixels, levels) from None
 
 
 def _prepared(
@@ -271,21 +285,6 @@ def _shows(decoder: TrainingDecoder, data: bytes, picture: Picture) -> bool:
     """Whether the training decoder makes `picture` of `data`."""
     decoded = decoder.decode(data, picture.pixels.dtype)
     return decoded is not None and same_picture(decoded, picture.pixels)
-
-
-def _shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    scale = short_side / min(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    if pixels.dtype == np.uint8:
-        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    # In floats, because Pillow's 16-bit resampling goes wrong where bicubic weights overshoot the range.
-    channels = [pixels] if pixels.ndim == 2 else [pixels[..., channel] for channel in range(pixels.shape[2])]
-    floats = (
-        Image.fromarray(channel.astype(np.float32)).resize(size, Image.Resampling.BICUBIC) for channel in channels
-    )
-    smaller = [np.rint(np.asarray(channel)).clip(0, 65535).astype(np.uint16) for channel in floats]
-    return smaller[0] if pixels.ndim == 2 else np.stack(smaller, axis=-1)
 
 
 def _encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:

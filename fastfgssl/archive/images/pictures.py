@@ -119,6 +119,22 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
+    """`pixels`, uint8 or uint16 of [height, width] or [height, width, 3], made smaller to that short side."""
+    height, width = pixels.shape[:2]
+    scale = short_side / min(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    # In floats, because Pillow's 16-bit resampling goes wrong where bicubic weights overshoot the range.
+    channels = [pixels] if pixels.ndim == 2 else [pixels[..., channel] for channel in range(pixels.shape[2])]
+    floats = (
+        Image.fromarray(channel.astype(np.float32)).resize(size, Image.Resampling.BICUBIC) for channel in channels
+    )
+    smaller = [np.rint(np.asarray(channel)).clip(0, 65535).astype(np.uint16) for channel in floats]
+    return smaller[0] if pixels.ndim == 2 else np.stack(smaller, axis=-1)
+
+
 def same_picture(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two decoders show the same, of [height, width] or [height, width, channels]; gray equals its RGB."""
     nan = first.dtype.kind == "f" == second.dtype.kind

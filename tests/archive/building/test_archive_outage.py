@@ -18,12 +18,13 @@ from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.sources.base import Entry, nothing
 from fastfgssl.archive.sources.folder import FolderSource
+from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.images import encode, gradient, inputs_of, write_files
 
 
 def pictures(count: int) -> dict[str, bytes]:
-    return {f"{i:04d}.png": encode(gradient(10 + i % 90, 10 + i // 90), "PNG") for i in range(count)}
+    return {f"{i:04d}.png": encode(gradient(16 + i % 90, 16 + i // 90), "PNG") for i in range(count)}
 
 
 def test_an_outage_ends_the_run_and_replaces_nothing(tmp_path):
@@ -51,7 +52,7 @@ def test_an_outage_ends_the_run_and_replaces_nothing(tmp_path):
     for path in away.iterdir():  # it is back
         path.rename(source / path.name)
     assert prepare(PrepareOptions(overwrite=True, **options)).samples == 1000
-    assert Archive.open(out).verify() == []
+    assert verify(Archive.open(out)) == []
 
 
 def test_few_files_that_cannot_be_read_are_forgiven_and_may_be_taken_again(tmp_path):
@@ -188,4 +189,4 @@ def test_what_a_file_does_to_its_worker_costs_that_file_alone(tmp_path, monkeypa
     reasons = {Path(row["path"]).name: row["reason"] for row in inputs_of(options) if row["reason"]}
     assert reasons["0defect.png"] == "a decoder failed: KeyError: 'nothing'"
     assert len(reasons) == 8
-    assert Archive.open(tmp_path / "archive").verify() == []
+    assert verify(Archive.open(tmp_path / "archive")) == []

@@ -17,6 +17,7 @@ from fastfgssl.archive.building.publish import Place
 from fastfgssl.archive.lock import lock_folder
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.archives import make_samples, write
 from helpers.images import encode, gradient, write_files
@@ -102,7 +103,7 @@ def test_two_writers_do_not_take_each_others_folder(tmp_path):
     with Place(tmp_path / "archive").held():
         with pytest.raises(UserError, match=r"archive\.partial is being written by another process: wait for it"):
             write(tmp_path / "archive", make_samples([1]))
-    assert write(tmp_path / "archive", make_samples([1, 2])).verify() == []
+    assert verify(write(tmp_path / "archive", make_samples([1, 2]))) == []
 
 
 def mount_point(monkeypatch, path: Path) -> None:
@@ -125,7 +126,7 @@ def test_an_empty_folder_may_become_the_archive(tmp_path, monkeypatch, mounted):
     if mounted:
         mount_point(monkeypatch, out)
         (out / "lost+found").mkdir()
-    assert write(out, make_samples([1, 2])).verify() == []
+    assert verify(write(out, make_samples([1, 2]))) == []
     assert write(out, make_samples([3]), overwrite=True).num_samples == 1
     assert {path.name for path in out.iterdir()} == HOLDS | ({"lost+found"} if mounted else set())
     assert list(tmp_path.iterdir()) == [out]
@@ -165,7 +166,7 @@ def test_a_kill_while_it_is_published_loses_neither_archive(tmp_path, monkeypatc
     with Place(out).held():
         pass
     archive = Archive.open(out)
-    assert archive.verify() == []
+    assert verify(archive) == []
     assert archive.fingerprint == old or archive.num_samples == 1
     assert {path.name for path in tmp_path.iterdir()} <= {"archive", "archive.partial"}  # which has parts
     assert {path.name for path in out.iterdir()} - {".partial"} <= HOLDS

@@ -19,7 +19,7 @@ from fastfgssl.runtime.errors import UserError
 from helpers.images import encode, fixed_key, gradient, names_of, write_files
 from helpers.labels import Said, by_name
 
-PICTURE = encode(gradient(12, 10), "JPEG")
+PICTURE = encode(gradient(22, 20), "JPEG")
 CLASSES_2018 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
 

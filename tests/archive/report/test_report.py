@@ -14,6 +14,7 @@ from PIL import Image
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.verification import verify
 from helpers.dicom import dicom
 from helpers.images import encode, fixed_key, gradient, gradient_16_bit, write_files
 from helpers.report_page import Page
@@ -199,7 +200,7 @@ def test_an_archive_that_has_grown_is_reported_whole(made, tmp_path):
     prepare(options(tmp_path, retry=True))  # of what was left out, one is a sample now
     captions = {caption.partition(" ")[0] for _, caption in pages(made)[1].figures("Left out: burned-in text: 2 of 2")}
     assert captions == {"…/b/2.dcm", "…/c/3.dcm"}
-    assert Archive.open(made.out).verify() == []
+    assert verify(Archive.open(made.out)) == []
 
 
 def test_near_duplicates_are_shown_beside_what_they_repeat(tmp_path):
@@ -239,8 +240,8 @@ def test_the_same_inputs_give_the_same_bytes(made, tmp_path, monkeypatch):
 def test_a_report_that_was_changed_or_lost_is_told_but_hinders_nobody(made):
     page = made.out / "report.html"
     page.write_bytes(page.read_bytes() + b" ")
-    assert Archive.open(made.out).verify() == ["report.html: its checksum differs from the manifest's"]
+    assert verify(Archive.open(made.out)) == ["report.html: its checksum differs from the manifest's"]
     page.unlink()
     archive = Archive.open(made.out)
-    assert archive.verify() == ["report.html: No such file or directory"]
+    assert verify(archive) == ["report.html: No such file or directory"]
     assert archive.num_samples == 4

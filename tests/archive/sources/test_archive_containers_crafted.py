@@ -19,6 +19,7 @@ from fastfgssl.archive.sources import containers
 from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.archive.sources.containers import WithContainers
 from fastfgssl.archive.sources.folder import FolderSource
+from fastfgssl.archive.verification import verify
 from helpers.containers import contents_of, tar_of, write, zip_of
 from helpers.images import encode, fixed_key, gradient, inputs_of, write_files
 
@@ -238,6 +239,6 @@ def test_a_run_over_all_of_them_goes_on(tmp_path):
         "name too long": 1,
         "ambiguous name": 1,
     }
-    assert Archive.open(options.out).verify() == []
+    assert verify(Archive.open(options.out)) == []
     paths = [row["path"] for row in inputs_of(options)]
     assert len(set(paths)) == len(paths)

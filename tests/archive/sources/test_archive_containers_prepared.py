@@ -13,6 +13,7 @@ import pytest
 from fastfgssl.archive.building.accounting import read_accounting
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.verification import verify
 from helpers.containers import container_of, tar_of, write
 from helpers.images import encode, fixed_key, gradient, inputs_of, write_files
 from helpers.paths import TOOLS
@@ -45,7 +46,7 @@ def test_shards_are_the_same_from_a_folder_and_from_containers(files, tmp_path):
         summary = prepare(made)
         assert shards(made.out) == expected
         assert summary.other_files == {".txt": 1}
-        assert Archive.open(made.out).verify() == []
+        assert verify(Archive.open(made.out)) == []
         paths = {row["path"]: row["outcome"] for row in inputs_of(made)}
         assert len(paths) == len(files)
         assert paths[f"{source}!/1/damaged.png"] == "quarantined"
@@ -87,7 +88,7 @@ def test_damage_is_accounted_for_and_named_nowhere_in_the_archive(files, tmp_pat
     table = read_accounting(made.out).to_pylist()
     (row,) = (row for row in table if row["reason"] == "damaged container")
     assert (row["outcome"], row["bytes"]) == ("quarantined", 0)
-    assert Archive.open(made.out).verify() == []
+    assert verify(Archive.open(made.out)) == []
     assert not any(b"Mueller" in path.read_bytes() for path in made.out.rglob("*") if path.is_file())
     write(tmp_path / "source" / "Mueller^Hans.tar.gz", container_of(".tar.gz", files))  # it is copied again
     assert prepare(options(tmp_path / "source", made.out, retry=True)).added > 200

@@ -18,6 +18,7 @@ import pytest
 from fastfgssl.archive.building.accounting import read_accounting
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.dicom import dicom, wheel_file
 from helpers.images import fixed_key, inputs_of, write_files
@@ -37,7 +38,7 @@ def slices() -> Iterator[bytes]:
     for number in range(SLICES):
         study = f"1.2.826.7.{number % 2}"
         yield dicom(
-            rng.integers(0, 4096, (8, 8)).astype(np.uint16),
+            rng.integers(0, 4096, (16, 16)).astype(np.uint16),
             Modality="CT",
             PatientID=f"PATIENT-{number % 2}",
             PatientName="Zwiebelfisch^Anna",
@@ -114,7 +115,7 @@ def test_the_archive_is_that_of_a_folder_and_a_killed_run_goes_on(server, files,
     instances = [path for path in server.asked if "limit" not in path]
     assert len(instances) < len(files) - 2 or not parts  # a report and a plan hold no pixels, and are not asked for
     assert pictures(out) == pictures(whole)
-    assert Archive.open(out).verify() == []
+    assert verify(Archive.open(out)) == []
     rows = inputs_of(options(url, out))
     assert {row["path"] for row in rows} == {
         f"{server.url.removeprefix('dicomweb+')}/studies/{{}}/series/{{}}/instances/{{}}".format(

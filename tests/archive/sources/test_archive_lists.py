@@ -59,7 +59,7 @@ def test_lines_are_paths_from_where_the_list_lies(tmp_path):
 
 
 def test_a_list_adds_what_a_folder_calls_the_same(tmp_path):
-    folder = write_files(tmp_path / "data", {f"{i}.png": encode(gradient(20 + i, 9), "PNG") for i in range(9)})
+    folder = write_files(tmp_path / "data", {f"{i}.png": encode(gradient(20 + i, 19), "PNG") for i in range(9)})
     some = write(folder / "some.txt", b"3.png\n1.png\nmissing.png\n")
     options = {"out": tmp_path / "archive", "workers": 1}
     summary = prepare(PrepareOptions(lists=[some], **options))

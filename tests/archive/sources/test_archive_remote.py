@@ -10,6 +10,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.archive.sources.opening import open_sources, path_or_url
+from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.bucket import put
 from helpers.containers import container_of, contents_of
@@ -56,7 +57,7 @@ def test_the_archive_is_that_of_a_folder_though_the_server_fails_at_times(bucket
     for path in (tmp_path / "local").rglob("*"):  # ids too: they are of the last part of the path, and below it
         if path.is_file():
             assert (tmp_path / "remote" / path.relative_to(tmp_path / "local")).read_bytes() == path.read_bytes()
-    assert Archive.open(remote.out).verify() == []
+    assert verify(Archive.open(remote.out)) == []
     assert {row["path"] for row in inputs_of(remote)} == {f"s3://hospital/scans/{name}" for name in FILES}
     assert prepare(remote).added == 0
 

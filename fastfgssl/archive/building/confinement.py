@@ -1,4 +1,4 @@
-"""What a worker does to its own process, since decoders of what strangers made run in it."""
+"""What a worker may take while it decodes what strangers wrote, and say."""
 
 from __future__ import annotations
 
