@@ -14,8 +14,9 @@ from contextlib import closing
 
 import numpy as np
 
-from fastfgssl.archive.building.assemble import Ids, assemble
+from fastfgssl.archive.building.assemble import assemble
 from fastfgssl.archive.building.base import Base
+from fastfgssl.archive.building.ids import Ids
 from fastfgssl.archive.building.inputs import COLUMNS, harmless, read_inputs
 from fastfgssl.archive.building.keys import load_key
 from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks

@@ -15,6 +15,7 @@ from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.outcome import Filtered, Unusable
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.images import encode, fixed_key, gradient, inputs_of, write_files
 from helpers.slides import damaged, slide, tissue
@@ -114,7 +115,7 @@ def test_an_archive_of_slides(tmp_path):
     key = fixed_key(tmp_path / "key")
     options = PrepareOptions(sources=[source], out=out, key=key, mpp=1.0, tile=64, workers=1)
     summary = prepare(options)
-    assert Archive.open(out).verify() == []
+    assert verify(Archive.open(out)) == []
     rows = inputs_of(options)
     per_file = {name: [row for row in rows if row["path"].endswith(f"/{name}")] for name in files}
     for name in ("a/1.svs", "a/2.tif", "a/damaged.svs"):

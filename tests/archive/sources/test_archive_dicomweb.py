@@ -38,7 +38,7 @@ def slices() -> Iterator[bytes]:
     for number in range(SLICES):
         study = f"1.2.826.7.{number % 2}"
         yield dicom(
-            rng.integers(0, 4096, (8, 8)).astype(np.uint16),
+            rng.integers(0, 4096, (16, 16)).astype(np.uint16),
             Modality="CT",
             PatientID=f"PATIENT-{number % 2}",
             PatientName="Zwiebelfisch^Anna",
