@@ -34,3 +34,12 @@ def lock_folder(folder: Path, *, shared: bool = False) -> IO:
             if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
                 return file
         file.close()
+
+
+def becomes_sole(lock: IO) -> bool:
+    """Whether nobody else holds a folder's lock that was taken as a shared one: it is then this process's alone."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastfgssl.archive.building.accounting import ACCOUNTING, read_accounting
-from fastfgssl.archive.lock import LOCK, lock_folder
+from fastfgssl.archive.lock import LOCK, becomes_sole, lock_folder
 from fastfgssl.archive.manifest import MANIFEST, QUARANTINE, REPORT, SHARDS, TABLE, read_manifest
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import sync_folder
@@ -89,7 +89,8 @@ class Place:
             except OSError as error:
                 raise UserError(f"cannot write the archive {self.out}: {error.strerror or error}") from error
             finally:
-                if not shared and not self._ended and not any(self.parts.glob("[!.]*")):
+                empty = not self._ended and not any(self.parts.glob("[!.]*"))
+                if empty and (not shared or becomes_sole(lock)):
                     shutil.rmtree(self.work, ignore_errors=True)
 
     def holds_archive(self) -> bool:

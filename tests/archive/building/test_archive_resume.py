@@ -99,9 +99,10 @@ def test_what_is_done_is_not_done_again(source, whole, tmp_path, monkeypatch):
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(source, whole, tmp_path, monkeypatch):
     out = tmp_path / "archive"
     asked = {"found": 600, "samples": 0, "known": 0}
-    summary = prepare(options(source, out, dry_run=True))
-    assert {name: getattr(summary, name) for name in asked} == asked
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    for part in (None, "1/2"):
+        summary = prepare(options(source, out, dry_run=True, part=part))
+        assert {name: getattr(summary, name) for name in asked} == asked
+        assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
     # hours of work may lie there
     with monkeypatch.context() as before:
