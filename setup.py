@@ -35,6 +35,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "baselines": ["lightly>=1.6"],  # its losses, which tests hold ours against
     "dicomweb": ["requests>=2.32.4"],  # from which on netrc's passwords go to no other host
+    "excel": ["openpyxl>=3.1"],
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
@@ -54,6 +55,7 @@ EXTRAS = {
         "onnxscript>=0.5",
         "openslide-bin>=4.0",
         "openslide-python>=1.4",
+        "openpyxl>=3.1",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "python-gdcm>=3.0",  # the decoder that ours are held against
@@ -65,6 +67,7 @@ EXTRAS = {
         "tifffile>=2025.1",  # writes the slides of the tests
         "timm>=1.0.31",
         "types-PyYAML>=6.0",
+        "webdataset>=1.0",  # a reader of shards that is not ours
         "wheel",
         "zstandard>=0.22",
     ],

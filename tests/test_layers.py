@@ -79,6 +79,7 @@ DOORS = {
     r"triton": ["triton_kernel.py", "columns_triton.py"],
     r"pydicom": ["fastfgssl/archive/"],
     r"imagecodecs": ["fastfgssl/archive/"],
+    r"openpyxl": ["fastfgssl/archive/labels/excel.py"],
     r"(fsspec|s3fs)": ["fastfgssl/archive/sources/remote.py"],
     r"openslide": ["fastfgssl/archive/images/slides.py"],
     r"requests": ["fastfgssl/archive/sources/dicomweb_client.py"],

@@ -2,7 +2,7 @@
 
 DIR/manifest.json          what the archive holds, and the size and checksum of every file that holds samples
 DIR/samples.arrow          a row a sample, one record batch a shard (Arrow IPC file, uncompressed)
-DIR/shards/shard-*.tar     the encoded images (WebDataset convention)
+DIR/shards/shard-*.tar     the encoded images (WebDataset convention), and what is known of each if that is asked for
 DIR/shards/shard-*.idx     where they lie (the index of DALI's webdataset reader)
 DIR/accounting.arrow       what became of every input: a row a file, or frame, or page
 DIR/report.html            the same as a page, for people

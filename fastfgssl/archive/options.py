@@ -40,7 +40,7 @@ class PrepareOptions:
     key: Path | None = None
     """The file with the key to ids and groups, made if it is not there; default: `OUT.private/key`."""
     labels: Path | None = None
-    """A CSV, see `labels.read_labels`."""
+    """A CSV, or a workbook as FILE.xlsx or FILE.xlsx:SHEET, see `assignment.read_labels`."""
     group_column: str | None = None
     """Its column that says which images belong together."""
     image_column: str = "image"
@@ -58,6 +58,8 @@ class PrepareOptions:
     """What `split` never divides: groups, or images of the same pixels alone."""
     seed: int = 0
     """Of the draw: another gives another split."""
+    members: Literal["json", "cls"] | None = None
+    """What stands beside each image in the shards for other readers, see `members.Members`; None for nothing."""
     short_side: int | None = None
     """Larger images are made smaller, to this many pixels on their short side."""
     encode: str = "keep"
@@ -144,8 +146,12 @@ class PrepareOptions:
         require_one_of("burned-in", self.burned_in, ("skip", "keep"))
         if self.near_duplicates is not None:
             require_one_of("near-duplicates", self.near_duplicates, ("report", "group", "drop"))
-        if self.tile is not None and self.mpp is None:
-            raise UserError("tile is the side of tiles of whole slides: give --mpp too, their microns per pixel")
+        if self.members is not None:
+            require_one_of("members", self.members, ("json", "cls"))
+        if self.members == "cls" and all(getattr(self, name) is None for name in _LABELS):
+            raise UserError(
+                "--members cls writes each image's class: give --labels, --labels-preset or --labels-from too"
+            )
         require_one_of("by", self.by, ("group", "image"))
         if self.split is not None:
             read_shares(self.split)
@@ -153,6 +159,8 @@ class PrepareOptions:
             raise UserError(f"--{'seed' if self.seed else 'by'} says how --split divides the images: give --split too")
         if not -(1 << 63) <= self.seed < 1 << 63:
             raise UserError(f"seed must have at most 63 bits, not {self.seed}")
+        if self.tile is not None and self.mpp is None:
+            raise UserError("tile is the side of tiles of whole slides: give --mpp too, their microns per pixel")
         self.part_options()  # which refuses what its settings cannot be
         given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
         if len(given) > 1:
@@ -215,10 +223,10 @@ class PrepareOptions:
         return same | filters | {name: value or None for name, value in chosen.items()}
 
     def of_archive(self) -> dict[str, str | int | float | None]:
-        """What all of an archive should have in common: its pictures, and how they are split."""
+        """What all of an archive should have in common: its pictures, their splits, and what is beside them."""
         drawn = self.split is not None
         how = {"split": self.split, "by": self.by if drawn else None, "seed": self.seed if drawn else None}
-        return self.of_pictures() | how
+        return self.of_pictures() | how | {"members": self.members}
 
     def source_options(self) -> SourceOptions:
         """What sources need to know."""

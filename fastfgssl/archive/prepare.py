@@ -16,6 +16,7 @@ import numpy as np
 
 from fastfgssl.archive.building.assemble import Ids, assemble
 from fastfgssl.archive.building.base import Base
+from fastfgssl.archive.building.inputs import COLUMNS, harmless, read_inputs
 from fastfgssl.archive.building.keys import load_key
 from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
 from fastfgssl.archive.building.plan import DonePart
@@ -68,6 +69,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
             known = base.known(ids.binary, retry=options.retry)
             summary.known = int(known[listing.images].sum())
             summary.grown = ids.grown(base, known)
+            summary.moved = _moved(options, ids, listing.images[known[listing.images]])
         todo = listing.images[~known[listing.images]]
         if not options.dry_run and (share or not known.all()):
             parts = _make_parts(options, place, listing, todo, on_progress)
@@ -110,6 +112,24 @@ def _base(options: PrepareOptions, place: Place) -> Base:
             " the same way, or take --overwrite to make it anew"
         )
     return base
+
+
+def _moved(options: PrepareOptions, ids: Ids, known: np.ndarray) -> list[str]:
+    """Of each source the first of the rows `known`, if it lay elsewhere when its archive was made.
+
+    The folder has been moved, or it is another one of the same name, whose images are taken for those by mistake.
+    """
+    sources = ids.listing.table["source"].to_numpy()[known]
+    first = known[np.unique(sources, return_index=True)[1]]
+    now = dict(zip(ids.of(first).to_pylist(), ids.listing.places(first), strict=True))
+    found = []
+    for id, _, then, *_ in filter(lambda row: len(row) == len(COLUMNS), read_inputs(options.inputs_file)):
+        if not now:
+            break
+        path = now.pop(id, None)
+        if path is not None and harmless(path) != then:
+            found.append(f"{path}, then {then}")
+    return found
 
 
 def _make_parts(

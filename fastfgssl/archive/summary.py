@@ -17,6 +17,8 @@ class Summary:
     """Of them, those that the archive has accounted for already."""
     grown: list[str] = field(default_factory=list)
     """Of these, those that have another size than when they were accounted for."""
+    moved: list[str] = field(default_factory=list)
+    """Of each source whose known images lay elsewhere when they were accounted for, such an image, then and now."""
     samples: int = 0
     """Of the archive."""
     added: int = 0

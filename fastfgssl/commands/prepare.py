@@ -102,7 +102,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="a source too: file with a path a line, relative to its folder; may be given again",
     )
-    add("--labels", type=Path, metavar="CSV", help="table with the columns image, label, and perhaps a group and split")
+    add(
+        "--labels",
+        type=Path,
+        metavar="TABLE",
+        help="CSV, or FILE.xlsx[:SHEET], with the columns image, label, and perhaps a group and split",
+    )
     add("--image-column", metavar="NAME", default=PrepareOptions.image_column, help="of --labels (default %(default)s)")
     add("--label-column", metavar="NAME", default=PrepareOptions.label_column, help="of --labels (default %(default)s)")
     add("--group-column", metavar="NAME", help="column of --labels that says which images belong together")
@@ -128,6 +133,12 @@ def parse_arguments() -> argparse.Namespace:
         help="what --split does not divide: a group (patient, lesion, near-duplicates), or an image (default group)",
     )
     add("--seed", type=int, default=PrepareOptions.seed, help="of --split (default %(default)s)")
+    add(
+        "--members",
+        choices=["json", "cls"],
+        help="what else the shards hold of each image, for other readers: its class's number, or all that is known"
+        " (default: nothing)",
+    )
     add("--short-side", type=int, metavar="N", help="make larger images smaller, to N pixels on their short side")
     add("--workers", type=int, metavar="N", help="processes (default: one a core)")
     add(
@@ -236,6 +247,12 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "added", f"{summary.added:,} of them; {summary.known:,} images that were found were known"
     if summary.grown:
         yield "not renewed", f"{len(summary.grown):,} files have another size than when added, e.g. {summary.grown[0]}"
+    if summary.moved:
+        what = "known images lay elsewhere when added: if they are others, rename their source"
+        yield "elsewhere", f"{what}; e.g. {summary.moved[0]}"
+    labels_given = options.labels or options.labels_preset or options.labels_from
+    if labels_given and summary.known:
+        yield "labels", f"those of the {summary.known:,} known images stay as they were; --overwrite makes all anew"
     if summary.classes and done:
         yield "labels", f"{summary.labelled:,} images have one of {summary.classes:,} classes"
     if summary.splits:
@@ -268,4 +285,4 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "reports", f"{options.out / REPORT} shows what became of them, {options.report_file} with names as well"
     for kind, count in summary.other_files.most_common(5):
         yield "other files", f"{count:,} x {kind}"
-    yield "time", f"{summary.seconds:,.1f} s, {done / summary.seconds:,.0f} images/s"
+    yield "time", f"{summary.seconds:,.1f} s" + (f", {done / summary.seconds:,.0f} images/s" if done else "")

@@ -148,3 +148,28 @@ def test_pictures_that_are_nearly_the_same_share_a_group_and_so_do_their_groups(
     groups = archive.columns(np.arange(6), ("group",))["group"].tolist()  # 0, 1, 2, 3, 5 of 0, 6 of 0
     assert groups[0] == groups[3] == groups[4] == groups[5]
     assert len({groups[0], groups[1], groups[2]}) == 3
+
+
+def test_copies_of_what_an_archive_holds_share_its_group(copies, tmp_path):
+    later = tmp_path / "later"
+    later.mkdir()
+    for name in ("5 of 0.png", "6 of 0.jpg", "7 the same as 2.png"):
+        (copies / name).rename(later / name)
+    labels = {"labels": tmp_path / "labels.csv", "group_column": "patient"}
+    before, _, _ = make(tmp_path, **labels)
+    held = before.columns(np.arange(4), ("group",))["group"].tolist()  # 0, 1, 2, 3
+    for path in later.iterdir():
+        path.rename(copies / path.name)
+    (copies / "4 the same as 0.png").write_bytes((copies / "0.png").read_bytes())
+    (tmp_path / "labels.csv").write_text("image,label,patient\n3.png,b,three\n")
+    blotches(9).save(copies / "9.png")
+    archive, _, _ = make(tmp_path, near_duplicates="group", **labels)
+    groups = archive.columns(np.arange(archive.num_samples), ("group",))["group"].tolist()
+    assert groups[:4] == held
+    assert groups[4:] == [held[0], held[0], -1]  # 5 of 0, 6 of 0, 9
+
+    archive, _, _ = make(tmp_path, near_duplicates="group", duplicates="keep", overwrite=True)
+    groups = archive.columns(np.arange(9), ("group",))["group"].tolist()  # 0 to 3, 4 as 0, 5 of 0, 6 of 0, 7 as 2, 9
+    assert len({groups[place] for place in (0, 4, 5, 6)}) == 1
+    assert groups[2] == groups[7] != groups[0]
+    assert (groups[1], groups[3], groups[8]) == (-1, -1, -1)

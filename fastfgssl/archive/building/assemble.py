@@ -23,6 +23,7 @@ from fastfgssl.archive.building.accounting import (
 from fastfgssl.archive.building.base import Base, binary_ids, hexadecimal_ids
 from fastfgssl.archive.building.inputs import Input, read_inputs, write_inputs
 from fastfgssl.archive.building.keys import Key
+from fastfgssl.archive.building.members import Members
 from fastfgssl.archive.building.plan import (
     DonePart,
     Inputs,
@@ -129,16 +130,18 @@ def assemble(
     said = labels.said if labels else None
     if said is not None:
         summary.contradictions = _share_labels(listing, said, inputs)
-    classes = None
-    if base.classes is not None or labels is not None:
-        classes = sorted({*(base.classes or ()), *(labels.classes if labels else ())})
+    classes = _classes(options, base, labels)
     grouped = alike if options.near_duplicates == "group" else ()
     of_samples = labels_of_samples(options, base, inputs, names, said, grouped, ids.key)
     place.begin_archive()
     base.link_shards(place.archive)
     sizes = inputs.table["size"].filter(pa.array(written)).to_numpy()
     bounds = shard_bounds(sizes, int(options.shard_size * MIB))
-    plans = _Plans(base, inputs, parts, bounds)
+    members = None
+    if options.members is not None:
+        new, of_new = pa.array(written), inputs.table.filter(pa.array(written))
+        members = Members(options.members, names.filter(new), of_new, of_samples, classes)
+    plans = _Plans(base, inputs, parts, bounds, members)
     shards = base.shards + _write_shards(options, place, plans, on_progress)
     keep_only(place.archive, shards)
     columns = tables.sample_columns(inputs, names, bounds, plans.offsets(), len(base.shards))
@@ -159,9 +162,9 @@ def assemble(
     contents = Contents(accounting, Samples(place.archive, shards, table[1]), manifest)
     tables.write_manifest(place.archive, manifest | {"report": write_report(place.archive, contents)})
     _write_names(options, place, listing, base, inputs, names)
+    shown_before = read_left_out(options.left_out_file) if base.path is not None else []
     kept = alike if options.near_duplicates != "drop" else ()
-    old = read_left_out(options.left_out_file) if base.path is not None else []
-    left_out = gather_left_out(old, contents, inputs, parts, ids.of, kept)
+    left_out = gather_left_out(shown_before, contents, inputs, parts, ids.of, kept)
     write_left_out(options.left_out_file, left_out)
     write_private_report(options.report_file, options.inputs_file, contents, left_out)
     place.publish()
@@ -170,14 +173,25 @@ def assemble(
         summary.splits = Counter(table[1]["split"].to_pylist())
 
 
+def _classes(options: PrepareOptions, base: Base, labels: Labels | None) -> list[str] | None:
+    """Of the archive, in the order of their numbers; None if nobody names any."""
+    if base.classes is None and labels is None:
+        return None
+    old, found = base.classes or [], set(labels.classes if labels else ())
+    # a number that a shard holds must stay what it is
+    return old + sorted(found - set(old)) if options.members == "cls" else sorted({*old, *found})
+
+
 class _Plans:
     """The plans of the shards, made as they are asked for."""
 
-    def __init__(self, base: Base, inputs: Inputs, parts: Sequence[DonePart], bounds: np.ndarray) -> None:
+    def __init__(
+        self, base: Base, inputs: Inputs, parts: Sequence[DonePart], bounds: np.ndarray, members: Members | None
+    ) -> None:
         written = inputs.outcome == WRITTEN
         table = inputs.table.filter(pa.array(written))
         self._parts, self._bounds, self._base = parts, bounds, base
-        self._part = inputs.part[written]
+        self._part, self._members = inputs.part[written], members
         self.bytes = int(table["size"].to_numpy().sum())
         self._columns = {name: table[name].to_numpy() for name in ("offset", "size", "crc32")}
         formats = pc.index_in(table["format"], pa.array(list(EXTENSIONS))).to_numpy()
@@ -194,6 +208,8 @@ class _Plans:
                 first=self._base.num_samples + begin,
                 folders=[self._parts[one].folder for one in numbers.tolist()],
                 part=part,
+                beside=self._members.of(begin, end) if self._members else [],
+                beside_extension=self._members.extension if self._members else "",
                 **{name: column[begin:end] for name, column in self._columns.items()},
             )
 

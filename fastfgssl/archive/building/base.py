@@ -63,6 +63,18 @@ class Base:
         written = self.accounting.filter(pa.array(outcome_codes(self.accounting) == WRITTEN))
         return pixel_hashes(written["pixels"]), written["sample"].to_numpy()
 
+    def groups(self) -> set[int]:
+        """Of its samples."""
+        if self.table is None or "group" not in self.table.schema.names:
+            return set()
+        return set(self.table["group"].drop_null().unique().to_pylist())
+
+    def id_and_group(self, sample: int) -> tuple[str, int | None]:
+        """Those of a sample; None for no group."""
+        assert self.table is not None
+        group = self.table["group"][sample].as_py() if "group" in self.table.schema.names else None
+        return self.table["id"][sample].as_py(), group
+
     def accounted(self, ids: pa.Array) -> tuple[pa.Table, set[tuple[str, str]]]:
         """The accounting without what `ids`, which are taken again, had failed at; and what of them had not failed.
 

@@ -141,6 +141,21 @@ def find_near_duplicates(inputs: Inputs) -> list[tuple[int, int, float]]:
     return [(int(images[one]), int(images[two]), cosine) for one, two, cosine in near_duplicates(rows)]
 
 
+def same_pixels(inputs: Inputs, known: tuple[np.ndarray, np.ndarray]) -> list[tuple[int, int]]:
+    """Pairs of samples, by their numbers, of the same pixels, which are there if duplicates are kept.
+
+    known: see `number_samples`.
+    """
+    written = np.flatnonzero(inputs.outcome == WRITTEN)
+    known_pixels, known_samples = known
+    pixels = np.concatenate([known_pixels, pixel_hashes(inputs.table["pixels"].take(pa.array(written)))])
+    samples = np.concatenate([known_samples, inputs.sample[written]])
+    first = first_of_its_kind(pixels)
+    repeats = np.flatnonzero(first != np.arange(len(first)))
+    repeats = repeats[repeats >= len(known_pixels)]
+    return list(zip(samples[first[repeats]].tolist(), samples[repeats].tolist(), strict=True))
+
+
 def pixel_hashes(column: pa.ChunkedArray) -> np.ndarray:
     """Hashes of 16 bytes, none of them null, as uint64 [N, 2]."""
     whole = column.combine_chunks()

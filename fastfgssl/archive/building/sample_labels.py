@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from fastfgssl.archive.building.accounting import WRITTEN
 from fastfgssl.archive.building.base import Base
 from fastfgssl.archive.building.keys import Key
-from fastfgssl.archive.building.plan import Inputs, first_of_its_kind, pixel_hashes
+from fastfgssl.archive.building.plan import Inputs, first_of_its_kind, pixel_hashes, same_pixels
 from fastfgssl.archive.building.tables import SampleLabels
 from fastfgssl.archive.labels.drawing import OPEN, draw_splits, read_shares, units_of
 from fastfgssl.archive.labels.facts import EntryLabels
@@ -33,11 +33,11 @@ def labels_of_samples(
     of_new = pa.array(written)
     found = SampleLabels.none(int(written.sum())) if said is None else said.of(inputs.row[written], key)
     found = found.with_patients(inputs.table["patient"].filter(of_new).combine_chunks(), key)
-    known = (
-        set(base.table["group"].to_pylist()) if base.table is not None and "group" in base.table.schema.names else ()
-    )
-    pairs = [(inputs.sample[one] - base.num_samples, inputs.sample[two] - base.num_samples) for one, two, _ in alike]
-    joined = found.joined(pairs, names.filter(of_new), key, known)
+    pairs = [(inputs.sample[one], inputs.sample[two]) for one, two, _ in alike]
+    if options.near_duplicates == "group":
+        pairs += same_pixels(inputs, base.pixels())
+    of_new_and_base = [(int(one) - base.num_samples, int(two) - base.num_samples) for one, two in pairs]
+    joined = found.joined(of_new_and_base, names.filter(of_new), key, base)
     if options.split is None:
         return joined
     pixels = pixel_hashes(inputs.table["pixels"].filter(of_new))

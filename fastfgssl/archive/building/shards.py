@@ -45,6 +45,9 @@ class ShardPlan(NamedTuple):
     extension: np.ndarray
     """A value of `EXTENSIONS`, str."""
     crc32: np.ndarray
+    beside: list[bytes] = []  # noqa: RUF012 - never changed in place
+    """A member that follows each image, empty for none; none at all if there are no labels to write."""
+    beside_extension: str = ""
 
     @property
     def name(self) -> str:
@@ -52,15 +55,36 @@ class ShardPlan(NamedTuple):
 
     def offsets(self) -> np.ndarray:
         """Where the samples' bytes begin in the tar file, int64 [N]."""
-        size = self.size.astype(np.int64)
-        taken = BLOCK + size + -size % BLOCK
+        taken = _taken(self.size.astype(np.int64)) + self._taken_beside()
         return np.cumsum(taken) - taken + BLOCK
+
+    def index_text(self) -> str:
+        """The index of DALI's webdataset reader: a line a sample, with its image first."""
+        lines = []
+        columns = (self.extension, self.offsets(), self.size)
+        for place, (extension, offset, size) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            name = f"{self.first + place:09d}"
+            line = f"{extension} {offset} {size} {name}.{extension}"
+            if beside := self.beside[place] if self.beside else b"":
+                after = offset + size + -size % BLOCK + BLOCK
+                line += f" {self.beside_extension} {after} {len(beside)} {name}.{self.beside_extension}"
+            lines.append(f"{line}\n")
+        return f"v1.2 {len(lines)}\n{''.join(lines)}"
+
+    def _taken_beside(self) -> np.ndarray | int:
+        if not self.beside:
+            return 0
+        size = np.array([len(data) for data in self.beside], np.int64)
+        return np.where(size > 0, _taken(size), 0)
 
     def digest(self) -> str:
         """The same for two plans that give the same bytes."""
         columns = (self.size.astype(np.uint64), self.crc32.astype(np.uint32))
         parts = [f"{self.number} {self.first} {','.join(self.extension)} ".encode(), *(c.tobytes() for c in columns)]
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        digest = hashlib.sha256(b"".join(parts))
+        for data in self.beside:
+            digest.update(b"%b %d " % (self.beside_extension.encode(), len(data)) + data)
+        return digest.hexdigest()
 
 
 class ShardWriter:
@@ -84,15 +108,9 @@ class ShardWriter:
             os.fsync(file.fileno())
         index = self._archive / f"{plan.name}.idx"
         index.unlink(missing_ok=True)  # it may be a link to that of an archive that stays
-        lines = [
-            f"{extension} {offset} {size} {plan.first + place:09d}.{extension}\n"
-            for place, (extension, offset, size) in enumerate(
-                zip(plan.extension.tolist(), plan.offsets().tolist(), plan.size.tolist(), strict=True)
-            )
-        ]
-        index.write_text(f"v1.2 {len(lines)}\n{''.join(lines)}")
+        index.write_text(plan.index_text())
         draft.rename(self._archive / f"{plan.name}.tar")
-        shard = {"name": f"{plan.name}.tar", "index": f"{plan.name}.idx", "samples": len(lines)} | shard
+        shard = {"name": f"{plan.name}.tar", "index": f"{plan.name}.idx", "samples": len(plan.size)} | shard
         draft.write_text(json.dumps({"plan": digest, "shard": shard}))
         sync_folder(done.parent)
         draft.rename(done)
@@ -107,6 +125,11 @@ def keep_only(archive: Path, shards: Iterable[dict]) -> None:
             path.unlink()
 
 
+def _taken(size: np.ndarray) -> np.ndarray:
+    """Bytes of a tar file that members of these sizes take, with their headers."""
+    return BLOCK + size + -size % BLOCK
+
+
 def _write_tar(plan: ShardPlan, tar: IO[bytes]) -> dict:
     digest, total = hashlib.sha256(), 0
 
@@ -116,6 +139,13 @@ def _write_tar(plan: ShardPlan, tar: IO[bytes]) -> dict:
         tar.write(data)
         total += len(data)
 
+    def write_member(name: str, data: bytes) -> None:
+        header = tarfile.TarInfo(name)  # time, owner and mode are constants
+        header.size = len(data)
+        write(header.tobuf(tarfile.USTAR_FORMAT))
+        write(data)
+        write(bytes(-len(data) % BLOCK))
+
     columns = (plan.part, plan.offset, plan.size, plan.extension)
     opened = -1
     with ExitStack() as files:
@@ -124,14 +154,12 @@ def _write_tar(plan: ShardPlan, tar: IO[bytes]) -> dict:
                 files.close()
                 source = files.enter_context((plan.folders[part] / IMAGES).open("rb"))
                 opened = part
-            header = tarfile.TarInfo(f"{plan.first + place:09d}.{extension}")  # time, owner and mode are constants
-            header.size = size
-            write(header.tobuf(tarfile.USTAR_FORMAT))
             source.seek(offset)
             data = source.read(size)
             if len(data) != size:
                 raise OSError(None, f"{plan.folders[part] / IMAGES} is shorter than it was")
-            write(data)
-            write(bytes(-size % BLOCK))
+            write_member(f"{plan.first + place:09d}.{extension}", data)
+            if plan.beside and plan.beside[place]:
+                write_member(f"{plan.first + place:09d}.{plan.beside_extension}", plan.beside[place])
         write(bytes(2 * BLOCK))  # the end of a tar file
     return {"bytes": total, "sha256": digest.hexdigest()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -59,18 +59,21 @@ class SampleLabels(NamedTuple):
         hashes = pa.array([key.group(f"patient {word}") for word in words.dictionary.to_pylist()], pa.int64())
         return self._replace(group=pc.coalesce(self.group, hashes.take(words.indices)))
 
-    def joined(
-        self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key, known: Collection[int] = ()
-    ) -> SampleLabels:
+    def joined(self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key, base: Base) -> SampleLabels:
         """With one group for samples that are paired, and for all that share a group with one of them.
 
-        pairs: numbers of samples; ids: theirs, which name groups of samples that had none. known: groups that an
-        archive has already, whose number stays.
+        pairs: numbers of samples, negative for those of `base`, from its last: they keep their groups; ids: of the
+        others, which name groups of samples that had none. Groups that `base` has are not joined with each other.
         """
         groups = self.group.to_pylist()
+        of_base: dict[int, int] = {}
         for sample in {sample for pair in pairs for sample in pair}:
-            if groups[sample] is None:
+            if sample < 0:
+                id, group = base.id_and_group(base.num_samples + sample)
+                of_base[sample] = key.group(f"near-duplicates {id}") if group is None else group
+            elif groups[sample] is None:
                 groups[sample] = key.group(f"near-duplicates {ids[sample]}")
+        settled = {*of_base.values(), *base.groups()}
         leader: dict[int, int] = {}
 
         def lead(group: int) -> int:
@@ -79,10 +82,9 @@ class SampleLabels(NamedTuple):
             return group
 
         for one, two in pairs:
-            first, second = sorted(
-                (lead(groups[one]), lead(groups[two])), key=lambda group: (group not in known, group)
-            )
-            if first != second:
+            both = (lead(of_base[sample] if sample < 0 else groups[sample]) for sample in (one, two))
+            first, second = sorted(both, key=lambda group: (group not in settled, group))
+            if first != second and second not in settled:
                 leader[second] = first
         return self._replace(group=pa.array([group if group is None else lead(group) for group in groups], pa.int64()))
 

@@ -1,4 +1,4 @@
-"""Tables that users hand in: delimited text of any size, read into columns."""
+"""Tables that users hand in: delimited text of any size, or a sheet of a workbook, read into columns."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import csv
 from array import array
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from fastfgssl.archive.labels.excel import formulas_without_value, read_sheet, text_of, workbook_of
 from fastfgssl.archive.labels.facts import NOTHING, Column
 from fastfgssl.runtime.errors import UserError, file_errors
 
 _DELIMITERS = ",;\t"
+_OTHER_SHEETS = (".xls", ".xlsb", ".ods", ".numbers")
 _ROWS = 1 << 16  # that are Python objects at a time
 
 
@@ -34,19 +36,21 @@ class Table(NamedTuple):
 def read_cells(table: Path, needed: Collection[str], optional: Collection[str] = ()) -> Iterator[tuple[int, list[str]]]:
     """The number of each row's last line and its cells, stripped; the header first, blank lines left out.
 
-    Cells are separated by commas, semicolons or tabs, as the header is. Raises UserError if the table cannot be read,
-    lacks a column that is `needed`, has one twice, or a row of another length.
+    Cells are separated by commas, semicolons or tabs, as the header is. Or the table is a sheet of a workbook, as
+    `excel.workbook_of` tells by its name: of one, only the columns that are `needed` or `optional` have cells.
+    Raises UserError if the table cannot be read, lacks a column that is `needed`, has one twice, or a row of another
+    length.
     """
+    if workbook_of(table) is not None:
+        yield from _read_sheet_cells(table, needed, optional)
+        return
+    if table.suffix.lower() in _OTHER_SHEETS:
+        raise UserError(f"{table}: workbooks of this kind are not read: save it as .xlsx or CSV")
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             header, delimiter = _header(file.readline(), (*needed, *optional))
             file.seek(0)
-            for column in needed:
-                if column not in header:
-                    raise UserError(f"{table} has no column {column!r}, only: {', '.join(header) or 'nothing'}")
-            twice = next((name for name in header if name and header.count(name) > 1), None)
-            if twice is not None:
-                raise UserError(f"{table} has the column {twice!r} twice: which one counts? Rename the other")
+            _check_header(table, header, needed)
             reader = csv.reader(file, strict=True, delimiter=delimiter)
             next(reader, None)
             yield 1, header
@@ -60,6 +64,55 @@ def read_cells(table: Path, needed: Collection[str], optional: Collection[str] =
         raise UserError(f"{table} is not a CSV file in UTF-8: {error}") from error
 
 
+def _check_header(table: Path, header: list[str], needed: Collection[str]) -> None:
+    for column in needed:
+        if column not in header:
+            raise UserError(f"{table} has no column {column!r}, only: {', '.join(filter(None, header)) or 'nothing'}")
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{table} has the column {twice!r} twice: which one counts? Rename the other")
+
+
+def _read_sheet_cells(
+    table: Path, needed: Collection[str], optional: Collection[str]
+) -> Iterator[tuple[int, list[str]]]:
+    wanted = (*needed, *optional)
+    header: list[str] = []
+    places: list[int] = []
+    empty: list[tuple[int, int]] = []
+
+    def text(cell: Any) -> str:
+        try:
+            return text_of(cell)
+        except UserError as error:
+            raise UserError(f"{table}, {error}") from None
+
+    for number, cells in read_sheet(table):
+        if not header:
+            header = [_spelled(text(cell), wanted) for cell in cells]
+            while header and not header[-1]:
+                header.pop()
+            if header:
+                _check_header(table, header, needed)
+                places = [place for place, name in enumerate(header) if name in wanted]
+                yield number, header
+            continue
+        empty += [(number, place) for place in places if place >= len(cells) or cells[place].value is None]
+        if all(cell.value is None for cell in cells):
+            continue
+        if any(cell.value is not None for cell in cells[len(header) :]):
+            raise UserError(f"{table}, line {number}: {len(cells)} cells for {len(header)} columns")
+        values = [""] * len(header)
+        for place in places:
+            values[place] = text(cells[place]) if place < len(cells) else ""
+        yield number, values
+    _check_header(table, header, needed)
+    if empty and (where := formulas_without_value(table, empty)):
+        raise UserError(
+            f"{table}, {where} holds a formula whose value is not in the file: open it in Excel and save it"
+        )
+
+
 def read_columns(table: Path, image: str, wanted: Collection[str], optional: Collection[str] = ()) -> Table:
     """Reads the column of images and others: those `wanted`, and what the table has of those `optional`.
 
@@ -68,7 +121,7 @@ def read_columns(table: Path, image: str, wanted: Collection[str], optional: Col
     rows = read_cells(table, (image, *wanted), optional)
     _, header = next(rows, (0, []))
     names = [*wanted, *(name for name in optional if name in header and name not in wanted)]
-    if (plain := _read_plain(table, image, header, names)) is not None:
+    if workbook_of(table) is None and (plain := _read_plain(table, image, header, names)) is not None:
         return plain
     places = [header.index(name) for name in names]
     image_place = header.index(image)

@@ -18,6 +18,7 @@ from fastfgssl.archive.building.accounting import read_accounting
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, Summary, prepare
 from fastfgssl.archive.verification import verify
+from fastfgssl.commands.prepare import report_rows
 from fastfgssl.runtime.errors import UserError
 from helpers.images import encode, fixed_key, gradient, inputs_of, names_of, write_files
 from helpers.paths import TOOLS
@@ -209,6 +210,21 @@ def test_what_is_new_is_added_and_old_shards_are_left(tmp_path):
     assert verify(Archive.open(out)) == []
     outcomes = [row["outcome"] for row in inputs_of(options(tmp_path / "source", out))]
     assert (len(outcomes), outcomes.count("quarantined")) == (53, 0)
+
+
+def test_another_folder_of_the_same_name_is_told(tmp_path):
+    for i, day in enumerate(("monday", "tuesday")):
+        files = {f"{number}.png": encode(gradient(20 + number, 30 + i), "PNG") for number in range(3)}
+        write_files(tmp_path / day / "export", files)
+    out = tmp_path / "archive"
+    assert prepare(options(tmp_path / "monday/export", out)).moved == []
+    assert prepare(options(tmp_path / "monday/export", out)).moved == []
+    summary = prepare(options(tmp_path / "tuesday/export", out))
+    assert (summary.added, summary.known) == (0, 3)
+    assert summary.moved == [f"{tmp_path}/tuesday/export/0.png, then {tmp_path}/monday/export/0.png"]
+    table = dict(report_rows(options(tmp_path / "tuesday/export", out, labels=tmp_path / "l.csv"), summary))
+    assert table["elsewhere"].startswith("known images lay elsewhere when added: if they are others, rename")
+    assert table["labels"] == "those of the 3 known images stay as they were; --overwrite makes all anew"
 
 
 def test_labels_of_what_is_added(tmp_path):

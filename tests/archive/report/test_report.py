@@ -23,9 +23,9 @@ HOSTILE = "<script>alert(1)</script> & \"'\x1b[2J\u202e"
 
 
 def plain(level: int, width: int = 64, height: int = 48) -> Image.Image:
-    """A picture that is known by its brightness."""
-    pixels = np.full((height, width), level, np.uint8)
-    pixels[0, 0] ^= 1
+    """A picture that is known by its mean brightness."""
+    pixels = np.full((height, width), level - 6, np.uint8)
+    pixels[:, width // 2 :] += 12  # enough contrast for every filter
     return Image.fromarray(pixels)
 
 
@@ -143,6 +143,20 @@ def test_left_out_pictures_and_names_are_for_their_owner_alone(made, tmp_path):
     ids = {id for row in inside.rows("Why inputs were left out") for id in re.findall(r"[0-9a-f]{12}", row[-1])}
     assert len(ids) == 5
     assert all(id in made.inputs_file.read_text() for id in ids)
+
+
+def test_what_a_filter_leaves_out_is_shown_to_the_owner(tmp_path):
+    pictures = {"long.png": plain(200, 900, 40), "thin.png": plain(120, 3000, 1), "good.png": plain(90)}
+    write_files(tmp_path / "source", {name: encode(picture, "PNG") for name, picture in pictures.items()})
+    given = options(tmp_path, min_side=0, max_aspect=3)
+    prepare(given)
+    inside, private = pages(given)
+    assert ["filtered", "is a sound picture that was not wanted", "2", "66.7 %", ""] in inside.rows("Outcomes")
+    shown = private.figures("Left out: extreme aspect: 2 of 2")
+    assert {caption: round(brightness(pictures[0]), -1) for pictures, caption in shown} == {
+        "…/source/long.png (900 x 40 pixels, --max-aspect is 3)": 200,
+        "…/source/thin.png (3000 x 1 pixels, --max-aspect is 3)": 120,
+    }
 
 
 def test_nothing_that_comes_from_outside_is_markup(tmp_path):
