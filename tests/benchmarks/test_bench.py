@@ -14,6 +14,7 @@ import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.benchmarks import loss as loss_suite
+from fastfgssl.benchmarks import prepare as prepare_suite
 from fastfgssl.benchmarks import read_ahead, reading, scaling
 from fastfgssl.benchmarks import train as train_suite
 from fastfgssl.benchmarks.archive import write_index
@@ -157,6 +158,13 @@ def test_the_train_suite_pairs_laps_and_prints_nothing(archive_path, tmp_path, m
     parts = seconds_by_part(file, steps=TRACED)
     assert parts.keys() == {*PARTS, "step"}
     assert sum(parts[name] for name in PARTS) == pytest.approx(parts["step"], rel=0.5)
+
+
+def test_the_prepare_suite_counts_what_it_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_suite, "_KINDS", prepare_suite._KINDS[-1:])
+    (record,) = prepare_suite.run(Settings(device=CPU, traces=Traces(None), rehearse=True))
+    assert record.case.startswith("CT slices in JPEG 2000")
+    assert min(record.value, record.baseline_value, record.limit_value) > 0
 
 
 def test_wrong_gradients_make_another_curve(archive_path, tmp_path):
