@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -46,14 +47,17 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise Unusable(f"too large: {width} x {height} pixels, --max-pixels is {max_pixels}")
 
 
-def open_image(data: bytes, format: str) -> Image.Image:
-    """The file as Pillow's plugin `format` opens it, which raises what that raises."""
+def open_image(data: bytes, format: str, as_file: Callable[[bytes], BinaryIO] = io.BytesIO) -> Image.Image:
+    """The file as Pillow's plugin `format` opens it, which raises what that raises.
+
+    as_file: how it reads the bytes.
+    """
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels takes the place of Pillow's limit
     try:
-        return Image.open(io.BytesIO(data), formats=(format,))
+        return Image.open(as_file(data), formats=(format,))
     except Image.UnidentifiedImageError:  # `open` keeps to itself why the plugin refused the file: ask it
         plugin, _ = Image.OPEN[format]
-        plugin(io.BytesIO(data), "")
+        plugin(as_file(data), "")
         raise
 
 

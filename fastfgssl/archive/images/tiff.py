@@ -7,8 +7,10 @@ rest. Pages are read by both where both can, and differing is a reason to refuse
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import imagecodecs
@@ -42,6 +44,8 @@ _OLD_REDUCED = 2
 class _Page(NamedTuple):
     number: int
     """In the file, from 0."""
+    place: int
+    """Where its directory lies."""
     tags: dict[int, Any]
 
     def value(self, tag: int, default: int) -> int:
@@ -56,6 +60,21 @@ class _Page(NamedTuple):
     def is_picture(self) -> bool:
         """Neither a thumbnail nor a mask of another page."""
         return not self.value(_SUBFILE, 0) & (_REDUCED | _MASK) and self.value(_OLD_SUBFILE, 1) != _OLD_REDUCED
+
+
+class _FirstPage(io.BytesIO):
+    """A TIFF's bytes with the page at `place` as the first, to which Pillow need not walk through all before it."""
+
+    def __init__(self, data: bytes, place: int) -> None:
+        super().__init__(data)
+        before, number = (data[:8], "Q") if b"+" in data[2:4] else (data[:4], "I")
+        self._header = before + struct.pack(f"{'<' if data.startswith(b'II') else '>'}{number}", place)
+
+    def read(self, size: int | None = -1) -> bytes:
+        at = self.tell()
+        data = super().read(size)
+        of_header = self._header[at : at + len(data)]
+        return of_header + data[len(of_header) :] if of_header else data
 
 
 def read_tiff(data: bytes, max_pixels: int, every_page: bool) -> Iterator[Picture | Unusable]:
@@ -101,7 +120,7 @@ def _pages(data: bytes) -> tuple[list[_Page], Unusable | None]:
                 directory.load(file)
                 if _WIDTH not in directory or _LENGTH not in directory:
                     return pages, damaged("TIFF", "a page has no size")
-                pages.append(_Page(len(pages), dict(directory)))
+                pages.append(_Page(len(pages), place, dict(directory)))
                 place = directory.next
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -187,7 +206,6 @@ def _colours(data: bytes, page: _Page, photometric: int) -> Levels:
 
 
 def _open(data: bytes, page: _Page) -> Image.Image:
-    image = open_image(data, "TIFF")
-    image.seek(page.number)
+    image = open_image(data, "TIFF", partial(_FirstPage, place=page.place))
     image.load()  # which turns it upright
     return image

@@ -10,10 +10,11 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.TiffImagePlugin import AppendingTiffWriter
+from PIL.TiffImagePlugin import AppendingTiffWriter, ImageFileDirectory_v2
 
 from fastfgssl.archive.images.image import read_picture
 from fastfgssl.archive.images.jpeg_xl import jpeg_xl_size
+from fastfgssl.archive.images.tiff import read_tiff
 from fastfgssl.archive.outcome import PreparedImage, Unusable
 from helpers.images import DECODER, REAL_DATA, RGB, encode, gradient, gradient_16_bit, real_data, run, run_all
 
@@ -161,6 +162,24 @@ def test_pages_that_lead_in_a_circle_end():
     (count,) = struct.unpack_from("<H", data, start)
     struct.pack_into("<I", data, start + 2 + 12 * count, start)
     assert len(run_all(bytes(data))) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}])
+def test_a_stack_costs_no_more_for_each_page_that_it_has(monkeypatch, options):
+    pages = [gradient(20 + page, 30) for page in range(40)]
+    data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:], **options)
+    loaded = 0
+    load = ImageFileDirectory_v2.load
+
+    def count(self: ImageFileDirectory_v2, file: object) -> None:
+        nonlocal loaded
+        loaded += 1
+        load(self, file)
+
+    monkeypatch.setattr(ImageFileDirectory_v2, "load", count)
+    for page, picture in zip(pages, read_tiff(data, 10**6, every_page=True), strict=True):
+        assert np.array_equal(picture.pixels, np.asarray(page))
+    assert loaded <= 4 * len(pages)
 
 
 def test_bigtiff():
