@@ -17,7 +17,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 from PIL import Image
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from fastfgssl.archive.building.workers import Death, run_tasks
 from fastfgssl.archive.manifest import Archive
@@ -111,15 +111,16 @@ def _photographs(folder: Path, images: int, *, width: int, height: int) -> None:
 def _slices(folder: Path, images: int, *, compressed: bool) -> None:
     """CT slices of 512 x 512 pixels of 12 bits, each of noise and shapes of its own."""
     rng = np.random.default_rng(0)
+    syntax = JPEG2000Lossless if compressed else ExplicitVRLittleEndian
     y, x = np.mgrid[-1:1:512j, -1:1:512j]
     for number in range(images):
         body = 1000 * (x**2 / 0.7 + y**2 < 0.8 - 0.1 * rng.random()) + 300 * (np.hypot(x - 0.2, y) < 0.2 * rng.random())
         pixels = (body + rng.normal(100, 12, (512, 512))).clip(0, 4095).astype(np.uint16)
         slice_ = pydicom.Dataset()
         slice_.file_meta = pydicom.dataset.FileMetaDataset()
-        slice_.file_meta.TransferSyntaxUID = JPEG2000Lossless if compressed else ExplicitVRLittleEndian
+        slice_.file_meta.TransferSyntaxUID = syntax
         slice_.SOPClassUID = slice_.file_meta.MediaStorageSOPClassUID = CTImageStorage
-        slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = f"1.2.{number}"
+        slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.{number}")
         slice_.Modality, slice_.PhotometricInterpretation, slice_.SamplesPerPixel = "CT", "MONOCHROME2", 1
         slice_.Rows, slice_.Columns, slice_.PixelRepresentation = 512, 512, 0
         slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 12, 11
