@@ -130,8 +130,9 @@ def assemble(
     patients = inputs.table["patient"].filter(pa.array(written)).combine_chunks()
     of_samples = of_samples.with_patients(patients, ids.key)
     if options.near_duplicates == "group":
-        pairs = [(inputs.sample[one], inputs.sample[two]) for one, two, _ in alike] + same_pixels(inputs, base.pixels())
-        near = [(int(one) - base.num_samples, int(two) - base.num_samples) for one, two in pairs]
+        paired = [(inputs.sample[one], inputs.sample[two]) for one, two, _ in alike]
+        paired += same_pixels(inputs, base.pixels())
+        near = [(int(one) - base.num_samples, int(two) - base.num_samples) for one, two in paired]
         of_samples = of_samples.joined(near, names.filter(pa.array(written)), ids.key, base)
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
     bytes_ = listing.table["size"].to_numpy()[inputs.row]
