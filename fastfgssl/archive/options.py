@@ -80,7 +80,7 @@ class PrepareOptions:
     """What becomes of DICOM images with text in their pixels."""
     min_side: int = 16
     """Pictures with fewer pixels on their short side are left out; 0 takes all."""
-    min_contrast: float = 1.0
+    min_contrast: float = 0.25
     """So are pictures that are nearly constant, see `PictureFilters`; 0 takes all."""
     max_aspect: float = 20.0
     """So are pictures that are longer for their width; 0 takes all."""

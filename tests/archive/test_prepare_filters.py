@@ -87,7 +87,7 @@ def of_outcome(became: dict[str, tuple[str, str]], outcome: str) -> dict[str, st
 
 
 def test_what_is_left_out_is_listed_with_its_reason_and_is_not_called_bad(source):
-    became, summary, options = make(source)
+    became, summary, options = make(source, min_contrast=1.0)
     assert of_outcome(became, "filtered") == {
         "pixel.png": "too small: 1 x 1 pixels, --min-side is 16",
         "small.jpg": "too small: 15 x 90 pixels, --min-side is 16",
@@ -190,10 +190,17 @@ def test_the_size_that_counts_is_that_before_it_is_made_smaller():
         run(PICTURES["small.jpg"], filters=PictureFilters(min_side=16))
 
 
+def test_soft_tissue_in_sixteen_bits_is_not_nearly_constant(tmp_path):
+    """Some 130 of 4,096 levels, as a CT's soft tissue has them without a window."""
+    tissue = np.random.default_rng(0).normal(1050, 15, (60, 60)).astype(np.uint16)
+    source = write_files(tmp_path / "source", {"tissue.png": encode(Image.fromarray(tissue), "PNG")})
+    assert of_outcome(make(source)[0], "written").keys() == {"tissue.png"}
+
+
 def test_an_archive_keeps_its_filters(source):
     make(source, modality="CT")
     made_with = json.loads((source.parent / "archive/manifest.json").read_text())["made_with"]
-    filters = {"min_side": 16, "min_contrast": 1.0, "max_aspect": 20.0, "modality": "CT", "leave_out": "localizer"}
+    filters = {"min_side": 16, "min_contrast": 0.25, "max_aspect": 20.0, "modality": "CT", "leave_out": "localizer"}
     assert made_with.items() >= filters.items()
     with pytest.raises(UserError, match="was made with --modality CT: add to it in the same way"):
         make(source)
