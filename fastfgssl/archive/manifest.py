@@ -247,7 +247,7 @@ def parse_manifest(stored: bytes, where: Path | str) -> dict:
     except ValueError as error:
         raise UserError(f"{where} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{where} is not of an archive of ours: it names another format than {FORMAT}")
+        raise UserError(f"{where} is not an archive of ours: it names another format than {FORMAT}")
     if manifest["version"] > VERSION:
         raise UserError(f"{where} has archive version {manifest['version']}, this program reads {VERSION}: update it")
     return manifest

@@ -143,7 +143,7 @@ def test_two_ranks_share_a_cache_and_train_as_from_a_folder(bucket, url, archive
     [
         ({"data.cache": ""}, "set data.cache to a folder on a local disk"),
         ({"data.path": "s3://hospital/none"}, r"s3://hospital/none/manifest.json does not exist"),
-        ({"data.path": "s3://hospital/other"}, r"other/manifest.json is not of an archive of ours"),
+        ({"data.path": "s3://hospital/other"}, r"other/manifest.json is not an archive of ours"),
         ({"data.cache_gib": 1e-9}, "of which not two fit in a cache of 0.00 GiB: raise data.cache_gib"),
         ({"data.cache_gib": 5e-5, "data.window": 6}, "data.cache_gib = 5e-05: two windows of 6 shards take 0.00 GiB"),
         ({"data.cache_gib": 0.0}, "data.cache_gib = 0.0"),

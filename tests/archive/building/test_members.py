@@ -18,6 +18,7 @@ from wds2idx import IndexCreator
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import PrepareOptions
 from fastfgssl.archive.prepare import prepare
+from fastfgssl.archive.verification import verify
 from helpers.dicom import dicom
 from helpers.images import encode, fixed_key, gradient, names_of, write_files
 from helpers.loader import loader, tensors
@@ -51,7 +52,7 @@ def make(source: Path, out: Path, **options: object) -> PrepareOptions:
         **{"labels": source / "labels.csv", "shard_size": 0.005, "workers": 1, "split": "0.8/0.2"} | options,
     )
     prepare(asked)
-    assert Archive.open(out).verify() == []
+    assert verify(Archive.open(out)) == []
     return asked
 
 
