@@ -19,7 +19,7 @@ demo: $(READY)  ## generate an archive, pretrain on it, score it before and afte
 	$(BIN)/python tools/demo.py --out demo
 
 test: $(READY)  ## the tests that need no GPU, in $$TEST_WORKERS processes of one thread and some 2 GiB each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n $(TEST_WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n $(TEST_WORKERS) --dist worksteal --durations 20
 
 slow: $(READY)  ## tests of further cases of what `make test` has shown
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n $(TEST_WORKERS) --dist worksteal

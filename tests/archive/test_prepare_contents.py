@@ -142,6 +142,19 @@ def test_pictures_that_are_nearly_the_same_are_left_out(copies, tmp_path):
     assert verify(archive) == []
 
 
+def test_a_chain_of_likenesses_leaves_out_none_that_is_unlike_what_is_kept(tmp_path):
+    """Each is like the next, and the first and the last are not alike."""
+    rng = np.random.default_rng(0)
+    one, other = (np.kron(rng.normal(0, 30, (32, 32)), np.ones((4, 4))) for _ in range(2))
+    source = tmp_path / "source"
+    source.mkdir()
+    for number, angle in enumerate(np.radians([0, 20, 40, 60])):
+        picture = 128 + np.cos(angle) * one + np.sin(angle) * other
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(source / f"{number}.png")
+    _, outcomes, _ = make(tmp_path, near_duplicates="drop")
+    assert [outcomes[f"{number}.png"][0] for number in range(4)] == ["written", "duplicate", "written", "duplicate"]
+
+
 def test_pictures_that_are_nearly_the_same_share_a_group_and_so_do_their_groups(copies, tmp_path):
     labels = {"labels": tmp_path / "labels.csv", "group_column": "patient"}
     archive, _, _ = make(tmp_path, near_duplicates="group", **labels)

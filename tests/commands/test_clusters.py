@@ -58,6 +58,7 @@ def finish(hosts: list[subprocess.Popen], code: int) -> list[str]:
     return [out for out, _ in printed]
 
 
+@pytest.mark.slow
 def test_two_nodes_of_torchrun_train_as_one_process_does(make_config, tmp_path):
     settings = {"train__steps": 2, "train__batch_norm": "sync", "optim__lr": 1e-6}
     alone = make_config(output=str(tmp_path / "alone"), **settings)

@@ -96,7 +96,7 @@ def test_images_are_generated_and_prepared_without_a_reader(tmp_path):
     unread(*MODULE, "train", "--help")
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_goes_on_to_its_end_without_a_reader(make_config, tmp_path, ranks):
     config = make_config(train__heads=[0], train__steps=30)
     write_config(config, tmp_path / "config.yaml")

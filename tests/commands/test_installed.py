@@ -89,19 +89,30 @@ def test_the_package_is_that_one_and_finds_configurations_by_name(installed):
     assert installed.wheel.name.startswith(f"fastfgssl-{version}-")
 
 
-def test_the_demo_runs_and_then_two_ranks_train(installed):
-    short = ["train.steps=2", "train.batch_size=16", "train.device=cpu"]
-    done = installed.run(installed.program, "demo", "--out", "demo", "--images", "80", *short)
+SHORT = ("train.steps=2", "train.batch_size=16", "train.device=cpu")
+
+
+@pytest.fixture(scope="module")
+def demo(installed) -> str:
+    """What a short demonstration prints."""
+    done = installed.run(installed.program, "demo", "--out", "demo", "--images", "80", *SHORT)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "view matching, top-1" in done.stdout
-    assert "kNN, balanced accuracy" in done.stdout
+    return done.stdout
+
+
+def test_the_demo_runs(installed, demo):
+    assert "view matching, top-1" in demo
+    assert "kNN, balanced accuracy" in demo
     for name in ("views.png", "metrics.jsonl"):
         assert (installed.outside / "demo" / "run" / name).exists()
-        assert name in done.stdout
+        assert name in demo
     assert json.loads((installed.outside / "demo" / "matching_after.json").read_text())["step"] == 2
 
+
+@pytest.mark.slow
+def test_two_ranks_train_on_its_archive(installed, demo):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastfgssl"]
-    done = installed.run(*torchrun, "train", "--config", "demo", "data.path=demo/archive", "output=two", *short)
+    done = installed.run(*torchrun, "train", "--config", "demo", "data.path=demo/archive", "output=two", *SHORT)
     assert done.returncode == 0, done.stderr[-2000:]
     alone, two = (
         [json.loads(line) for line in (installed.outside / run / "metrics.jsonl").read_text().splitlines()]

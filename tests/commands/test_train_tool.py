@@ -112,6 +112,7 @@ def test_more_ranks_than_images_is_one_line(make_config, tmp_path):
     assert errors.count("error: train.batch_size = 2: must be a multiple of 2, at least 4") == 1
 
 
+@pytest.mark.slow
 def test_what_the_first_rank_cannot_write_is_one_line(make_config, tmp_path):
     write_config(make_config(), tmp_path / "config.yaml")
     process = run_tool("--config", str(tmp_path / "config.yaml"), "output=/proc/run", ranks=2)

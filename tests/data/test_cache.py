@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fastfgssl.data.reader import Reader
 from fastfgssl.evaluation.checkpoint import evaluate
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
-from helpers.bucket import put, put_folder
+from helpers.bucket import Bucket, put, put_folder, serve_bucket
 from helpers.images import fixed_key
 from helpers.loader import loader, tensors
 from helpers.ranks import run_on_ranks
@@ -35,9 +36,25 @@ def archive_path(phantom_folder, tmp_path_factory) -> Path:
     return folder / "phantoms"
 
 
+@pytest.fixture(scope="module")
+def served(archive_path) -> Iterator[Bucket]:
+    """One server for all of these tests, which has that archive."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with serve_bucket() as bucket:
+        put_folder(bucket, archive_path, "a/phantoms")
+        yield bucket
+
+
 @pytest.fixture
-def url(bucket, archive_path) -> str:
-    return put_folder(bucket, archive_path, "a/phantoms")
+def bucket(served) -> Bucket:
+    served.failures, served.match, served.read = 0, "", []
+    return served
+
+
+@pytest.fixture
+def url(bucket) -> str:
+    return "s3://hospital/a/phantoms"
 
 
 def held(cache: Path) -> int:
@@ -108,10 +125,12 @@ def test_a_server_that_fails_for_a_while_and_one_that_gives_other_bytes(bucket, 
     with pytest.raises(UserError, match=rf"cannot read s3://hospital/a/phantoms/shards/{name}: .*the same command"):
         Reader(archive).read(np.array([archive.num_samples - 1]))
     bucket.failures = 0
-    put(bucket, {f"a/phantoms/shards/{name}": bytes(archive.shard_bytes[last])})
+    key = f"a/phantoms/shards/{name}"
+    put(bucket, {key: bytes(archive.shard_bytes[last])})
     with pytest.raises(UserError, match=rf"{name} is damaged: it has not the manifest's checksum; copy it again"):
         Reader(archive).read(np.array([archive.num_samples - 1]))
     assert not archive.shard_path(last).exists()
+    put(bucket, {key: (archive_path / "shards" / name).read_bytes()})
 
 
 def _train(world: None, values: dict) -> None:
@@ -132,9 +151,8 @@ def test_two_ranks_share_a_cache_and_train_as_from_a_folder(bucket, url, archive
     assert all(torch.equal(value, remote[key]) for key, value in local.items())
     assert 0 < held(tmp_path / "cache") <= budget
     checkpoint = max((tmp_path / "remote").glob("checkpoints/*.pt"))
-    scores = [
-        evaluate(checkpoint, data).results for data in (url, archive_path)
-    ]  # by the cache of its run, and without
+    # by the cache of its run, and without
+    scores = [evaluate(checkpoint, data).results for data in (url, archive_path)]
     assert scores[0] == scores[1]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +26,7 @@ from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints
 from helpers.command import run_here
 from helpers.images import fixed_key
-from helpers.paths import TOOLS
 
-TOOL = TOOLS / "evaluate.py"
 CPU = torch.device("cpu")
 
 
@@ -221,23 +217,18 @@ def test_untrained_networks_differ_by_seed_and_load_no_weights(checkpoints):
     assert not torch.equal(first.backbone.conv1.weight, other.backbone.conv1.weight)
 
 
-def run_tool(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.mark.parametrize("protocol", ["matching", "knn", "linear"])
-def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp_path, protocol):
+def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp_path, capsys, protocol):
     report = tmp_path / "made" / "for" / "report.json"
-    done = run_tool("--checkpoint", checkpoints[-1], "--data", archive_path, "--protocol", protocol, "--json", report)
-    assert done.returncode == 0, done.stderr
+    words = ("--checkpoint", checkpoints[-1], "--data", archive_path, "--protocol", protocol, "--json", report)
+    assert run_here(evaluate_command.main, *words) == 0
+    out = capsys.readouterr().out
     record = json.loads(report.read_text())
     assert record["step"] == 240
     assert record["protocol"] == protocol
     names = {"head 0", "head 1", "head 2", "all", "backbone"} | ({"colour"} if protocol != "matching" else set())
     assert record["results"].keys() == names
-    assert all(name in done.stdout for name in names)
+    assert all(name in out for name in names)
     for result in record["results"].values():
         for metric, (low, high) in result["intervals"].items():
             assert low <= result[metric] <= high
@@ -250,7 +241,7 @@ def test_the_tool_prints_and_writes_each_protocol(archive_path, checkpoints, tmp
         assert 0 < record["floors"]["majority"]["balanced_accuracy"] < 1
         assert (record["overlap"]["groups"], record["overlap"]["identical_files"]) == (0, 0)
     assert record["seeds"] == {"protocol": 0, "bootstrap": 0, "training": 0}
-    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(

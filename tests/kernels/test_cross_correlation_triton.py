@@ -62,7 +62,7 @@ def test_standardised_columns_and_what_follows_from_them(cut, N, D):
 
 
 @pytest.mark.parametrize(("N", "D"), SHAPES)
-@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("shifted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_way_back(cut, N, D, shifted):
     z1, z2 = hard_columns(N, D)
     generator = torch.Generator().manual_seed(1)

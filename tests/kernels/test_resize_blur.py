@@ -196,6 +196,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_processors_without_avx_give_the_same_bits(monkeypatch):
     def digest(flags: str) -> str:
         command = [sys.executable, "-c", OUTPUTS, flags]

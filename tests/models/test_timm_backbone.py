@@ -62,7 +62,9 @@ def test_a_step_that_is_made_again_is_the_same():
         assert torch.equal(backbone(images)[-1], backbone(images)[-1])
 
 
-@pytest.mark.parametrize("stages", [(0,), (1,), (2,), ("all",), (0, 2), STAGES])
+@pytest.mark.parametrize(
+    "stages", [(1,), (0, 2), STAGES, *(pytest.param((stage,), marks=pytest.mark.slow) for stage in (0, 2, "all"))]
+)
 @pytest.mark.parametrize("name", [*FAMILIES, BRANCHED])
 def test_a_stage_trains_exactly_what_it_says_and_runs_nothing_deeper(name, stages):
     network = build(name)

@@ -15,6 +15,7 @@ import pytest
 from helpers.paths import ROOT
 
 SCRIPT = ROOT / "tests" / "helpers" / "dying_rank.py"
+SLOW = pytest.mark.slow
 SOON = 30.0  # seconds on a busy machine; a rank that waits for another waits for a thousand
 
 
@@ -36,11 +37,13 @@ def start_ranks(how: str, archive_path, output) -> list[subprocess.Popen]:
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
-        ("raise", 1, r"Traceback[\s\S]*RuntimeError: a defect of the program\n$"),
+        pytest.param("raise", 1, r"Traceback[\s\S]*RuntimeError: a defect of the program\n$", marks=SLOW),
         ("user_error", 2, r"^error: rank 1: a sample that nobody foresaw\n$"),
-        ("memory", 2, r"^error: rank 1: out of memory while making step 3: lower train.batch_size.*\n$"),
+        pytest.param(
+            "memory", 2, r"^error: rank 1: out of memory while making step 3: lower train.batch_size.*\n$", marks=SLOW
+        ),
         ("kill", -signal.SIGKILL, ""),
-        ("kill_early", -signal.SIGKILL, ""),
+        pytest.param("kill_early", -signal.SIGKILL, "", marks=SLOW),
     ],
 )
 def test_a_rank_that_dies_alone_tells_why_and_is_gone(how, code, said, archive_path, tmp_path):

@@ -66,8 +66,15 @@ def require_same(got, want) -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", ["progressive", "joint"])
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("schedule", "world_size"),
+    [
+        ("progressive", 2),
+        ("joint", 1),
+        pytest.param("progressive", 1, marks=pytest.mark.slow),
+        pytest.param("joint", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_cached_embeddings_give_the_gradient_of_one_big_batch(schedule, world_size):
     whole = gradients(ALONE, make_config(1, cache=False, schedule=schedule), batch_norm=False)
     config = make_config(3, cache=True, schedule=schedule)

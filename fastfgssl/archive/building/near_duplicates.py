@@ -24,6 +24,8 @@ THRESHOLD = 0.9
 """As in `evaluation.near_duplicates`, which has what copies keep of it."""
 _FAINT = 1.5
 """Standard deviation of the structure in levels of 255, below which it is noise of the sensor or of the encoder."""
+_AROUND = 5
+"""Pixels of a thumbnail on a side whose mean is a slow change."""
 _TABLES = 32
 _KEY_BITS = (12, 24)
 _BLOCK = 1024
@@ -44,8 +46,9 @@ def thumbnail(picture: Image.Image) -> np.ndarray:
     else:
         gray = picture.convert("L")
     small = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0), np.float32)
-    inside = ndimage.uniform_filter(np.ones_like(small), 5, mode="constant")
-    structure = small - ndimage.uniform_filter(small, 5, mode="constant") / inside
+    structure = small - ndimage.uniform_filter(small, _AROUND)
+    for edge in (structure, structure.T):  # where a mean of one side alone would make structure of every slow change
+        edge[: _AROUND // 2] = edge[-(_AROUND // 2) :] = 0
     if structure.std() < _FAINT:
         return np.zeros(SIDE * SIDE, np.int8)
     return np.rint(structure * (127 / np.abs(structure).max())).astype(np.int8).ravel()

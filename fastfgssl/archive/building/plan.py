@@ -107,7 +107,8 @@ def number_samples(
     """Decides of each image whether it becomes a sample, numbered from `first`, or repeats one: by its pixels.
 
     known: hashes of the pixels of samples that are there already, uint64 [K, 2], and their numbers. drop: pairs of
-    inputs, as `find_near_duplicates` gives them, of which the later repeats the earlier.
+    inputs, as `find_near_duplicates` gives them, of which the later repeats the earlier, if that one is kept itself: a
+    chain of pairs may lead far from what it began with.
     """
     images = np.flatnonzero(inputs.outcome == _IMAGE)
     inputs.outcome[images] = WRITTEN
@@ -116,10 +117,12 @@ def number_samples(
     known_pixels, known_samples = known
     pixels = np.concatenate([known_pixels, pixel_hashes(inputs.table["pixels"].take(pa.array(images)))])
     original = np.arange(len(pixels)) if keep_duplicates else first_of_its_kind(pixels)
-    for earlier, later, _ in drop:  # in the order of the later: an earlier one has found its own by then
+    dropped = set()
+    for earlier, later, _ in drop:  # in the order of the later: what becomes of an earlier one is settled by then
         earlier, later = (len(known_pixels) + int(np.searchsorted(images, row)) for row in (earlier, later))
-        if original[later] == later:
+        if original[later] == later and earlier not in dropped:
             original[later] = original[earlier]
+            dropped.add(later)
     own = original == np.arange(len(pixels))
     own[: len(known_pixels)] = False
     number = np.concatenate([known_samples, np.zeros(len(images), np.int64)])

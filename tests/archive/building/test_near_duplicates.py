@@ -74,6 +74,8 @@ def test_no_pair_is_missed_that_comparing_all_finds():
 def test_a_picture_without_structure_is_like_no_other():
     even = [Image.new("RGB", (64, 48), (level, level, level)) for level in (0, 3, 200)]
     dark = Image.fromarray(np.random.default_rng(2).integers(0, 3, (300, 400), np.uint8))
+    ramp = np.linspace(20, 90, 200)
+    even += [Image.fromarray(np.add.outer(ramp, slope * ramp).astype(np.uint8)) for slope in (0.2, 1)]
     rows = np.stack([thumbnail(picture) for picture in [*even, dark, dark]])
     assert not rows.any()
     assert list(near_duplicates(rows)) == []
