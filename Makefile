@@ -12,7 +12,7 @@ TEST_WORKERS ?= 2
 
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
 
 demo: $(READY)  ## generate an archive, pretrain on it, score it before and after (no GPU, no download)
