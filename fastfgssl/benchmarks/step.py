@@ -38,7 +38,7 @@ SIZES: dict[str, tuple[int, int, PrecisionName, int, ModelConfig, str]] = {
     "cuda": (224, 200, "bfloat16", 10, ModelConfig(weights="none"), "resnet50"),
     "rehearsal": (
         32,
-        4,
+        6,
         "float32",
         1,
         ModelConfig(backbone="resnet18", weights="none", width=0.125, grids=(8, 4, 2), embedding_dim=24, block_dim=16),

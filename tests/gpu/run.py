@@ -41,9 +41,8 @@ class Part:
 
 def tests(*paths: str) -> tuple[str, ...]:
     paths = tuple(str(ROOT / path) for path in paths)
-    if REHEARSE:
-        return (*PYTEST, *paths)
-    workers = () if subprocess.run([sys.executable, "-c", "import xdist"], stderr=-3).returncode else ("-n", "4")
+    some = ("-n", "2" if REHEARSE else "4")
+    workers = () if subprocess.run([sys.executable, "-c", "import xdist"], stderr=-3).returncode else some
     return (*PYTEST, *workers, *paths)
 
 
