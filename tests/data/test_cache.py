@@ -141,6 +141,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(max(run.glob("checkpoints/*.pt")), weights_only=False)["model"]
 
 
+@pytest.mark.slow
 def test_two_ranks_share_a_cache_and_train_as_from_a_folder(bucket, url, archive_path, make_config, tmp_path):
     budget = 5 * largest(archive_path)
     cached = {"data.path": url, "data.cache": str(tmp_path / "cache"), "data.cache_gib": budget / 2**30}
