@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from fastfgssl.runtime.files import write_whole
 
 _BLOCK = 8 << 20  # bytes of a shard that are asked for at once
 _PART = ".part"
+_NAMES = re.compile(r"(samples\.arrow|shards/shard-[0-9]{1,12}\.tar) [0-9a-f]{64}")  # and their checksums
 
 
 class FetchStopped(Exception):
@@ -56,7 +58,13 @@ class ShardCache:
         with _server_errors(f"{url}/{MANIFEST}"):
             stored = self._read(MANIFEST)
         manifest = parse_manifest(stored, f"{url}/{MANIFEST}")
-        table, self._shards = manifest["table"], manifest["shards"]
+        try:
+            table, self._shards = manifest["table"], manifest["shards"]
+            ours = all(_NAMES.fullmatch(f"{facts['name']} {facts['sha256']}") for facts in (table, *self._shards))
+        except (KeyError, TypeError):
+            ours = False
+        if not ours:  # they become paths here, and whoever owns the server has written them
+            raise UserError(f"{url}/{MANIFEST} is damaged: it names other files than `fastfgssl prepare` makes")
         largest = max((shard["bytes"] for shard in self._shards), default=0)
         if 2 * largest > nbytes:
             raise UserError(

@@ -114,6 +114,16 @@ def test_the_disk_of_a_shard_that_went_is_given_back(url, archive_path, tmp_path
             assert sum("(deleted)" in name and str(tmp_path) in name for name in opened) <= 5
 
 
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "shards/../../outside.tar", None, 3])
+def test_a_manifest_cannot_name_other_files(bucket, archive_path, tmp_path, name):
+    manifest = json.loads((archive_path / "manifest.json").read_bytes())
+    manifest["shards"][0]["name"] = name
+    put(bucket, {"hostile/manifest.json": json.dumps(manifest).encode()})
+    with pytest.raises(UserError, match=r"hostile/manifest.json is damaged: it names other files"):
+        open_cached("s3://hospital/hostile", tmp_path / "cache", 1 << 30)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_server_that_fails_for_a_while_and_one_that_gives_other_bytes(bucket, url, archive_path, tmp_path):
     archive = open_cached(url, tmp_path, 1 << 30)
     bucket.match, bucket.failures = ".tar", 2
