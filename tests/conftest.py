@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing.forkserver
 import os
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
 
 pytest.register_assert_rewrite("helpers")
+
+# Ranks and workers are forked from a process that has imported what takes seconds to import.
+multiprocessing.set_forkserver_preload(["pytest", "fastfgssl.pretraining", "fastfgssl.archive.prepare"])
+multiprocessing.forkserver.ensure_running()
 
 # a job that a shell starts in the background ignores Ctrl-C, and so would the programs that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)

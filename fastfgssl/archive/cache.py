@@ -28,6 +28,7 @@ from fastfgssl.runtime.files import write_whole
 
 _BLOCK = 8 << 20  # bytes of a shard that are asked for at once
 _PART = ".part"
+_COUNTING = ".lock"  # who counts what is in the cache holds it, and who changes that
 _NAMES = re.compile(r"(samples\.arrow|shards/shard-[0-9]{1,12}\.tar) [0-9a-f]{64}")  # and their checksums
 
 
@@ -120,7 +121,8 @@ class ShardCache:
                 file.truncate()
                 os.fdatasync(file.fileno())  # a name in the cache is that of whole contents
             if digest.hexdigest() == facts["sha256"]:
-                part.rename(path)
+                with _flock(self._root / _COUNTING, fcntl.LOCK_EX):  # it would be missed under both names
+                    part.rename(path)
                 return
         part.unlink()
         raise UserError(f"{self.url}/{facts['name']} is damaged: it has not the manifest's checksum; copy it again")
@@ -128,7 +130,7 @@ class ShardCache:
     def _make_room(self, nbytes: int, part: Path, stop: Event) -> None:
         """Removes what was not used for longest until `nbytes` fit, and takes them by the size of `part`."""
         while not stop.is_set():
-            with _flock(self._root / ".lock", fcntl.LOCK_EX):
+            with _flock(self._root / _COUNTING, fcntl.LOCK_EX):
                 files = sorted(_shards_below(self._root), key=lambda file: file[0])
                 excess = sum(size for _, size, path in files if path != part) + nbytes - self.nbytes
                 for _, size, path in files:

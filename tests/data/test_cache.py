@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def served(archive_path) -> Iterator[Bucket]:
 
 @pytest.fixture
 def bucket(served) -> Bucket:
-    served.failures, served.match, served.read = 0, "", []
+    served.failures, served.match, served.latency, served.read = 0, "", 0.0, []
     return served
 
 
@@ -58,12 +59,10 @@ def url(bucket) -> str:
 
 
 def held(cache: Path) -> int:
-    """Bytes of shards in a cache, of those that are on their way too; some may go meanwhile."""
-    total = 0
-    for path in cache.glob("*/shards/*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
+    """Bytes of shards in a cache, of those that are on their way too, while none comes or goes."""
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sum(path.stat().st_size for path in cache.glob("*/shards/*"))
 
 
 def largest(archive_path: Path) -> int:
@@ -86,6 +85,23 @@ def test_batches_equal_those_of_a_local_archive_within_the_budget(bucket, url, a
     assert not list(tmp_path.glob("*/shards/*.part"))
 
 
+def test_a_shard_gets_its_name_while_nobody_counts(bucket, url, archive_path, tmp_path):
+    archive = open_cached(url, tmp_path, 1 << 30)
+    (shards,) = tmp_path.glob("*/shards")
+    part, bucket.latency = shards / "shard-000000.tar.part", 0.5
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(Reader(archive).read, np.array([0]))
+        while not part.exists():
+            time.sleep(0.01)
+        with (tmp_path / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(TimeoutError):
+                read.result(timeout=1.5)
+            assert part.stat().st_size == archive.shard_bytes[0]
+        assert len(read.result()) == 1
+    assert not part.exists()
+
+
 def test_what_is_here_is_not_fetched_again(bucket, url, archive_path, tmp_path):
     for times in (1, 1):
         archive = open_cached(url, tmp_path, 1 << 30)
@@ -100,7 +116,7 @@ def test_shards_come_before_they_are_read(bucket, url, archive_path, tmp_path):
     archive = open_cached(url, tmp_path, 1 << 30)
     with loader(archive, stop=1 << 20) as batches:
         next(batches)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("*/shards/*.tar"))) < len(archive.shard_sizes) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert held(tmp_path) == archive.shard_bytes.sum()

@@ -54,7 +54,7 @@ def orthanc(folder: Path, files: list[bytes]) -> Iterator[int]:
         with requests.Session() as session:
             session.auth = USER, PASSWORD
             for data in files:
-                answer = session.post(f"http://127.0.0.1:{port}/instances", data=data, timeout=30)
+                answer = session.post(f"http://127.0.0.1:{port}/instances", data=data, timeout=120)
                 assert answer.json()["Status"] == "Success"
         yield port
     finally:
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if fault == "is a portal":
             return self._answer(200, "text/html", b"<html>please log in</html>")
-        behind = HTTPConnection("127.0.0.1", proxy.behind, timeout=20)
+        behind = HTTPConnection("127.0.0.1", proxy.behind, timeout=120)
         behind.request("GET", self.path, headers={k: v for k, v in self.headers.items() if k != "Connection"})
         answer = behind.getresponse()
         body, kind = answer.read(), answer.headers.get("Content-Type", "")

@@ -7,6 +7,7 @@ import inspect
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -24,10 +25,12 @@ def run_on_ranks(function: Callable, world_size: int, *arguments, join: bool = T
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
+    # a process that has seen a GPU cannot give it to those that are forked from it
+    method = "spawn" if torch.cuda.is_available() else "forkserver"
+    results = torch.multiprocessing.get_context(method).SimpleQueue()
     place = (inspect.getfile(function), function.__module__, function.__name__)
-    torch.multiprocessing.spawn(_run, (world_size, port, results, place, arguments, join), nprocs=world_size)
+    arguments = (world_size, port, results, place, arguments, join, dict(os.environ))
+    torch.multiprocessing.start_processes(_run, arguments, nprocs=world_size, start_method=method)
     collected = dict(results.get() for _ in range(world_size))
     return [torch.load(collected[rank], weights_only=False) for rank in range(world_size)]
 
@@ -41,9 +44,10 @@ def _find(file: str, module: str, name: str) -> Callable:
     return getattr(sys.modules[module], name)
 
 
-def _run(rank: int, world_size: int, port: int, results, place: tuple, arguments: tuple, join: bool) -> None:
-    import tempfile
-
+def _run(
+    rank: int, world_size: int, port: int, results, place: tuple, arguments: tuple, join: bool, environment: dict
+) -> None:
+    os.environ.update(environment)
     function = _find(*place)
     torch.set_num_threads(1)
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}

@@ -143,6 +143,6 @@ run_tool(main)"""
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == {15: (143, "terminated\n"), 2: (130, "interrupted\n")}[number]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "started"]  # and no temporary folder

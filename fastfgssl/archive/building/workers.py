@@ -7,6 +7,7 @@ the task of a worker that ends before its time is for the caller to say. No proc
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,6 @@ from fastfgssl.runtime.errors import UserError
 NO_ITEM = -1
 _LOOK_EVERY = 0.5  # seconds between two looks at how long workers have been at their items
 _STARTS = 3  # of a worker that dies before it begins anything
-_PR_SET_PDEATHSIG = 1
 _JOIN_SECONDS = 5.0  # a process in the middle of a call to a file server that does not answer cannot end
 
 
@@ -142,12 +142,15 @@ def run_tasks(
 
 
 def _start(function: Function) -> _Worker:
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of pyarrow's and rich's threads
+    # not a fork of this process, which would copy the locks of rich's and pyarrow's threads, but of one that has
+    # imported what workers need and does nothing
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([type(function).__module__])
     ours, theirs = context.Pipe()
     shared = context.RawArray(ctypes.c_double, 3)
     watch = Watch(shared)
     watch.rest()
-    process = context.Process(target=_serve, args=(function, theirs, shared), daemon=True)
+    process = context.Process(target=_serve, args=(function, theirs, shared, dict(os.environ)), daemon=True)
     with _ignored_interrupt():  # Ctrl-C reaches every process of the terminal: workers inherit that they ignore it
         process.start()
     theirs.close()  # so that the end of the worker is the end of the pipe
@@ -162,12 +165,12 @@ def _end(workers: list[_Worker]) -> None:
         worker.pipe.close()
 
 
-def _serve(function: Function, pipe: Connection, shared: Any) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is None or os.getppid() != parent.pid:  # killed while this one started: the next run is at work already
+def _serve(function: Function, pipe: Connection, shared: Any, environment: dict[str, str]) -> None:
+    if not _ends_with_parent():  # killed while this one started: the next run is at work already
         return
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # decoders would set up a GPU in each worker, which none of them uses
+    os.environ.clear()  # it is that of the first start
+    # decoders would set up a GPU in each worker, which none of them uses
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
     watch = Watch(shared)
     while True:
         try:
@@ -186,6 +189,16 @@ def _serve(function: Function, pipe: Connection, shared: Any) -> None:
         watch.rest()
         with suppress(ConnectionError):
             pipe.send(result)
+
+
+def _ends_with_parent() -> bool:
+    """Lets the system end this process, whatever it is at, when its parent goes. False if it has gone already."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which ends a process, and comes when nobody can write to this pipe
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    return not wait([parent.sentinel], timeout=0)
 
 
 def _death(worker: _Worker, task: Any) -> Death:
