@@ -24,8 +24,10 @@ from fastfgssl.config.schema import Config
 
 pytest.register_assert_rewrite("helpers")
 
-# Ranks and workers are forked from a process that has imported what takes seconds to import.
-multiprocessing.set_forkserver_preload(["pytest", "fastfgssl.pretraining", "fastfgssl.archive.prepare"])
+# Ranks, workers and commands are forked from a process that has imported what takes seconds to import.
+multiprocessing.set_forkserver_preload(
+    ["pytest", "sklearn.metrics", *(f"fastfgssl.{name}" for name in ("pretraining", "finetuning", "archive.prepare"))]
+)
 multiprocessing.forkserver.ensure_running()
 
 # a job that a shell starts in the background ignores Ctrl-C, and so would the programs that tests interrupt

@@ -96,8 +96,9 @@ def write_phantoms(
         unfinished.touch()
         shutil.rmtree(out / "images", ignore_errors=True)
         (out / "images").mkdir()
-        # spawn, because the fork of a process that runs threads (torch's, say) may hang
-        with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
+        context = get_context("forkserver")  # the fork of a process that runs threads (torch's, say) may hang
+        context.set_forkserver_preload([__name__])
+        with ProcessPoolExecutor(min(workers, count), mp_context=context) as pool:
             for label in pool.map(write, range(count), chunksize=8):
                 labels.append(label)
                 on_progress(len(labels))

@@ -45,6 +45,11 @@ def _dispatch() -> int | None:
         return 0
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command{nearest(name, COMMANDS)}; see fastfgssl --help")
-    sys.argv = [f"fastfgssl {name}", *sys.argv[2:]]
+    return run_command(name, *sys.argv[2:])
+
+
+def run_command(name: str, *words: str) -> int | None:
+    """Runs a command in this process, with the words that a person would type after its name; its exit code."""
+    sys.argv = [f"fastfgssl {name}", *words]
     main: Callable[[], int | None] = importlib.import_module(f"fastfgssl.commands.{name}").main
     return main()

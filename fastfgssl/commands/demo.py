@@ -11,9 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from fastfgssl.commands import run_command
 from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
-from fastfgssl.runtime.errors import UserError
-from fastfgssl.runtime.signals import run_child
 
 CONFIG = "demo"
 PROTOCOLS = {"matching": "top1", "knn": "balanced_accuracy"}
@@ -42,14 +41,11 @@ def main() -> None:
 
 
 def _command(name: str, *arguments: object) -> None:
-    """Runs one of the commands as a person would type it."""
-    command = [sys.executable, "-m", "fastfgssl", name, *map(str, arguments)]
-    print_line(make_console(), f"$ fastfgssl {shlex.join(command[3:])}")
-    code = run_child(command)
-    if code in (130, 143):
-        raise KeyboardInterrupt
-    if code:
-        raise UserError(f"fastfgssl {name} ended with exit code {code}; its message is above")
+    """Runs one of the commands as a person would type it; in this process, which has imported what they need."""
+    words = [str(argument) for argument in arguments]
+    print_line(make_console(), f"$ fastfgssl {shlex.join((name, *words))}")
+    if code := run_command(name, *words):
+        sys.exit(code)  # a signal has stopped it
 
 
 def _score(protocol: str, checkpoint: Path, archive: Path, report: Path) -> tuple[float, float]:

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import StratifiedGroupKFold
 
 from fastfgssl.evaluation.feature_rows import CPU, Rows
 from fastfgssl.evaluation.logistic_regression import fit_logistic_regression
+from fastfgssl.evaluation.scores import balanced_accuracy
 from fastfgssl.runtime.errors import UserError
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -50,7 +49,7 @@ def linear_probe(
         scores = []
         for held_out in folds:
             classifier = fit_logistic_regression(train, labels, strength, samples=~held_out, device=device)
-            scores.append(balanced_accuracy_score(labels[held_out], classifier.predict(train)[held_out]))
+            scores.append(balanced_accuracy(labels[held_out], classifier.predict(train)[held_out]))
         return float(np.mean(scores))
 
     strength = max(STRENGTHS, key=score)
@@ -64,6 +63,8 @@ def _folds(labels: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
     """The samples that each fold holds out, bool [N]; two classes or more are among the others."""
     groups_of_class = sorted(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     if len(groups_of_class) >= 2 and groups_of_class[-2] >= _FOLDS:
+        from sklearn.model_selection import StratifiedGroupKFold  # a second, as in `scores`
+
         split = StratifiedGroupKFold(n_splits=_FOLDS).split(labels, labels, groups)
         folds = [np.isin(np.arange(len(labels)), held_out) for _, held_out in split]
         if all(fold.any() and len(np.unique(labels[~fold])) >= 2 for fold in folds):

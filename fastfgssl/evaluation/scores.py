@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from fastfgssl.evaluation.intervals import Interval, Replicates, differences, intervals, replicate
 from fastfgssl.evaluation.resampling import DRAWS, Resampling
@@ -40,6 +39,8 @@ def score_probabilities(
     found = intervals(resampling, [replicate(truth, part, resampling, draws=draws) for part in networks])
     scores = _scores(found, truth, resampling, classes)
     if len(networks) == 1:
+        from sklearn.metrics import confusion_matrix  # a second, which a training that scores nothing need not wait
+
         predictions = networks[0].argmax(axis=1)
         scores["confusion"] = confusion_matrix(truth, predictions, labels=np.arange(len(classes))).tolist()
     return scores
@@ -103,6 +104,8 @@ def share_interval(hits: np.ndarray, groups: np.ndarray) -> list[float | None]:
 
 def balanced_accuracy(truth: np.ndarray, predictions: np.ndarray) -> float:
     """The mean over classes of the share that is found; classes that `truth` lacks count not."""
+    from sklearn.metrics import balanced_accuracy_score
+
     return float(balanced_accuracy_score(truth, predictions))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import DataConfig
@@ -81,6 +80,8 @@ def _folded(archive: Archive, names: np.ndarray | None, config: DataConfig, seed
                 f"{archive.path}: class {archive.classes[label]} has {count} groups, too few for data.folds ="
                 f" {config.folds}: each fold is to have one; take fewer folds"
             )
+    from sklearn.model_selection import StratifiedGroupKFold  # a second, as in `scores`
+
     split = StratifiedGroupKFold(config.folds, shuffle=True, random_state=seed % 2**32).split(
         pool, labels[pool], groups
     )

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import hmac
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from fastfgssl.archive.building.keys import Key, load_key
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.runtime.errors import UserError
+from helpers.command import run_command
 from helpers.images import encode, fixed_key, gradient, inputs_of, names_of, write_files
 from helpers.paths import TOOLS
 
@@ -107,8 +106,7 @@ def test_a_cell_is_no_formula_and_moves_no_cursor(text):
 def test_hostile_names_are_harmless_in_the_table_and_on_the_terminal(tmp_path):
     names = ["=cmd|'x'!A1.png", "\x1b[2Jred.png", "line\nend.png", "\u202egnp.exe.png", '"quoted", name.png']
     source = write_files(tmp_path / "source", dict.fromkeys(names, b"no image") | {"1.png": encode(gradient(), "PNG")})
-    command = [sys.executable, TOOLS / "prepare.py", source, "--out", tmp_path / "archive"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    result = run_command(TOOLS / "prepare.py", source, "--out", tmp_path / "archive")
     assert (result.returncode, result.stderr) == (0, "")
     assert "\x1b" not in result.stdout
     with (tmp_path / "archive.private/archive.inputs.csv").open(newline="") as file:

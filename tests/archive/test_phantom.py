@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from fastfgssl.archive import phantom
 from fastfgssl.archive.phantom import TEXTURES, phantom_image, write_phantoms
 from fastfgssl.runtime.errors import UserError
+from helpers.command import run_command
 from helpers.paths import TOOLS
 
 TOOL = TOOLS / "phantom.py"
@@ -233,15 +232,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_the_tool_says_what_comes_next_and_what_was_wrong(tmp_path):
-    def run(*arguments):
-        return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, check=False)
-
     out = tmp_path / "a folder"
-    good = run(out, "--images", 7, "--width", 64, "--height", 64, "--workers", 2)
+    good = run_command(TOOL, out, "--images", 7, "--width", 64, "--height", 64, "--workers", 2)
     assert good.returncode == 0, good.stderr
     assert f"fastfgssl prepare '{out}' --out '{out}-archive' --labels '{out}/labels.csv'" in good.stdout
     assert len(list((out / "images").iterdir())) == 7
 
-    bad = run(out, "--images", 7)
+    bad = run_command(TOOL, out, "--images", 7)
     assert bad.returncode == 2
     assert bad.stderr == f"error: {out} exists and is not an empty folder: name a new one\n"

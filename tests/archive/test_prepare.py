@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
+from helpers.command import run_command
 from helpers.images import (
     DECODER,
     REAL_DATA,
@@ -39,10 +38,6 @@ from helpers.labels import by_name
 from helpers.paths import TOOLS
 
 TOOL = TOOLS / "prepare.py"
-
-
-def run_tool(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +217,7 @@ def test_real_labels_match_from_either_folder(source):
 def test_the_tool_writes_the_same_bytes_with_any_number_of_workers(generated, plain, tmp_path):
     out = tmp_path / "new folder" / "archive"
     key = fixed_key(tmp_path / "key")
-    result = run_tool(generated, "--out", out, "--shard-size", 0.02, "--workers", 3, "--key", key)
+    result = run_command(TOOL, generated, "--out", out, "--shard-size", 0.02, "--workers", 3, "--key", key)
     assert (result.returncode, result.stderr) == (0, "")
     files = sorted(path.relative_to(out) for path in out.rglob("*"))
     assert files == sorted(path.relative_to(plain.path) for path in plain.path.rglob("*"))
@@ -238,14 +233,14 @@ def test_the_tool_writes_the_same_bytes_with_any_number_of_workers(generated, pl
 
 
 def test_verify_of_the_tool(plain, tmp_path):
-    result = run_tool("--verify", plain.path)
+    result = run_command(TOOL, "--verify", plain.path)
     assert (result.returncode, result.stderr) == (0, "")
     shutil.copytree(plain.path, tmp_path / "copy")
     shard = tmp_path / "copy/shards/shard-000001.tar"
     data = bytearray(shard.read_bytes())
     data[700] ^= 1
     shard.write_bytes(data)
-    result = run_tool("--verify", tmp_path / "copy")
+    result = run_command(TOOL, "--verify", tmp_path / "copy")
     assert result.returncode == 1
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["shards/shard-000001.tar"] * 2
 

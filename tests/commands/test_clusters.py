@@ -22,6 +22,7 @@ import yaml
 from fastfgssl.config.files import load_config, write_config
 from fastfgssl.pretraining import pretrain
 from fastfgssl.training.sinks import read_metrics
+from helpers.command import Command
 from helpers.paths import ROOT, TOOLS
 from helpers.runs import losses, trained_change, wait_for_steps
 
@@ -34,19 +35,19 @@ def is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def start(command: list, variables: dict[str, str]) -> subprocess.Popen:
-    """A process of another machine: it inherits nothing of ours that says who it is."""
+def elsewhere(variables: dict[str, str]) -> dict[str, str]:
+    """The environment of another machine: it inherits nothing of ours that says who it is."""
     inherited = {name: value for name, value in os.environ.items() if not re.match("SLURM|MASTER", name)}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=inherited | {"OMP_NUM_THREADS": "1"} | variables,
-    )
+    return inherited | {"OMP_NUM_THREADS": "1"} | variables
 
 
-def finish(hosts: list[subprocess.Popen], code: int) -> list[str]:
+def torchrun(*words: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, words)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=elsewhere({}))
+
+
+def finish(hosts: list[subprocess.Popen] | list[Command], code: int) -> list[str]:
     """Waits for all of them; returns what they printed."""
     try:
         printed = [host.communicate(timeout=120) for host in hosts]
@@ -68,9 +69,9 @@ def test_two_nodes_of_torchrun_train_as_one_process_does(make_config, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    launcher = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
     command = [f"--master-port={port}", TOOL, "--config", tmp_path / "config.yaml"]
-    printed = finish([start([*launcher, f"--node-rank={node}", *command], {}) for node in (0, 1)], code=0)
+    printed = finish([torchrun(*launcher, f"--node-rank={node}", *command) for node in (0, 1)], code=0)
     assert ["done: 2 steps" in out for out in printed] == [True, False]  # one run, of which the first rank speaks
     assert [record["step"] for record in losses(config.output)] == [1, 2]
     assert losses(config.output)[0] == pytest.approx(losses(alone.output)[0], rel=1e-3)
@@ -78,7 +79,7 @@ def test_two_nodes_of_torchrun_train_as_one_process_does(make_config, tmp_path):
     assert (change - expected).norm() < 0.01 * expected.norm()
 
 
-def srun(arguments: list) -> list[subprocess.Popen]:
+def srun(arguments: list) -> list[Command]:
     """The tool on two nodes with a task each, as srun starts it in an allocation."""
     job = next(job for job in count(os.getpid()) if is_free(20_000 + 10 * job % 12_000))
     variables = {
@@ -90,7 +91,7 @@ def srun(arguments: list) -> list[subprocess.Popen]:
         "SLURM_LOCALID": "0",
     }
     nodes = [variables | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node)} for node in (0, 1)]
-    return [start([TOOL, *arguments], node) for node in nodes]
+    return [Command(TOOL, *arguments, environment=elsewhere(node)) for node in nodes]
 
 
 def test_tasks_of_srun_train_together_stop_on_a_warning_and_go_on(make_config, tmp_path):

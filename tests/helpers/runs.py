@@ -11,6 +11,7 @@ import torch
 
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.sinks import read_metrics
+from helpers.command import Command
 
 
 def losses(output) -> list[dict]:
@@ -30,7 +31,7 @@ def trained_change(output: str) -> torch.Tensor:
     return torch.cat([(after[name] - before[name]).flatten() for name in learned])
 
 
-def wait_for_steps(output: Path, count: int, process: subprocess.Popen) -> None:
+def wait_for_steps(output: Path, count: int, process: subprocess.Popen | Command) -> None:
     for _ in range(1200):
         path = output / "metrics.jsonl"
         if path.exists() and len(path.read_text().splitlines()) >= count:

@@ -24,7 +24,8 @@ from fastfgssl.runtime.signals import StopRequest
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.hooks import Hook
 from fastfgssl.training.sinks import read_metrics
-from helpers.runs import losses
+from helpers.ranks import run_on_ranks
+from helpers.runs import losses, trained_change
 
 
 def test_a_run_leaves_what_the_readme_names(make_config):
@@ -281,3 +282,20 @@ def test_a_run_from_before_a_key_was_known_goes_on(make_config):
     assert pretrain(make_config(train__steps=2))[:2] == (2, None)
     with pytest.raises(UserError, match=r"holds a run with model.block = 'full', this one has 'light'"):
         pretrain(make_config(train__steps=3, model__block="light"))
+
+
+def pretrain_on_rank(world, config):
+    pretrain(config)
+
+
+@pytest.mark.parametrize(("ranks", "schedule"), [(2, "joint"), (3, "progressive")])
+def test_ranks_train_as_one_process_does(make_config, tmp_path, ranks, schedule):
+    """With batch statistics of the global batch, a step on several ranks is that of one process on all images."""
+    settings = {"train__steps": 1, "train__batch_norm": "sync", "train__schedule": schedule, "optim__lr": 1e-6}
+    alone = make_config(output=str(tmp_path / "alone"), **settings)
+    pretrain(alone)
+    config = dataclasses.replace(alone, output=str(tmp_path / "ranks"))
+    run_on_ranks(pretrain_on_rank, ranks, config, join=False)
+    assert losses(config.output)[0] == pytest.approx(losses(alone.output)[0], rel=1e-3)
+    change, expected = trained_change(config.output), trained_change(alone.output)
+    assert (change - expected).norm() < 0.01 * expected.norm()

@@ -13,6 +13,7 @@ import pytest
 
 from fastfgssl.archive.building.workers import NO_ITEM, Death, Watch, run_tasks
 from fastfgssl.runtime.errors import UserError
+from helpers.command import Command
 from helpers.images import encode, gradient, write_files
 from helpers.paths import TESTS, TOOLS
 from helpers.tasks import Act, Dead
@@ -44,8 +45,7 @@ def test_interrupt_leaves_no_archive_and_no_processes(tmp_path):
     source = write_files(tmp_path / "source", {"0.png": encode(gradient(300, 300), "PNG")})
     for i in range(1, 3000):
         (source / f"{i}.png").symlink_to(source / "0.png")
-    command = [sys.executable, TOOL, source, "--out", tmp_path / "archive", "--workers", "2"]
-    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = Command(TOOL, source, "--out", tmp_path / "archive", "--workers", 2)
     wait_until(lambda: run.poll() is not None or list(tmp_path.glob("archive.partial/parts/*/rows.arrow")))
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     _, errors = run.communicate(timeout=120)

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from fastfgssl.archive.prepare import PrepareOptions, Summary, prepare
 from fastfgssl.archive.verification import verify
 from fastfgssl.commands.prepare import report_rows
 from fastfgssl.runtime.errors import UserError
+from helpers.command import Command, run_command
 from helpers.images import encode, fixed_key, gradient, inputs_of, names_of, write_files
 from helpers.paths import TOOLS
 
@@ -55,24 +55,23 @@ def whole(source, tmp_path_factory) -> Path:
 
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(source, whole, tmp_path):
     key = fixed_key(tmp_path / "key")
-    command = [sys.executable, TOOL, source, "--out", tmp_path / "archive", "--shard-size", "0.05", "--key", key]
+    words = (source, "--out", tmp_path / "archive", "--shard-size", 0.05, "--key", key, "--workers", 2)
     rng = random.Random(0)
-    seconds, killed = 0.5, 0
+    seconds, killed = 0.3, 0
     for _ in range(KILLS):
-        run = subprocess.Popen([*map(str, command), "--workers", "2"], stdout=subprocess.DEVNULL)
+        run = Command(TOOL, *words)
         try:
-            run.wait(rng.uniform(0.3, seconds))
+            run.wait(rng.uniform(0.1, seconds))
         except subprocess.TimeoutExpired:
-            run.send_signal(signal.SIGKILL)
-            run.wait()
+            run.kill()
             killed += 1
             seconds += 0.1  # so that some come late
             continue
         assert run.returncode == 0
         shutil.rmtree(tmp_path / "archive")  # it was complete: begin anew
-        seconds = 0.5
+        seconds = 0.3
     assert killed >= KILLS // 2
-    subprocess.run([*map(str, command), "--workers", "2"], check=True, stdout=subprocess.DEVNULL)
+    assert run_command(TOOL, *words).returncode == 0
     assert contents(tmp_path / "archive") == contents(whole)
     private = [f"archive.{name}" for name in ("inputs.csv", "report.html", "left_out.arrow")]
     assert {path.name for path in tmp_path.iterdir()} == {"archive", "key", *private}
@@ -145,14 +144,7 @@ def test_a_worker_that_somebody_kills_costs_nothing(source, whole, tmp_path):
 
 def test_shares_of_several_machines_are_one_archive(source, whole, tmp_path):
     out = tmp_path / "archive"
-    runs = [
-        subprocess.Popen(
-            [sys.executable, TOOL, source, "--out", out, "--part", f"{i}/3", "--workers", "1"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in (1, 2, 3)
-    ]
+    runs = [Command(TOOL, source, "--out", out, "--part", f"{i}/3", "--workers", 1) for i in (1, 2, 3)]
     for run in runs:
         output, _ = run.communicate()
         assert run.returncode == 0

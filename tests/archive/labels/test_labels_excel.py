@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import subprocess
-import sys
 from datetime import date, datetime, time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from fastfgssl.archive.labels.excel import workbook_of
 from fastfgssl.archive.labels.table import read_columns
 from fastfgssl.archive.listing import find_images
 from fastfgssl.runtime.errors import UserError
+from helpers.command import run_command
 from helpers.images import encode, gradient, write_files
 from helpers.labels import Said, by_name
 from helpers.paths import TOOLS
@@ -179,7 +178,7 @@ def test_names_of_workbooks():
 def test_prepare_takes_it(tmp_path):
     write_files(tmp_path / "data", {f"{i}.png": encode(gradient(40 + i, 30), "PNG") for i in range(3)})
     book(tmp_path / "labels.xlsx", {"a": [[]], "of 2024": [["image", "label"], [0, "mole"], [1, "scar"], [2, "mole"]]})
-    command = [sys.executable, TOOLS / "prepare.py", "data", "--out", "archive", "--labels", "labels.xlsx:of 2024"]
-    run = subprocess.run([*map(str, command), "--workers", "1"], capture_output=True, text=True, cwd=tmp_path)
+    words = ("data", "--out", "archive", "--labels", "labels.xlsx:of 2024", "--workers", 1)
+    run = run_command(TOOLS / "prepare.py", *words, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "3 images have one of 2 classes" in run.stdout

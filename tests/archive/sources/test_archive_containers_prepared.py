@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from fastfgssl.archive.building.accounting import read_accounting
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.verification import verify
+from helpers.command import Command, run_command
 from helpers.containers import container_of, tar_of, write
 from helpers.images import encode, fixed_key, gradient, inputs_of, write_files
 from helpers.paths import TOOLS
@@ -58,18 +57,17 @@ def test_killed_over_a_container_it_goes_on(files, tmp_path):
     source = write(tmp_path / "scans.tar.gz", container_of(".tar.gz", files))
     prepare(options(source, tmp_path / "whole" / "archive"))
     out, key = tmp_path / "archive", fixed_key(tmp_path / "key")
-    command = [sys.executable, TOOL, source, "--out", out, "--shard-size", "0.05", "--key", key, "--workers", "2"]
+    words = (source, "--out", out, "--shard-size", 0.05, "--key", key, "--workers", 2)
     rng, killed = random.Random(0), 0
     for _ in range(6):
-        run = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+        run = Command(TOOL, *words)
         try:
-            run.wait(0.3 * (1 + killed) + 0.2 * rng.random())  # the first while it starts, on any machine
+            run.wait(0.3 * killed + 0.2 * rng.random())  # the first while it starts, on any machine
         except subprocess.TimeoutExpired:
-            run.send_signal(signal.SIGKILL)
-            run.wait()
+            run.kill()
             killed += 1
     assert killed
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    assert run_command(TOOL, *words).returncode == 0
     assert (out / "samples.arrow").read_bytes() == (tmp_path / "whole" / "archive" / "samples.arrow").read_bytes()
     assert shards(out) == shards(tmp_path / "whole" / "archive")
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +17,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
+from helpers.command import Command
 from helpers.dicom import dicom, wheel_file
 from helpers.images import fixed_key, inputs_of, write_files
 from helpers.paths import TOOLS
@@ -97,15 +95,14 @@ def test_the_archive_is_that_of_a_folder_and_a_killed_run_goes_on(server, files,
     out = tmp_path / "archive"
     url = server.url.replace("://", f"://{USER}:{PASSWORD}@")
     server.delay = 0.01
-    command = [sys.executable, TOOLS / "prepare.py", url, "--out", out, "--key", fixed_key(tmp_path / "key")]
-    run = subprocess.Popen([*map(str, command), "--workers", "2", "--shard-size", "0.1"])
+    words = ("--out", out, "--key", fixed_key(tmp_path / "key"), "--workers", 2, "--shard-size", 0.1)
+    run = Command(TOOLS / "prepare.py", url, *words)
     try:
         while len(done := list(out.parent.glob("*.partial/parts/*/rows.arrow"))) < 1:
             assert run.poll() is None
             time.sleep(0.05)
     finally:
-        run.send_signal(signal.SIGKILL)
-        run.wait()
+        run.kill()
     assert not out.exists()
     parts = [path.parent.name for path in done if not path.parent.name.startswith(".")]
     server.asked, server.delay = [], 0.0
