@@ -6,6 +6,7 @@ import hashlib
 import json
 import tarfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -110,19 +111,32 @@ def test_columns_of_no_and_of_impossible_samples(archive):
             archive.columns(np.array([0, wrong]), ["size"])
 
 
+@pytest.fixture(scope="module")
+def altered(tmp_path_factory):
+    """Of which a bit is wrong for the time of an example."""
+    return write(tmp_path_factory.mktemp("altered") / "archive", make_samples([300, 20, 900, 0, 50]), shard_bytes=400)
+
+
+@contextmanager
+def flipped(file: Path, data: st.DataObject):
+    """A bit of the file, anywhere."""
+    place, bit = data.draw(st.integers(0, file.stat().st_size - 1)), data.draw(st.integers(0, 7))
+    flip(file, place, bit)
+    try:
+        yield
+    finally:
+        flip(file, place, bit)
+
+
 @settings(max_examples=30)
 @given(st.data())
-def test_verify_finds_any_flipped_bit(tmp_path_factory, data):
-    archive = write(tmp_path_factory.mktemp("tmp") / "archive", make_samples([300, 20, 900, 0, 50]), shard_bytes=400)
+def test_verify_finds_any_flipped_bit(altered, data):
     file = data.draw(st.sampled_from(["samples.arrow", "shards/shard-000000.tar", "shards/shard-000001.tar"]))
-    contents = bytearray((archive.path / file).read_bytes())
-    place = data.draw(st.integers(0, len(contents) - 1))
-    contents[place] ^= 1 << data.draw(st.integers(0, 7))
-    (archive.path / file).write_bytes(contents)
-    try:
-        problems = verify(Archive.open(archive.path, check_table=False))
-    except UserError as error:  # the table's footer: nothing can be read without it
-        problems = [str(error)]
+    with flipped(altered.path / file, data):
+        try:
+            problems = verify(Archive.open(altered.path, check_table=False))
+        except UserError as error:  # the table's footer: nothing can be read without it
+            problems = [str(error)]
     assert problems
     assert all(file in problem for problem in problems)
 
@@ -141,17 +155,15 @@ def test_a_table_that_was_altered_is_not_opened(archive):
 
 @settings(max_examples=200)
 @given(st.data())
-def test_a_large_table_that_was_altered_gives_no_sample_outside_its_shard(tmp_path_factory, data):
+def test_a_large_table_that_was_altered_gives_no_sample_outside_its_shard(altered, data):
     """Larger ones are not read as a whole: what is asked for is intact, or refused in a line."""
-    archive = write(tmp_path_factory.mktemp("tmp") / "archive", make_samples([300, 20, 900, 0, 50]), shard_bytes=400)
-    table = archive.path / "samples.arrow"
-    flip(table, data.draw(st.integers(0, table.stat().st_size - 1)), data.draw(st.integers(0, 7)))
-    try:
-        columns = Archive.open(archive.path, check_table=False).columns(np.arange(5), [*NUMBERS, "id", "split"])
-    except UserError:
-        return
-    shards = np.repeat(np.arange(len(archive.shard_sizes)), archive.shard_sizes)
-    lengths = [archive.shard_path(shard).stat().st_size for shard in shards]
+    with flipped(altered.path / "samples.arrow", data):
+        try:
+            columns = Archive.open(altered.path, check_table=False).columns(np.arange(5), [*NUMBERS, "id", "split"])
+        except UserError:
+            return
+    shards = np.repeat(np.arange(len(altered.shard_sizes)), altered.shard_sizes)
+    lengths = [altered.shard_path(shard).stat().st_size for shard in shards]
     assert all(columns["offset"].astype(object) + columns["size"].astype(object) <= lengths)
 
 

@@ -83,6 +83,7 @@ def test_class_is_in_the_fine_part_of_the_spectrum_alone(images, labels):
     assert accuracy(spectrum[:, FINE:], labels) > 3 * CHANCE
 
 
+@pytest.mark.slow
 def test_class_stays_visible_when_a_large_image_is_made_small(images, labels):
     """What is learned from images drawn at 96 x 96 holds for images drawn at 384 x 288, cropped and made small."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
@@ -93,6 +94,7 @@ def test_class_stays_visible_when_a_large_image_is_made_small(images, labels):
     assert score > 3 * CHANCE
 
 
+@pytest.mark.slow
 def test_class_is_not_in_the_lesions_shape_size_or_place(labels):
     masks = [phantom._draw_scene(phantom._generator(1, phantom._SCENE, i), 48, 48).lesion > 0.5 for i in range(COUNT)]
     y, x = np.mgrid[:48, :48]

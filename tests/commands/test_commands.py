@@ -22,6 +22,7 @@ from fastfgssl.pretraining import pretrain
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.sinks import read_metrics
 from helpers.command import run_command, run_here
+from helpers.further import further
 from helpers.paths import TOOLS
 
 MODULE = (sys.executable, "-m", "fastfgssl")
@@ -35,14 +36,7 @@ def run(*command, **options) -> subprocess.CompletedProcess:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, **options)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "train",
-        "prepare",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in sorted({*COMMANDS} - {"train", "prepare"})),
-    ],
-)
+@pytest.mark.parametrize("name", ["train", "prepare", *further(*sorted({*COMMANDS} - {"train", "prepare"}))])
 def test_each_command_has_three_names(name):
     ways = {
         f"{name}.py": (sys.executable, TOOLS / f"{name}.py"),

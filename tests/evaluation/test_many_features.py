@@ -145,6 +145,7 @@ def test_the_probe_is_that_of_the_released_version_which_had_sklearns(block_size
     assert np.mean(probe.predictions == truth) == pytest.approx(0.6225, abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_million_features_stay_below_the_limit():
     """The similarities of 512 queries alone would take 2 GB at once."""
     script = ROOT / "tests" / "helpers" / "evaluation_memory.py"

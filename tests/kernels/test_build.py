@@ -13,6 +13,7 @@ import pytest
 
 from fastfgssl.kernels import build
 from fastfgssl.kernels.build import PLUGIN, TENSORS, BuildError
+from helpers.further import further
 from helpers.paths import ROOT
 
 
@@ -160,7 +161,7 @@ def test_ranks_that_start_together_build_once(fake_compiler, tmp_path):
     assert calls(fake_compiler) == CALLS
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "no checksum"])
+@pytest.mark.parametrize("damage", ["cut", "no checksum", *further("empty", "zeros")])
 def test_a_damaged_library_is_built_anew(fake_compiler, tmp_path, damage):
     """Loaded as it is, a library that was cut short ends the process with a bus error."""
     path = build_plugin(tmp_path / "cache")

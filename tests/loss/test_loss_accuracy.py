@@ -13,6 +13,7 @@ from fastfgssl.kernels.cross_correlation.algorithm import cross_correlation
 from fastfgssl.kernels.cross_correlation.reference import cross_correlation_loss_reference, standardise
 from fastfgssl.loss import cross_correlation_loss
 from helpers.embeddings import ALGORITHMS, FORMS, compute, embeddings, loss_and_gradients
+from helpers.further import further
 from helpers.loss_accuracy import (
     before_the_standardisation,
     hard_embeddings,
@@ -124,14 +125,16 @@ def rounding_interpreter(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's kernels run on the GPU here (gpu/test_core.py)")
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize(
+    ("rounded", "form"),
+    [(True, FORMS[0]), (False, FORMS[1]), *further((True, FORMS[1]), (False, FORMS[0]))],
+)
 @pytest.mark.parametrize(
     ("algorithm", "N", "D", "dtype"),
     [
         ("gram", 2, 17, torch.float32),
         ("gram", 65, 300, torch.float16),
-        ("gram", 40, 512, torch.float32),
+        *further(("gram", 40, 512, torch.float32)),
         ("direct", 2, 1, torch.float32),
         ("direct", 63, 17, torch.bfloat16),
         ("direct", 200, 33, torch.float32),
@@ -150,7 +153,10 @@ def test_error_of_tritons_steps(rounding_interpreter, algorithm, N, D, dtype, ro
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's kernels run on the GPU here (gpu/test_core.py)")
-@pytest.mark.parametrize("case", ["dead features", "nearly collinear", "1e-4", "1e4"])
+@pytest.mark.parametrize(
+    "case",
+    ["dead features", *further("nearly collinear", "1e-4", "1e4")],
+)
 def test_error_of_tritons_steps_on_hard_embeddings(case):
     from fastfgssl.kernels.cross_correlation import columns_triton
 

@@ -19,6 +19,7 @@ from fastfgssl.objectives import build_objective
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.step import TrainingStep
+from helpers.further import further
 from helpers.ranks import run_on_ranks
 
 timm = pytest.importorskip("timm")
@@ -63,7 +64,8 @@ def test_a_step_that_is_made_again_is_the_same():
 
 
 @pytest.mark.parametrize(
-    "stages", [(1,), (0, 2), STAGES, *(pytest.param((stage,), marks=pytest.mark.slow) for stage in (0, 2, "all"))]
+    "stages",
+    [(1,), STAGES, *further(*(((stage,),) for stage in (0, 2, "all")), ((0, 2),))],
 )
 @pytest.mark.parametrize("name", [*FAMILIES, BRANCHED])
 def test_a_stage_trains_exactly_what_it_says_and_runs_nothing_deeper(name, stages):
@@ -119,7 +121,10 @@ def step(name: str, **train) -> tuple[TrainingStep, Batch]:
     )
 
 
-@pytest.mark.parametrize(("schedule", "precision"), [("progressive", "float32"), ("joint", "bfloat16")])
+@pytest.mark.parametrize(
+    ("schedule", "precision"),
+    [("progressive", "float32"), *further(("joint", "bfloat16"))],
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_of_each_schedule_moves_every_weight(name, schedule, precision):
     make_step, batch = step(name, schedule=schedule, precision=precision)
