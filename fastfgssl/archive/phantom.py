@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fastfgssl.archive.building.workers import expect_workers
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError, file_errors
 
@@ -96,9 +97,8 @@ def write_phantoms(
         unfinished.touch()
         shutil.rmtree(out / "images", ignore_errors=True)
         (out / "images").mkdir()
-        context = get_context("forkserver")  # the fork of a process that runs threads (torch's, say) may hang
-        context.set_forkserver_preload([__name__])
-        with ProcessPoolExecutor(min(workers, count), mp_context=context) as pool:
+        expect_workers(__name__)
+        with ProcessPoolExecutor(min(workers, count), mp_context=get_context("forkserver")) as pool:
             for label in pool.map(write, range(count), chunksize=8):
                 labels.append(label)
                 on_progress(len(labels))

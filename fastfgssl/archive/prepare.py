@@ -22,7 +22,7 @@ from fastfgssl.archive.building.keys import load_key
 from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
 from fastfgssl.archive.building.plan import DonePart
 from fastfgssl.archive.building.publish import LISTING, Place
-from fastfgssl.archive.building.workers import NO_ITEM, Death, run_tasks
+from fastfgssl.archive.building.workers import NO_ITEM, Death, expect_workers, run_tasks
 from fastfgssl.archive.labels.assignment import Labels, labels_of_folders, read_labels
 from fastfgssl.archive.labels.presets import PRESETS, read_preset
 from fastfgssl.archive.listing import Listing, find_images
@@ -47,6 +47,8 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
     start = time.monotonic()
     share = options.share()
     place = Place(options.out, overwrite=options.overwrite)
+    if not options.dry_run:
+        expect_workers(PartMaker.__module__, "nvidia.dali.fn")
     with place.held(shared=share is not None):
         preset = PRESETS[options.labels_preset] if options.labels_preset else None
         listing = find_images(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -141,11 +141,19 @@ def run_tasks(
         _end([*idle, *(worker for worker, _ in busy.values())])
 
 
+def expect_workers(*modules: str) -> None:
+    """Lets the process that workers are forked from import `modules` while this one is at something else.
+
+    Workers are no forks of this process, which would copy the locks of threads (rich's, pyarrow's, torch's).
+    """
+    multiprocessing.set_forkserver_preload(list(modules))
+    with _ignored_interrupt():
+        multiprocessing.forkserver.ensure_running()
+
+
 def _start(function: Function) -> _Worker:
-    # not a fork of this process, which would copy the locks of rich's and pyarrow's threads, but of one that has
-    # imported what workers need and does nothing
+    expect_workers(type(function).__module__)  # if nobody has
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([type(function).__module__])
     ours, theirs = context.Pipe()
     shared = context.RawArray(ctypes.c_double, 3)
     watch = Watch(shared)

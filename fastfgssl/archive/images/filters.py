@@ -61,8 +61,7 @@ class PictureFilters:
 def contrast(pixels: np.ndarray, levels: tuple[int, int]) -> float:
     """The standard deviation of the channel with most of it, in levels of 255, where `levels` are black and white."""
     low, high = levels
-    channels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
-    return max(
-        float(np.clip((channel.astype(np.float64) - low) * (255 / max(1, high - low)), 0, 255).std())
-        for channel in channels.T
-    )
+    channels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1).T.astype(np.float64, order="C")
+    if (low, high) != (0, 255) or pixels.dtype != np.uint8:
+        channels = np.clip((channels - low) * (255 / max(1, high - low)), 0, 255)
+    return float(channels.std(axis=1).max())

@@ -276,7 +276,7 @@ def _prepared(
 
 def _is_gray(pixels: np.ndarray) -> bool:
     few = pixels[::8, ::8]
-    if (few != few[..., :1]).any():  # nearly always, of colour
+    if (few[..., 0] != few[..., 1]).any():  # nearly always, of colour
         return False
     return not (pixels != pixels[..., :1]).any()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from fastfgssl.archive.images.pictures import damaged, is_srgb
@@ -31,6 +32,7 @@ SOI, EOI, SOS, DQT, DHT, DAC, DRI, APP0, APP1, APP2, APP14 = (
 FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})  # baseline, extended, progressive, lossless, arithmetic
 PROGRESSIVE = frozenset({0xC2, 0xCA})
 LOSSLESS = 0xC3
+_UNSUPPORTED = frozenset({*range(0xC0, 0xD0), 0xDC, 0xDE, 0xDF}) - FRAMES - {DHT, DAC}
 MAX_SCANS = 100  # encoders write 10 or so; decoding takes time in proportion, and hundreds take minutes
 _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # no density, no thumbnail
 _ADOBE = b"Adobe\0\x64\0\0\0\0"  # then the byte that names the colour transform
@@ -108,8 +110,8 @@ def strip_jpeg(data: bytes) -> StrippedJpeg:
     components = tuple(Component(*frame.body[place : place + 3]) for place in range(6, 6 + 3 * count, 3))
     _check_complete(frame.marker, components, scans)
 
-    quantisation = {component.table for component in components}
-    entropy = {table for scan in scans for table in _entropy_tables(scan)}
+    quantisation = frozenset(component.table for component in components)
+    entropy = frozenset(table for scan in scans for table in _entropy_tables(scan))
     parts = [b"\xff\xd8"]
     adobe, jfif = None, False
     for marker, body, _ in segments:
@@ -123,9 +125,9 @@ def strip_jpeg(data: bytes) -> StrippedJpeg:
         parts.append(_segment(APP14, _ADOBE + bytes([adobe])))
     for marker, body, scan in segments:
         if marker == DQT:
-            body = b"".join(_tables(body, quantisation, _quantisation_size))
+            body = _tables(body, quantisation, _quantisation_size)
         elif marker == DHT:
-            body = b"".join(_tables(body, entropy, _huffman_size))
+            body = _tables(body, entropy, _huffman_size)
         elif marker == DRI:
             body = body[:2]
         elif marker == SOS:
@@ -180,7 +182,7 @@ def _segments(data: bytes) -> list[_Segment]:
         length = struct.unpack_from(">H", data, place)[0] if place + 2 <= len(data) else 0
         if length < 2 or place + length > len(data):
             raise _damaged("a segment is cut off")
-        if (marker in range(0xC0, 0xD0) and marker not in (*FRAMES, DHT, DAC)) or marker in (0xDC, 0xDE, 0xDF):
+        if marker in _UNSUPPORTED:
             raise _damaged(f"its marker 0x{marker:02x} is not supported")
         body = data[place + 2 : place + length]
         place += length
@@ -239,7 +241,9 @@ def _huffman_size(body: bytes, place: int) -> int:
     return 17 + sum(body[place + 1 : place + 17])
 
 
-def _tables(body: bytes, wanted: set[int], size_of: Callable[[bytes, int], int]) -> list[bytes]:
+@lru_cache(maxsize=256)  # a device writes the same tables into each of its files
+def _tables(body: bytes, wanted: frozenset[int], size_of: Callable[[bytes, int], int]) -> bytes:
+    """Those of a segment that are wanted."""
     kept = []
     place = 0
     while place < len(body):
@@ -250,7 +254,7 @@ def _tables(body: bytes, wanted: set[int], size_of: Callable[[bytes, int], int])
         if number in wanted:
             kept.append(body[place : place + size])
         place += size
-    return kept
+    return b"".join(kept)
 
 
 def _segment(marker: int, body: bytes) -> bytes:
