@@ -23,9 +23,9 @@ class PlainTransform:
 
     It takes a PIL image of any mode (turned upright as its EXIF says; transparency is left out), or a tensor [3, H, W],
     [1, H, W], or with a batch in front, of uint8 (white 255) or uint16 (white 65535). C is `model.in_channels`: gray
-    becomes three equal channels, or colour its luminance (ITU-R 601). The whole image is resized to S x S by antialiased linear interpolation, whatever its shape, as
-    training and evaluation do it; docs/export.md has by how much decoders and resizes differ. Raises `UserError` for
-    anything else.
+    becomes three equal channels, or colour its luminance (ITU-R 601). The whole image is resized to S x S by
+    antialiased linear interpolation, whatever its shape, as training and evaluation do it; docs/export.md has by how
+    much decoders and resizes differ. Raises `UserError` for anything else.
     """
 
     def __init__(self, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -42,9 +42,11 @@ class PlainTransform:
             raise UserError(f"transform: takes a PIL image or a tensor of uint8 or uint16, not {kind}")
         if pixels.ndim not in (3, 4) or pixels.shape[-3] not in (1, 3) or 0 in pixels.shape:
             raise UserError(f"transform: takes tensors [3, H, W] or [B, 3, H, W], not {list(pixels.shape)}")
-        batch = (pixels if pixels.ndim == 4 else pixels[None]).float() / _WHITE[pixels.dtype]
-        if len(self.mean) == 1 and batch.shape[1] == 3:
-            batch = (batch * torch.tensor(_LUMINANCE, device=batch.device)[:, None, None]).sum(dim=1, keepdim=True)
+        levels = (pixels if pixels.ndim == 4 else pixels[None]).float()
+        if len(self.mean) == 1 and levels.shape[1] == 3:
+            weights = torch.tensor(_LUMINANCE, device=levels.device)[:, None, None]
+            levels = (weights * levels).sum(dim=1, keepdim=True).round()  # as decoders do
+        batch = levels / _WHITE[pixels.dtype]
         size = (self.image_size, self.image_size)
         batch = functional.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
         mean, std = (torch.tensor(values, device=batch.device)[:, None, None] for values in (self.mean, self.std))

@@ -21,13 +21,17 @@ transform = v2.Compose(
     [
         v2.Lambda(upright, Image.Image),
         v2.ToImage(),
-        v2.{channels},
-        v2.ToDtype(torch.float32, scale=True),
+        {channels}
         v2.Resize(({size}, {size}), interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
         v2.Normalize(mean={mean}, std={std}),
         v2.ToPureTensor(),
     ]
 )'''
+
+
+# in this order: of whole levels, torchvision's luminance is cut off, not rounded
+_GRAY = ("v2.ToDtype(torch.float32, scale=True),", "v2.Grayscale(1),")
+_COLOUR = ("v2.RGB(),", "v2.ToDtype(torch.float32, scale=True),")
 
 
 def preprocessing_values(config: Config) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def torchvision_code(config: Config) -> str:
     return (
         _CODE.replace("{size}", str(data.image_size))
         .replace("{mode}", "L" if is_gray else "RGB")
-        .replace("{channels}", "Grayscale(1)" if is_gray else "RGB()")
+        .replace("{channels}", f"\n{' ' * 8}".join(_GRAY if is_gray else _COLOUR))
         .replace("{mean}", str(list(data.mean)))
         .replace("{std}", str(list(data.std)))
     )

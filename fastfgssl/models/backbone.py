@@ -27,7 +27,7 @@ class Backbone(nn.Module):
     """Pixels of the image between neighbours in each tap: 8, 16, 32, or the patch size of a plain transformer."""
 
     def forward(self, images: torch.Tensor, deepest_tap: int = NUM_TAPS - 1) -> list[torch.Tensor]:
-        """Taps 0 to `deepest_tap` of images [B, in_channels, H, W]: [B, C, H / stride, W / stride] each; no layer beyond."""
+        """Taps 0 to `deepest_tap` of images [B, 3 or 1, H, W]: [B, C, H / stride, W / stride] each; no layer beyond."""
         raise NotImplementedError
 
     def modules_of(self, taps: Iterable[int]) -> list[nn.Module]:

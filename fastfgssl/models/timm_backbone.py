@@ -161,9 +161,7 @@ def _require_known(timm: ModuleType, name: str, what: str) -> None:
         )
 
 
-def _create(
-    timm: ModuleType, name: str, image_size: int | None, in_channels: int
-) -> tuple[nn.Module, dict[str, Any]]:
+def _create(timm: ModuleType, name: str, image_size: int | None, in_channels: int) -> tuple[nn.Module, dict[str, Any]]:
     """The network with random weights, for images of any side if it can take them, and the options that made it so."""
     channels = {} if in_channels == 3 else {"in_chans": in_channels}
     options: list[dict[str, Any]] = list(_ANY_SIDE)
