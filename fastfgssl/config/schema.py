@@ -289,8 +289,8 @@ class Config(Section):
 def _of_channels(data: DataConfig, channels: int) -> DataConfig:
     """`data` with a mean and a deviation for each channel of the images."""
     if channels == 1:
-        one = {name: (math.fsum(getattr(data, name)) / len(getattr(data, name)),) for name in ("mean", "std")}
-        return replace(data, **one)
+        mean, std = (math.fsum(values) / len(values) for values in (data.mean, data.std))
+        return replace(data, mean=(mean,), std=(std,))
     for name in ("mean", "std"):
         must = "three numbers, one a channel, unless model.in_channels is 1"
         require(len(getattr(data, name)) == 3, f"data.{name}", getattr(data, name), must)
