@@ -64,6 +64,17 @@ struct Lanes {
     const __m256i high = _mm256_add_epi16(_mm256_unpacklo_epi64(c.v, d.v), _mm256_unpackhi_epi64(c.v, d.v));
     return {_mm256_add_epi16(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31))};
   }
+  // number i of the result: the sum of all numbers of the i-th of 16
+  static Lanes SumsOfSixteens(const Lanes *of) {
+    const auto eight = [](const Lanes *from) {
+      __m256i sums[8];
+      for (int i = 0; i < 8; i++) sums[i] = from[i].v;
+      for (int left = 4; left > 0; left /= 2)  // neighbours of each half are added, three times
+        for (int i = 0; i < left; i++) sums[i] = _mm256_hadd_epi16(sums[2 * i], sums[2 * i + 1]);
+      return _mm_add_epi16(_mm256_castsi256_si128(sums[0]), _mm256_extracti128_si256(sums[0], 1));
+    };
+    return {_mm256_inserti128_si256(_mm256_castsi128_si256(eight(of)), eight(of + 8), 1)};
+  }
   // four pixels of 3 numbers as four of 4, the fourth 0; reads two numbers beyond them
   static Lanes LoadThreeAsFour(const int16_t *from) {
     const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
@@ -112,6 +123,13 @@ struct Lanes {
     return Make([&](int i) {
       const int16_t *u = all[i / 4]->v + i % 4;
       return u[0] + u[4] + u[8] + u[12];
+    });
+  }
+  static Lanes SumsOfSixteens(const Lanes *of) {
+    return Make([=](int i) {
+      int sum = 0;
+      for (int k = 0; k < kCount; k++) sum += of[i].v[k];
+      return sum;
     });
   }
   static Lanes LoadThreeAsFour(const int16_t *from) {

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from fastfgssl.benchmarks.jigsaw import published_loop
 from fastfgssl.benchmarks.measure import CheckFailed, Record, Settings, Suite
 from fastfgssl.config.schema import IMAGENET_MEAN as MEAN
 from fastfgssl.config.schema import IMAGENET_STD as STD
-from fastfgssl.config.schema import Config, DataConfig, TrainConfig
+from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.data.batch import Needs
 from fastfgssl.data.decode import Encoded, GraphSpec, build_decoder
 from fastfgssl.data.graph import GraphInput, build_graph, view_flags
@@ -147,6 +148,15 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         unit="images/s",
         runs=15,
     )
+    gray = [_in_gray(file) for file in files]
+    one_graph, one_decoder = _pipelines(gray, reader.picture_sizes(ids), _spec(suite.device, in_channels=1))
+    three_graph, _ = _pipelines(gray, reader.picture_sizes(ids), spec)
+    yield compare(
+        f"{case} in gray, one channel, {threads} threads",
+        ours=lambda: [one_graph.run() for _ in range(batches)],
+        baseline=("the same files in three channels", lambda: [three_graph.run() for _ in range(batches)]),
+        limit=("DALI decoding to gray alone", lambda: [one_decoder.run() for _ in range(batches)]),
+    )
     if small is not None:
         reader = Reader(Archive.open(small))
         small_graph, small_decoder = _pipelines(reader.read(ids), reader.picture_sizes(ids), spec)
@@ -158,11 +168,20 @@ def _graph(archive: Path, small: Path | None, suite: Suite) -> Iterator[Record]:
         )
 
 
-def _spec(device: torch.device) -> GraphSpec:
+def _in_gray(file: np.ndarray) -> np.ndarray:
+    """The picture of an encoded one in gray, as JPEG of quality 90."""
+    encoded = io.BytesIO()
+    Image.open(io.BytesIO(file.tobytes())).convert("L").save(encoded, "JPEG", quality=90)
+    return np.frombuffer(encoded.getvalue(), np.uint8)
+
+
+def _spec(device: torch.device, in_channels: Literal[1, 3] = 3) -> GraphSpec:
     """Of two threads on a CPU, so that machines compare, and of all cores beside a GPU."""
     threads = 2 if device.type == "cpu" else available_cores()
     config = Config(
-        data=DataConfig(path="none", image_size=SIDE, threads=threads), train=TrainConfig(steps=1, batch_size=BATCH)
+        data=DataConfig(path="none", image_size=SIDE, threads=threads),
+        model=ModelConfig(in_channels=in_channels),
+        train=TrainConfig(steps=1, batch_size=BATCH),
     )
     return GraphSpec.of(config, Needs(grids=GRIDS), World.alone(device), depth="8")
 
@@ -182,17 +201,18 @@ def _pipelines(files: list[np.ndarray], sizes: np.ndarray, spec: GraphSpec) -> t
     decoder = build_decoder(lambda: Encoded(batch), spec)
     for pipeline in (graph, decoder):
         pipeline.build()
-    _check(graph.run(), batch, source(0)[1])
+    _check(graph.run(), batch, source(0)[1], spec)
     return graph, decoder
 
 
-def _check(outputs: Iterable[TensorListCPU | TensorListGPU], files: list[np.ndarray], params: ViewParams) -> None:
+def _check(
+    outputs: Iterable[TensorListCPU | TensorListGPU], files: list[np.ndarray], params: ViewParams, spec: GraphSpec
+) -> None:
     """The graph's batch is what Pillow's decoder and resize, a blur in float64 and the fan-out's reference make."""
     sources: dict[str, list[np.ndarray]] = {"puzzle": [], "anchor": []}
     for i, file in enumerate(files):
-        image = np.array(
-            Image.open(io.BytesIO(file.tobytes())).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        )
+        decoded = Image.open(io.BytesIO(file.tobytes())).convert("RGB" if spec.channels == 3 else "L")
+        image = np.array(decoded.resize((SIDE, SIDE), Image.Resampling.BILINEAR)).reshape(SIDE, SIDE, spec.channels)
         for name, images in sources.items():
             sigma = getattr(params, name).sigma[i]
             images.append(np.rint(blur_reference(image, sigma)).astype(np.uint8) if sigma > 0 else image)
@@ -202,12 +222,12 @@ def _check(outputs: Iterable[TensorListCPU | TensorListGPU], files: list[np.ndar
         anchor_flags=view_flags(params.anchor),
         permutations=params.permutations,
         grids=GRIDS,
-        mean=MEAN,
-        std=STD,
+        mean=spec.mean,
+        std=spec.std,
     )
     for ours, truth in zip(outputs, (expected.anchor, expected.puzzle_view, *expected.puzzles), strict=True):
         pixels = np.array(ours.as_cpu().as_tensor(), dtype=np.float32)
-        levels = np.abs(pixels - truth) * np.array(STD) * 255
+        levels = np.abs(pixels - truth) * np.array(spec.std) * 255
         # decoders differ by a level; at the threshold of solarise that turns a few pixels over
         if pixels.shape != truth.shape or levels.mean() > 1 or (levels > 4).mean() > 0.01:
             raise CheckFailed(f"views differ from their reference by {levels.mean():.2f} grey levels on average")

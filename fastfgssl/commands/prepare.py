@@ -216,7 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.verify:
         others = {name: value for name, value in vars(arguments).items() if name != "verify"}
         for name, value in others.items():
-            if value and value != parser.get_default(name):
+            if value not in (None, [], parser.get_default(name)):
                 what = "--list" if name == "lists" else f"--{name.replace('_', '-')}"
                 what = str(value[0]) if name == "sources" else what
                 parser.error(f"--verify checks an archive and makes none: leave out {what}")

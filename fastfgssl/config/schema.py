@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from fastfgssl.config.baseline import BaselineConfig as BaselineConfig
@@ -66,9 +66,10 @@ class DataConfig(Section):
     fold: int = 0
     """Which of `folds` validates, from 0."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Mean of each channel that normalisation subtracts, on a scale where white is 1."""
+    """Mean of each channel that normalisation subtracts, on a scale where white is 1. With model.in_channels=1 a single
+    number; the average of three is taken for it."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Standard deviation of each channel that normalisation divides by, on a scale where white is 1."""
+    """Standard deviation of each channel that normalisation divides by, on a scale where white is 1; as data.mean."""
 
     def _check(self) -> None:
         require(bool(self.path), "data.path", self.path, "the folder of a prepared archive")
@@ -81,8 +82,9 @@ class DataConfig(Section):
         require(self.folds == 0 or self.folds >= 2, "data.folds", self.folds, "2 or more, or 0")
         require(0 <= self.fold < max(1, self.folds), "data.fold", self.fold, "0 or more and below data.folds")
         require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "in [0, 1]")
-        require(len(self.mean) == 3, "data.mean", self.mean, "three numbers, one a channel")
-        require(len(self.std) == 3, "data.std", self.std, "three numbers, one a channel")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            require(len(numbers) in (1, 3), f"data.{name}", numbers, "three numbers, one a channel, or one of gray")
         require(min(self.std) > 0, "data.std", self.std, "greater than 0 in every channel")
 
 
@@ -97,6 +99,9 @@ class ModelConfig(Section):
     """Start of the backbone: imagenet (torchvision's or timm's own weights), none, or a file with a state dict."""
     width: float = 1.0
     """Multiplies a ResNet's channels; below 1 for small machines, and then `weights` cannot be imagenet."""
+    in_channels: Literal[3, 1] = 3
+    """Channels of the images. 1: gray, for networks of one input channel; weights of 3 are summed over them, and colour
+    images are taken by their luminance (docs/views.md)."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """imagenet: 7 x 7 stride 2 and max pooling; small: 3 x 3 stride 1 and no pooling, for images up to 64 pixels."""
     grids: tuple[int, ...] = (16, 8, 4)
@@ -255,6 +260,7 @@ class Config(Section):
     def _check(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
         require(bool(self.output), "output", self.output, "a folder")
+        object.__setattr__(self, "data", _of_channels(self.data, self.model.in_channels))
         # apex counts the steps of a group; an update of `progressive` is a step of some of its parameters
         family, _, variant = self.objective.partition(".")
         has_heads = family in ("fgssl", "supervised") and variant != "plain"
@@ -278,3 +284,14 @@ class Config(Section):
                 self.data.image_size,
                 f"divisible by every grid of model.grids {list(self.model.grids)}; {grid} does not divide it",
             )
+
+
+def _of_channels(data: DataConfig, channels: int) -> DataConfig:
+    """`data` with a mean and a deviation for each channel of the images."""
+    if channels == 1:
+        mean, std = (math.fsum(values) / len(values) for values in (data.mean, data.std))
+        return replace(data, mean=(mean,), std=(std,))
+    for name in ("mean", "std"):
+        must = "three numbers, one a channel, unless model.in_channels is 1"
+        require(len(getattr(data, name)) == 3, f"data.{name}", getattr(data, name), must)
+    return data

@@ -47,6 +47,11 @@ class Jitter:
         """Whether it changes more than intensity."""
         return bool(self.saturation or self.hue)
 
+    @property
+    def intensity(self) -> bool:
+        """Whether it changes more than colour."""
+        return bool(self.brightness or self.contrast)
+
     def check(self, key: str) -> None:
         for name in ("p", "brightness", "contrast", "saturation"):
             _require_share(f"{key}.{name}", getattr(self, name))

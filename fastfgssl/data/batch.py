@@ -24,7 +24,7 @@ class Needs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Views of B images: normalised float16 or float32 [B, 3, S, S], channels-last in memory.
+    """Views of B images: normalised float16 or float32 [B, C, S, S], channels-last in memory; C is model.in_channels.
 
     Row i of every tensor is of the same image, `ids[i]`. What nobody needs is None.
     """

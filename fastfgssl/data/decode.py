@@ -51,7 +51,10 @@ class GraphSpec:
     """What sizes in the preset are: stated for `REFERENCE_SIDE` pixels, or pixels of these views."""
     needs: Needs
     mean: tuple[float, ...]
+    """A number for each channel."""
     std: tuple[float, ...]
+    channels: int = 3
+    """3: images are decoded to RGB. 1: to gray, colour by its luminance (ITU-R 601)."""
     half: bool
     """float16 outputs instead of float32."""
     depth: Depth
@@ -72,12 +75,17 @@ class GraphSpec:
                 raise UserError(
                     f"the objective's needs: a grid of {grid}: must divide data.image_size = {self.image_size}, or be 0"
                 )
-        if self.depth == "16" and self.preset.colour:
+        if self.depth == "16" and self.changes_colour:
             others = ", ".join(name for name, preset in PRESETS.items() if not preset.colour)
             raise UserError(
                 "data.views: this preset changes hue and saturation, which an archive with 16-bit images of an earlier"
                 f" release does not allow; prepare it anew, or take one that does not: {others}"
             )
+
+    @property
+    def changes_colour(self) -> bool:
+        """Whether a view's jitter changes hue or saturation, which gray images do not have."""
+        return self.channels == 3 and self.preset.colour
 
     @property
     def decodes_on_gpu(self) -> bool:
@@ -96,6 +104,7 @@ class GraphSpec:
             needs=needs,
             mean=data.mean,
             std=data.std,
+            channels=config.model.in_channels,
             half=on_gpu and config.train.precision in ("bfloat16", "float16"),
             depth=depth,
             device_id=world.device.index if on_gpu else None,
@@ -113,7 +122,7 @@ def depth_of(archive: Archive) -> Depth:
 
 
 def decode(inputs: Sequence[DataNode], spec: GraphSpec) -> DataNode:
-    """RGB of any supported format, upright, on the device of the graph.
+    """RGB, or gray, of any supported format, upright, on the device of the graph.
 
     inputs: encoded images; where depths are their own the lowest levels and the highest, a number an image, too.
     """
@@ -134,7 +143,7 @@ def _decoded(encoded: DataNode, spec: GraphSpec, dtype: Any) -> DataNode:
         encoded,
         device="mixed" if spec.decodes_on_gpu else "cpu",
         hw_decoder_load=spec.hw_decoder_load,
-        output_type=types.RGB,
+        output_type=types.RGB if spec.channels == 3 else types.GRAY,
         dtype=dtype,
     )
     return image.gpu() if spec.device_id is not None and spec.decode_on_cpu else image

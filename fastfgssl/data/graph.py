@@ -48,7 +48,7 @@ class _Input(NamedTuple):
 def build_graph(source: Callable[[int], GraphInput], spec: GraphSpec) -> Pipeline:
     """Builds a pipeline whose i-th run makes the views of `source(i)`; `source` ends it by raising StopIteration.
 
-    Outputs, each a batch of [S, S, 3] and made if `spec.needs` it: anchor, puzzle view, and a puzzle for each grid.
+    Outputs, each a batch of [S, S, C] and made if `spec.needs` it: anchor, puzzle view, and a puzzle for each grid.
     """
     load_operators()
     inputs = _declare_inputs(spec)
@@ -119,7 +119,7 @@ def _declare_inputs(spec: GraphSpec) -> list[_Input]:
             "crop_end": (view.crop, lambda draws: draws.crop[:, [3, 2]]),
             "affine": (view.affine, lambda draws: draws.affine),
         }
-        for column, part in enumerate(_jitter_parts(view)):
+        for column, part in enumerate(_jitter_parts(view, spec)):
             columns[part] = (True, partial(_jitter_column, column))
         for part, (is_needed, of_view) in columns.items():
             if is_needed:
@@ -175,10 +175,12 @@ def _views(image: DataNode, inputs: dict[str, DataNode], spec: GraphSpec) -> tup
     return tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
 
 
-def _jitter_parts(view: ViewSpec) -> tuple[str, ...]:
-    if view.jitter is None:
+def _jitter_parts(view: ViewSpec, spec: GraphSpec) -> tuple[str, ...]:
+    """Which numbers of the jitter are used; none where it changes nothing of a gray image."""
+    jitter = view.jitter
+    if jitter is None or (spec.channels == 1 and not jitter.intensity):
         return ()
-    return JITTER_PARTS if view.jitter.colour else JITTER_PARTS[:2]
+    return JITTER_PARTS if jitter.colour and spec.channels == 3 else JITTER_PARTS[:2]
 
 
 def _resize(image: DataNode, spec: GraphSpec, **region: DataNode) -> DataNode:
@@ -202,15 +204,16 @@ def _crop(image: DataNode, name: str, inputs: dict[str, DataNode], spec: GraphSp
 def _distort(image: DataNode, name: str, view: ViewSpec, inputs: dict[str, DataNode], spec: GraphSpec) -> DataNode:
     """What is done to one view before the views operator, in the order that `ViewSpec` says."""
     # stock operators for geometry and intensity do not take uint16; a cast back rounds and saturates
-    as_float = spec.depth == "16" and (view.affine or view.jitter)
+    jitter = _jitter_parts(view, spec)
+    as_float = spec.depth == "16" and (view.affine or jitter)
     if as_float:
         image = fn.cast(image, dtype=types.FLOAT)
     if view.affine:
         # without a fill value, coordinates outside the image are clamped to its edge
         image = fn.warp_affine(image, matrix=inputs[f"{name}_affine"], interp_type=types.INTERP_LINEAR)
-    if view.jitter:
-        parts = {part: inputs[f"{name}_{part}"] for part in _jitter_parts(view)}
-        if view.jitter.colour:
+    if jitter:
+        parts = {part: inputs[f"{name}_{part}"] for part in jitter}
+        if jitter == JITTER_PARTS:
             image = fn.color_twist(image, **parts)
         else:
             image = fn.brightness_contrast(image, contrast_center=32768 if spec.depth == "16" else 128, **parts)

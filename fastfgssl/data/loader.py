@@ -136,7 +136,7 @@ class Loader(Iterator[Batch]):
         self._begin()
 
     def _as_tensor(self, output: TensorListCPU | TensorListGPU) -> torch.Tensor:
-        """[B, 3, S, S], channels-last, of one output of the graph."""
+        """[B, C, S, S], channels-last, of one output of the graph."""
         if self._spec.device_id is None:
             return torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
         from nvidia.dali.plugin.pytorch import feed_ndarray

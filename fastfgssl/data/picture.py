@@ -38,6 +38,6 @@ def save_views_picture(
 
 
 def _to_uint8(views: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """[B, 3, S, S] normalised to [B, S, S, 3] uint8 on the CPU."""
+    """[B, C, S, S] normalised to [B, S, S, 3] uint8 on the CPU; C is 3, or 1 of gray."""
     pixels = views.permute(0, 2, 3, 1).float().cpu() * torch.tensor(std) + torch.tensor(mean)
-    return (255 * pixels).round().clamp(0, 255).to(torch.uint8)
+    return (255 * pixels).round().clamp(0, 255).to(torch.uint8).expand(-1, -1, -1, 3)

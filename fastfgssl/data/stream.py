@@ -14,6 +14,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch, Needs
 from fastfgssl.data.decode import GraphSpec, depth_of
+from fastfgssl.data.gray import tell_of_colour
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.opening import open_archive
 from fastfgssl.data.order import Order, Slots, Stream
@@ -45,11 +46,16 @@ class ArchiveStream:
         """This rank's batches of steps `start` to `stop` - 1; a run that ends in order says what it was not shown."""
         config, world = self.config, self._world
         listed = Path(config.output) / "quarantine.csv"
+        slots = rank_slots(self._stream, config, world)
+        if config.model.in_channels == 1 and start < stop:
+            with shared_errors(world):
+                if world.is_main:
+                    tell_of_colour(self.archive, slots(start).ids)
         with shared_errors(world), local_main_first(world):  # the first builds the operators, the others find them
             loader = Loader(
                 self.archive,
                 GraphSpec.of(config, self.needs, world, depth=depth_of(self.archive)),
-                rank_slots(self._stream, config, world),
+                slots,
                 seed=config.seed,
                 quarantine=Quarantine(self.archive.num_samples, listed, among=self._stream.ids),
                 start=start,

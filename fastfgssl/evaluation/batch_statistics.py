@@ -34,7 +34,7 @@ class PooledMoments:
 
 @torch.no_grad()
 def recompute_batch_statistics(model: Network, batches: Iterable[torch.Tensor]) -> None:
-    """Replaces the running statistics of the batch norms that features pass by those over `batches` [B, 3, S, S].
+    """Replaces the running statistics of the batch norms that features pass by those over `batches` [B, C, S, S].
 
     The statistics of a norm are the mean and the unbiased variance of its inputs over all images together, weighted by
     their number, the variance between batches included. What is fed to the first norm does not depend on the batches;

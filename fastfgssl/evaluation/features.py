@@ -188,7 +188,7 @@ class _Kept:
 
 
 def _colour_statistics(images: torch.Tensor) -> torch.Tensor:
-    """[B, 12] of images [B, 3, S, S]."""
+    """[B, 4 C] of images [B, C, S, S]."""
     pixels = images.float().flatten(2)
     percentiles = torch.quantile(pixels, torch.tensor([0.1, 0.9], device=pixels.device), dim=2)
     return torch.cat([pixels.mean(dim=2), pixels.std(dim=2), *percentiles], dim=1).cpu()

@@ -56,13 +56,13 @@ class Thumbnails:
         self.rows = FeatureRows()
 
     def add(self, ids: np.ndarray, images: torch.Tensor) -> None:
-        """ids: int64 [B]; images: [B, 3, S, S], normalised in any way."""
+        """ids: int64 [B]; images: [B, C, S, S], normalised in any way."""
         self.ids = np.concatenate([self.ids, ids])
         self.rows.append(thumbnails(images))
 
 
 def thumbnails(images: torch.Tensor) -> torch.Tensor:
-    """[B, T * T] of images [B, 3, S, S], T = 32 or half of S; 0 where a picture is the same all over."""
+    """[B, T * T] of images [B, C, S, S], T = 32 or half of S; 0 where a picture is the same all over."""
     side = max(1, min(_SIDE, images.shape[-1] // 2))
     small = functional.adaptive_avg_pool2d(images.float().mean(dim=1, keepdim=True), side)
     structure = small - functional.avg_pool2d(small, 5, stride=1, padding=2, count_include_pad=False)

@@ -32,7 +32,7 @@ class Pretrained(NamedTuple):
 class PretrainedBackbone(nn.Module):
     """A trained backbone without blocks and heads, and the transform that its images need.
 
-    `backbone(images)` takes float32 [B, 3, S, S] as the transform makes it (any other S that the network takes works
+    `backbone(images)` takes float32 [B, C, S, S] as the transform makes it (any other S that the network takes works
     too) and gives features float32 [B, C]: the global average of the last map, what `fastfgssl evaluate` calls
     `backbone`. `backbone.maps(images)` gives the last three maps, fine to coarse. C is `backbone.num_features`.
     """
@@ -62,7 +62,7 @@ class PretrainedBackbone(nn.Module):
 class PretrainedClassifier(nn.Module):
     """A fine-tuned network, the classes that it tells apart, and the transform that its images need.
 
-    `classifier(images)` takes float32 [B, 3, S, S] as the transform makes it and gives logits float32 [B, K] in the
+    `classifier(images)` takes float32 [B, C, S, S] as the transform makes it and gives logits float32 [B, K] in the
     order of `classes`: the sum of those of its heads. `backbone` is the backbone alone, as pretraining's is loaded.
     """
 

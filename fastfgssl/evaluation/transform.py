@@ -14,21 +14,22 @@ from fastfgssl.archive.images.image import plain_picture, upright
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.runtime.errors import UserError
 
+_LUMINANCE = (0.299, 0.587, 0.114)
 _WHITE = {torch.uint8: 255, torch.uint16: 65535}
 
 
 class PlainTransform:
-    """Turns an image into float32 [3, S, S], normalised as in training; a batch of tensors into [B, 3, S, S].
+    """Turns an image into float32 [C, S, S], normalised as in training; a batch of tensors into [B, C, S, S].
 
-    It takes a PIL image of any mode (turned upright as its EXIF says; transparency is left out, gray becomes three
-    equal channels), or a tensor [3, H, W], [1, H, W], or with a batch in front, of uint8 (white 255) or uint16 (white
-    65535). The whole image is resized to S x S by antialiased linear interpolation, whatever its shape, as
-    training and evaluation do it; docs/export.md has by how much decoders and resizes differ. Raises `UserError` for
-    anything else.
+    It takes a PIL image of any mode (turned upright as its EXIF says; transparency is left out), or a tensor [3, H, W],
+    [1, H, W], or with a batch in front, of uint8 (white 255) or uint16 (white 65535). C is `model.in_channels`: gray
+    becomes three equal channels, or colour its luminance (ITU-R 601). The whole image is resized to S x S by
+    antialiased linear interpolation, whatever its shape, as training and evaluation do it; docs/export.md has by how
+    much decoders and resizes differ. Raises `UserError` for anything else.
     """
 
     def __init__(self, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        """image_size: S in pixels; mean, std: of each channel, on a scale where white is 1."""
+        """image_size: S in pixels; mean, std: of each of the C channels, on a scale where white is 1."""
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
 
     def __repr__(self) -> str:
@@ -41,7 +42,11 @@ class PlainTransform:
             raise UserError(f"transform: takes a PIL image or a tensor of uint8 or uint16, not {kind}")
         if pixels.ndim not in (3, 4) or pixels.shape[-3] not in (1, 3) or 0 in pixels.shape:
             raise UserError(f"transform: takes tensors [3, H, W] or [B, 3, H, W], not {list(pixels.shape)}")
-        batch = (pixels if pixels.ndim == 4 else pixels[None]).float() / _WHITE[pixels.dtype]
+        levels = (pixels if pixels.ndim == 4 else pixels[None]).float()
+        if len(self.mean) == 1 and levels.shape[1] == 3:
+            weights = torch.tensor(_LUMINANCE, device=levels.device)[:, None, None]
+            levels = (weights * levels).sum(dim=1, keepdim=True).round()  # as decoders do
+        batch = levels / _WHITE[pixels.dtype]
         size = (self.image_size, self.image_size)
         batch = functional.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
         mean, std = (torch.tensor(values, device=batch.device)[:, None, None] for values in (self.mean, self.std))

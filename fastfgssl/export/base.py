@@ -18,7 +18,7 @@ from fastfgssl.runtime.errors import UserError
 PartName = Literal["backbone", "hierarchy", "classifier"]
 
 Run = Callable[[Tensor], dict[str, Tensor]]
-"""Images float32 [B, 3, S, S] to outputs by name, float32 [B, D] each."""
+"""Images float32 [B, C, S, S] to outputs by name, float32 [B, D] each."""
 
 
 class Part(nn.Module):
@@ -47,12 +47,17 @@ class Part(nn.Module):
                     "--part classifier: this network tells no classes apart; fine-tune it, or take --part backbone"
                 )
             self.classes = network.classes
-        outputs = self(torch.zeros(1, 3, self.image_size, self.image_size))
+        outputs = self(torch.zeros(1, *self.image_shape))
         if name == "hierarchy" and "all" not in outputs:
             raise UserError(
                 f"--part hierarchy: the network of objective={config.objective} has no heads; take --part backbone"
             )
         self.width = {output: values.shape[1] for output, values in outputs.items()}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, S and S of an image."""
+        return self.config.model.in_channels, self.image_size, self.image_size
 
     @property
     def network(self) -> Any:

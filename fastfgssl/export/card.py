@@ -71,7 +71,8 @@ def _lines(card: Card) -> Iterator[str]:
     yield f"\nThe {part.name} of a {backbone}, written for {card.format.library} by fastfgssl {__version__}."
     yield "\n## Use"
     yield f"\n```python\n{card.usage.code}\n```"
-    yield "\n`images` are float32 [B, 3, S, S], which this makes of PIL images and of uint8 or uint16 tensors:"
+    images = f"`images` are float32 [B, {config.model.in_channels}, S, S]"
+    yield f"\n{images}, which this makes of PIL images and of uint8 or uint16 tensors:"
     yield f"\n```python\n{torchvision_code(config)}\n```\n"
     yield from table(
         ("output", "length", "what it is"), ((n, str(d), _MEANING.get(n, n)) for n, d in part.width.items())

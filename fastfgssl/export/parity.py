@@ -22,7 +22,7 @@ def largest_difference(part: Part, run: Run, format: Format) -> float:
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch in BATCHES:
-        images = torch.randn(batch, 3, part.image_size, part.image_size, generator=generator)
+        images = torch.randn(batch, *part.image_shape, generator=generator)
         with torch.inference_mode():
             ours = part(images)
             try:

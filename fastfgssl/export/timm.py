@@ -37,7 +37,7 @@ class Timm(Format):
     def check(self, part: Part) -> None:
         require_no_blocks(part, self.name)
         if not isinstance(part.network.backbone, TimmBackbone):
-            require_published_resnet(part, self.name)
+            require_published_resnet(part, self.name, in_channels=part.config.model.in_channels)
         _create(part)  # says whether timm has it
         if part.name == "classifier":
             require_plain_classifier(part, self.name)
@@ -93,8 +93,10 @@ def _network_name(part: Part) -> str:
 
 def _options(part: Part) -> dict[str, Any]:
     """Keyword arguments of `timm.create_model` that the backbone was made with."""
-    backbone = part.network.backbone
-    return backbone.options if isinstance(backbone, TimmBackbone) else {}
+    backbone, channels = part.network.backbone, part.config.model.in_channels
+    if isinstance(backbone, TimmBackbone):
+        return backbone.options
+    return {} if channels == 3 else {"in_chans": channels}
 
 
 def _create(part: Part, **options: Any) -> Any:

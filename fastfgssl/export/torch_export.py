@@ -39,7 +39,7 @@ class TorchExport(Format):
 def trace(part: Part, name: str) -> ExportedProgram:
     """The graph of `part` for batches of any size. Raises `UserError` if torch cannot make it."""
     # of two images: a batch of one would be taken for a constant
-    example = torch.zeros(2, 3, part.image_size, part.image_size)
+    example = torch.zeros(2, *part.image_shape)
     try:
         return torch.export.export(part, (example,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # of tracer, guards and symbolic shapes, each its own

@@ -83,18 +83,20 @@ def require_no_blocks(part: Part, name: str) -> None:
         )
 
 
-def require_published_resnet(part: Part, name: str) -> None:
-    """Raises `UserError` unless the backbone is a ResNet of the published widths and stem."""
+def require_published_resnet(part: Part, name: str, *, in_channels: int = 3) -> None:
+    """Raises `UserError` unless the backbone is a ResNet of the published widths and stem, for so many channels."""
     model = part.config.model
     if not isinstance(part.network.backbone, ResNetBackbone):
         raise UserError(
             f"--format {name}: model.backbone = {model.backbone} is none of its networks; take --format timm"
         )
-    for key, value, published in (("width", model.width, 1.0), ("stem", model.stem, "imagenet")):
+    for key, published in (("width", 1.0), ("stem", "imagenet"), ("in_channels", in_channels)):
+        value = getattr(model, key)
         if value != published:
+            others = "timm, safetensors" if key == "in_channels" else "safetensors"
             raise UserError(
                 f"--format {name}: has no {model.backbone} with model.{key} = {value}, only {published}; take --format"
-                " safetensors, onnx or torch.export"
+                f" {others}, onnx or torch.export"
             )
 
 

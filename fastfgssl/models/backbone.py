@@ -27,7 +27,7 @@ class Backbone(nn.Module):
     """Pixels of the image between neighbours in each tap: 8, 16, 32, or the patch size of a plain transformer."""
 
     def forward(self, images: torch.Tensor, deepest_tap: int = NUM_TAPS - 1) -> list[torch.Tensor]:
-        """Taps 0 to `deepest_tap` of images [B, 3, H, W]: [B, C, H / stride, W / stride] each; no layer beyond."""
+        """Taps 0 to `deepest_tap` of images [B, 3 or 1, H, W]: [B, C, H / stride, W / stride] each; no layer beyond."""
         raise NotImplementedError
 
     def modules_of(self, taps: Iterable[int]) -> list[nn.Module]:
@@ -95,9 +95,10 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> Backbo
     if config.width != 1.0:
         _scale_width(resnet, config)
     if config.stem == "small":
-        resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, kernel_size=3, padding=1, bias=False)
-        nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+        _replace_stem(resnet, config.in_channels, kernel_size=3, padding=1)
         resnet.maxpool = nn.Identity()
+    elif config.in_channels != 3:
+        _replace_stem(resnet, config.in_channels, kernel_size=7, stride=2, padding=3)
     backbone = ResNetBackbone(resnet, small_stem=config.stem == "small")
     if config.weights == "imagenet":
         load_weights(backbone, cached_download(imagenet_url(config.backbone)), config)
@@ -118,6 +119,11 @@ def _is_resnet(name: str) -> bool:
 def _out_channels(layer: nn.Sequential) -> int:
     last: Any = layer[-1]
     return (last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels
+
+
+def _replace_stem(resnet: ResNet, in_channels: int, **shape: int) -> None:
+    resnet.conv1 = nn.Conv2d(in_channels, resnet.conv1.out_channels, bias=False, **shape)
+    nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _scale_width(resnet: ResNet, config: ModelConfig) -> None:

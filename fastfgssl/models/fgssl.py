@@ -35,7 +35,7 @@ class FGSSL(Network):
     @overload
     def forward(self, images: torch.Tensor, stage: tuple[Stage, ...]) -> tuple[torch.Tensor, ...]: ...
     def forward(self, images, stage):
-        """Embeddings [B, F] of images [B, 3, H, W] at one stage, or a tuple of them for a tuple of stages.
+        """Embeddings [B, F] of images [B, C, H, W] at one stage, or a tuple of them for a tuple of stages.
 
         Runs the backbone once, no deeper than the deepest stage asked for, and only the blocks and heads asked for.
         """

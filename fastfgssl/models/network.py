@@ -13,7 +13,7 @@ class Network(nn.Module):
     backbone: Backbone
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Features [B, D] of images [B, 3, H, W] by name, to be scored: `backbone`, the average of the last map.
+        """Features [B, D] of images [B, C, H, W] by name, to be scored: `backbone`, the average of the last map.
 
         Those of a network whose names begin with `head` are scored side by side too, as `all`.
         """

@@ -27,7 +27,7 @@ class Projected(Network):
         self.predictor = Perceptron(self.dim, () if predictor is None else (predictor, self.dim))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Projections [B, E] of images [B, 3, H, W]."""
+        """Projections [B, E] of images [B, C, H, W]."""
         return self.projector(self.features(images)["backbone"])
 
     def predict(self, projections: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ class TimmBackbone(Backbone):
         names = [name for name, _ in self.named_parameters()]
         parameters = [tensors[name].requires_grad_() for name in names]
         self.eval()  # draws nothing, moves no running average
-        taps = functional_call(self, tensors, (torch.zeros(2, 3, side, side, device=device),))
+        channels = self.options.get("in_chans", 3)
+        taps = functional_call(self, tensors, (torch.zeros(2, channels, side, side, device=device),))
         self.train()
         trained = []
         for tap in taps:
@@ -109,7 +110,7 @@ def build_timm_backbone(config: ModelConfig, image_size: int | None = None) -> T
     own_side = timm.get_pretrained_cfg(name).input_size[-1]
     side = image_size or own_side
     try:
-        network, options = _create(timm, name, image_size)
+        network, options = _create(timm, name, image_size, config.in_channels)
         _draw_nothing(network)
         backbone = TimmBackbone(network, _find_taps(network, config), side, options)
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -160,17 +161,18 @@ def _require_known(timm: ModuleType, name: str, what: str) -> None:
         )
 
 
-def _create(timm: ModuleType, name: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+def _create(timm: ModuleType, name: str, image_size: int | None, in_channels: int) -> tuple[nn.Module, dict[str, Any]]:
     """The network with random weights, for images of any side if it can take them, and the options that made it so."""
+    channels = {} if in_channels == 3 else {"in_chans": in_channels}
     options: list[dict[str, Any]] = list(_ANY_SIDE)
     if image_size and timm.get_pretrained_cfg(name).fixed_input_size:
         options.append({"img_size": image_size})
     for some in options:
         try:
-            return timm.create_model(name, pretrained=False, **some), some
+            return timm.create_model(name, pretrained=False, **some, **channels), some | channels
         except TypeError:  # its kind of network does not know them
             continue
-    return timm.create_model(name, pretrained=False), {}
+    return timm.create_model(name, pretrained=False, **channels), channels
 
 
 def _draw_nothing(network: nn.Module) -> None:

@@ -2,11 +2,16 @@
 
 A file may be a state dict (of torchvision, timm, a data-parallel wrapper), a checkpoint with one in it (of fastfgssl,
 timm or torchvision's scripts), or a .safetensors file.
+
+Weights of a first convolution with another number of input channels than the network's (`model.in_channels`) are fitted
+to it: 3 are summed into one, as timm does, and one is shared out to 3, a third each. Either gives the numbers on gray
+images that it gave, if these are normalised by one mean and deviation in every channel.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,8 @@ from torch import Tensor, nn
 from fastfgssl.config.schema import ModelConfig
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import sha256_of
+
+log = logging.getLogger(__name__)
 
 KEY = "model.weights"
 # what stands before the names of a backbone in larger networks, wrapped ones, and our own checkpoints
@@ -77,13 +84,25 @@ def load_weights(module: nn.Module, file: str | Path, config: ModelConfig, *, ne
     if missing:
         raise UserError(f"{source}: lacks {missing[0]} and {len(missing) - 1} more of {config.backbone}")
     for name, value in state.items():
+        state[name] = value = _fit_channels(value, wanted[name], f"{source}: {name}")
         if value.shape != wanted[name].shape:
             raise UserError(
                 f"{source}: {name} is {list(value.shape)}, but {config.backbone} has {list(wanted[name].shape)}"
-                " (model.backbone, model.width or model.stem differ)"
+                " (model.backbone, model.width, model.stem or model.in_channels differ)"
             )
     require_finite(state, source)
     module.load_state_dict(state, strict=False)
+
+
+def _fit_channels(weight: Tensor, wanted: Tensor, name: str) -> Tensor:
+    """A first convolution's weight [O, I, H, W] with as many input channels as `wanted` has; others as they are."""
+    then, now = (tuple(one.shape) for one in (weight, wanted))
+    if len(then) != 4 or (then[1], now[1]) not in ((3, 1), (1, 3)) or then[:1] + then[2:] != now[:1] + now[2:]:
+        return weight
+    log.info("%s: its %d input channels are fitted to %d (model.in_channels)", name, then[1], now[1])
+    if now[1] == 1:
+        return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
+    return (weight / 3).expand(-1, 3, -1, -1)
 
 
 def load_start(

@@ -33,7 +33,7 @@ class Mixed(NamedTuple):
 def mixup(images: Tensor, labels: Tensor, draws: np.ndarray, *, alpha: float, num_classes: int) -> Mixed:
     """lambda x_a + (1 - lambda) x_b, lambda ~ Beta(alpha, alpha), and the same of the targets (arXiv 1710.09412).
 
-    images: float [B, 3, H, W]; labels: int64 [B], -1 for none, on the images' device; draws: float32 [B, 3 or more] in
+    images: float [B, C, H, W]; labels: int64 [B], -1 for none, on the images' device; draws: float32 [B, 3 or more] in
     [0, 1), on the host. Raises ValueError naming the argument that does not fit.
     """
     _require(images, labels, draws, alpha)
@@ -112,7 +112,7 @@ def _mixed_targets(labels: Tensor, shares: Tensor, num_classes: int) -> Tensor:
 
 def _require(images: Tensor, labels: Tensor, draws: np.ndarray, alpha: float) -> None:
     if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images: must be [B, 3, H, W] of a float dtype, got {list(images.shape)} of {images.dtype}")
+        raise ValueError(f"images: must be [B, C, H, W] of a float dtype, got {list(images.shape)} of {images.dtype}")
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels: must be [{len(images)}], one for each image, got {list(labels.shape)}")
     if draws.ndim != 2 or len(draws) != len(images) or draws.shape[1] < DRAWS:

@@ -116,7 +116,7 @@ class _Inputs:
         self._ends = np.cumsum(sizes)
 
     def images(self, batch: Batch) -> Tensor | None:
-        """Whole images [b, 3, S, S]; None where an update is shown puzzles alone and nothing is mixed."""
+        """Whole images [b, C, S, S]; None where an update is shown puzzles alone and nothing is mixed."""
         return batch.puzzle_view if self._mix is None else self._mixed(batch).images
 
     def targets(self, batch: Batch) -> Tensor:

@@ -66,7 +66,7 @@ def _kept_meanings(state: dict[str, Any], config: Config) -> dict[str, Any]:
 
 def _require_same_run(state: dict[str, Any], config: Config, data: Data) -> None:
     then, now = config_to_values(config_of_run(state["config"])), config_to_values(config)
-    for key in now:
+    for key in sorted(now, key=lambda key: key != "model.in_channels"):  # data.mean and data.std follow it
         if key not in _FREE_KEYS and key not in _LENGTH_KEYS and then[key] != now[key]:
             raise UserError(
                 f"{config.output} holds a run with {key} = {then[key]!r}, this one has {now[key]!r}:"

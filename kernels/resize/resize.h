@@ -5,7 +5,7 @@
 // contiguous in memory and leaves fewer rows for the horizontal one.
 //
 // 8-bit images are summed in 16-bit fixed point: weights in Q14, pixels in 8.7, summed rows in 8.6, results in 8.5, each
-// product rounded once. 16-bit images, and reductions whose many taps would add up too many roundings, in float32.
+// product rounded once, of 1 or 3 channels. 16-bit images, and reductions whose many taps would add up too many roundings, in float32.
 #pragma once
 
 #include <algorithm>
@@ -39,19 +39,20 @@ inline int CountTaps(int in, int out, Interpolation interpolation) {
   return 2 * static_cast<int>(std::ceil(support)) + 1;
 }
 
-// Which of an axis's samples each output sample needs, and how much of each. Weights are padded with zeros to `stride`.
+// Which of an axis's samples each output sample needs, and how much of each. Weights are padded with zeros to `stride`, a
+// multiple of `at_once`.
 template <typename Weight>
 struct AxisWeights {
   int stride;
   std::vector<int> first, count;  // for each output sample
   std::vector<Weight> weights;    // [out][stride]
 
-  AxisWeights(int start, int stop, int out, Interpolation interpolation) {
+  AxisWeights(int start, int stop, int out, Interpolation interpolation, int at_once) {
     const double scale = static_cast<double>(stop - start) / out;
     const double widening = std::max(scale, 1.0);
     const double support = widening * (interpolation == Interpolation::kLinear ? 1 : 2);
     const int taps = CountTaps(stop - start, out, interpolation);
-    stride = (taps + 3) / 4 * 4;
+    stride = (taps + at_once - 1) / at_once * at_once;
     first.resize(out);
     count.resize(out);
     weights.assign(static_cast<size_t>(out) * stride, 0);
@@ -126,6 +127,25 @@ inline void SumColumnsOfPixels(const int16_t *row, int start, const AxisWeights<
   }
 }
 
+// Fixed point: the same of pixels of one number, with the same bits as one of 3 equal numbers, for integers are summed in any
+// order. Weights of zero meet what stands up to `stride` numbers beyond its end.
+inline void SumColumnsOfNumbers(const int16_t *row, int start, const AxisWeights<int16_t> &axis, int out, uint8_t *to) {
+  const auto number = [&](int x) {
+    const int16_t *from = row + axis.first[x] - start, *weights = axis.Of(x);
+    Lanes sum = Lanes::Fill(0);
+    for (int k = 0; k < axis.stride; k += Lanes::kCount)
+      sum = sum + MultiplyRound(Lanes::Load(from + k), Lanes::Load(weights + k));
+    return sum;
+  };
+  for (int x = 0; x < out; x += Lanes::kCount) {
+    Lanes numbers[Lanes::kCount];
+    for (int i = 0; i < Lanes::kCount; i++) numbers[i] = number(std::min(x + i, out - 1));
+    uint8_t bytes[Lanes::kCount];
+    Lanes::SumsOfSixteens(numbers).StoreBytes<5>(bytes);
+    std::copy_n(bytes, std::min(Lanes::kCount, out - x), to + x);
+  }
+}
+
 // Resizes regions of images; keeps its buffers, and the weights of the last region, from call to call. Not for two threads.
 class Resizer {
  public:
@@ -136,21 +156,8 @@ class Resizer {
     const int taps = std::max(CountTaps(region.y1 - region.y0, out_height, interpolation),
                               CountTaps(region.x1 - region.x0, out_width, interpolation));
     if constexpr (std::is_same_v<In, uint8_t>) {
-      if (channels == 3 && taps <= kMostTapsInFixedPoint) {
-        const auto [rows, columns] = weights_.Find(region, interpolation, out_height, out_width);
-        const int region_width = region.x1 - region.x0;
-        const int64_t row_size = static_cast<int64_t>(width) * 3;
-        sums_.resize(3 * static_cast<size_t>(region_width) + Lanes::kCount);
-        pixels_.resize(4 * (static_cast<size_t>(region_width) + columns->stride));
-        for (int y = 0; y < out_height; y++) {
-          const uint8_t *from = image + rows->first[y] * row_size + region.x0 * 3;
-          if (y + 1 < out_height)
-            Prefetch(image + rows->End(y) * row_size + region.x0 * 3, row_size, 3 * region_width,
-                     rows->End(y + 1) - rows->End(y));
-          SumRows(from, row_size, 3 * region_width, rows->Of(y), rows->count[y], sums_.data());
-          for (int x = 0; x < region_width; x += 4) Lanes::LoadThreeAsFour(&sums_[3 * x]).Store(&pixels_[4 * x]);
-          SumColumnsOfPixels(pixels_.data(), region.x0, *columns, out_width, to + static_cast<int64_t>(y) * out_width * 3);
-        }
+      if ((channels == 3 || channels == 1) && taps <= kMostTapsInFixedPoint) {
+        RunInFixedPoint(image, width, channels, region, interpolation, out_height, out_width, to);
         return;
       }
     }
@@ -168,13 +175,13 @@ class Resizer {
     struct Axes {
       const AxisWeights<Weight> *rows, *columns;
     };
-    Axes Find(const Region &region, Interpolation interpolation, int out_height, int out_width) {
-      const std::vector<int> key = {region.y0,  region.x0,  region.y1, region.x1, static_cast<int>(interpolation),
-                                    out_height, out_width};
+    Axes Find(const Region &region, Interpolation interpolation, int out_height, int out_width, int at_once) {
+      const std::vector<int> key = {region.y0,  region.x0, region.y1, region.x1, static_cast<int>(interpolation),
+                                    out_height, out_width, at_once};
       if (key != key_) {
         axes_.clear();
-        axes_.emplace_back(region.y0, region.y1, out_height, interpolation);
-        axes_.emplace_back(region.x0, region.x1, out_width, interpolation);
+        axes_.emplace_back(region.y0, region.y1, out_height, interpolation, at_once);
+        axes_.emplace_back(region.x0, region.x1, out_width, interpolation, at_once);
         key_ = key;
       }
       return {&axes_[0], &axes_[1]};
@@ -191,10 +198,34 @@ class Resizer {
       for (int i = 0; i < size; i += 64) __builtin_prefetch(from + k * row_size + i);
   }
 
+  // channels: 1 or 3.
+  void RunInFixedPoint(const uint8_t *image, int width, int channels, const Region &region, Interpolation interpolation,
+                       int out_height, int out_width, uint8_t *to) {
+    const bool is_grey = channels == 1;
+    const auto [rows, columns] =
+        weights_.Find(region, interpolation, out_height, out_width, is_grey ? Lanes::kCount : 4);
+    const int region_width = region.x1 - region.x0, size = channels * region_width;
+    const int64_t row_size = static_cast<int64_t>(width) * channels;
+    sums_.resize(static_cast<size_t>(size) + (is_grey ? columns->stride : Lanes::kCount));
+    if (!is_grey) pixels_.resize(4 * (static_cast<size_t>(region_width) + columns->stride));
+    for (int y = 0; y < out_height; y++, to += static_cast<int64_t>(out_width) * channels) {
+      const uint8_t *from = image + rows->first[y] * row_size + region.x0 * channels;
+      if (y + 1 < out_height)
+        Prefetch(image + rows->End(y) * row_size + region.x0 * channels, row_size, size, rows->End(y + 1) - rows->End(y));
+      SumRows(from, row_size, size, rows->Of(y), rows->count[y], sums_.data());
+      if (is_grey) {
+        SumColumnsOfNumbers(sums_.data(), region.x0, *columns, out_width, to);
+      } else {
+        for (int x = 0; x < region_width; x += 4) Lanes::LoadThreeAsFour(&sums_[3 * x]).Store(&pixels_[4 * x]);
+        SumColumnsOfPixels(pixels_.data(), region.x0, *columns, out_width, to);
+      }
+    }
+  }
+
   template <typename In>
   void RunInFloat(const In *image, int width, int channels, const Region &region, Interpolation interpolation,
                   int out_height, int out_width, In *to) {
-    const auto [rows, columns] = float_weights_.Find(region, interpolation, out_height, out_width);
+    const auto [rows, columns] = float_weights_.Find(region, interpolation, out_height, out_width, 4);
     const int values = (region.x1 - region.x0) * channels;
     float_sums_.resize(values);
     for (int y = 0; y < out_height; y++) {

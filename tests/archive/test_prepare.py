@@ -248,7 +248,7 @@ def test_verify_of_the_tool(plain, tmp_path):
 def test_nothing_usable(tmp_path):
     source = write_files(tmp_path / "source", {"1.png": b"x", "2.jpg": b"y"})
     kept = tmp_path / "archive.private/archive.inputs.csv"
-    with pytest.raises(UserError, match=f"^none of the 2 images is usable; {kept} says why$"):
+    with pytest.raises(UserError, match=f"^none of the 2 images is usable; {kept} and .*html say why$"):
         prepare(PrepareOptions(sources=[source], out=tmp_path / "archive", workers=1))
     assert len(kept.read_text().splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive.private", "source"]

@@ -68,12 +68,12 @@ def test_a_dicom_export_becomes_an_archive(export, tmp_path):
         "frames.dcm frame 1": "written",
         "frames.dcm frame 2": "written",
         "frames.dcm frame 3": "written",
-        "capture.dcm": "quarantined",
-        "declared.dcm": "quarantined",
-        "written.dcm": "quarantined",
+        "capture.dcm": "filtered",
+        "declared.dcm": "filtered",
+        "written.dcm": "filtered",
         "2": "skipped",
     }
-    assert summary.quarantined == {"burned-in text": 3}
+    assert (summary.filtered, summary.quarantined) == ({"burned-in text": 3}, {})
     assert [outcomes[name][1].split(";")[0] for name in ("capture.dcm", "declared.dcm")] == [
         "burned-in text: a capture of a screen or a film",
         "burned-in text: BurnedInAnnotation is YES",
@@ -96,7 +96,7 @@ def test_a_dicom_export_becomes_an_archive(export, tmp_path):
 def test_images_with_text_are_kept_if_that_is_asked_for(export, tmp_path):
     archive, _, summary = make(tmp_path, burned_in="keep")
     assert archive.num_samples == 7
-    assert not summary.quarantined
+    assert not summary.filtered
     assert depth_of(archive) == "8"
 
 

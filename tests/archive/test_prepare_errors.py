@@ -78,6 +78,7 @@ BAD_COMMANDS = {
     "--verify folder": "folder is not an archive",
     "--verify folder SOURCE": "--verify checks an archive and makes none: leave out SOURCE",
     "--verify folder --short-side 5": "--verify checks an archive and makes none: leave out --short-side",
+    "--verify folder --nested 0": "--verify checks an archive and makes none: leave out --nested",
     "--verify nowhere": "nowhere is not an archive",
 }
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from fastfgssl.evaluation.pretrained import load, load_pretrained
-from fastfgssl.export.checkpoint import export_checkpoint
+from fastfgssl.export.checkpoint import FORMATS, export_checkpoint
+from fastfgssl.runtime.errors import UserError
 from helpers.checkpoints import CLASSES, CLASSIFIER, save_untrained
+from helpers.images import gradient, gradient_16_bit
 
 WHOLE = {"model__width": 1.0, "model__block_dim": 8, "model__embedding_dim": 12}
 
@@ -154,3 +157,42 @@ def test_safetensors_hold_each_part(make_config, tmp_path, images, part):
         facts = file.metadata()
     assert facts["backbone"] == "resnet18"
     assert json.loads(facts.get("classes", "[]")) == (list(CLASSES) if part == "classifier" else [])
+
+
+@pytest.mark.parametrize(
+    ("format", "backbone"),
+    [
+        ("timm", "resnet18"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("safetensors", "resnet18"), ("torch.export", "resnet18"), ("timm", "timm/test_convnext"))
+        ),
+    ],
+)
+def test_a_network_of_one_channel_goes_along(make_config, tmp_path, format, backbone):
+    """The code of its card makes images of one channel, as `load` does, also of colour ones."""
+    if "timm" in format + backbone:
+        pytest.importorskip("timm")
+    settings = WHOLE | {"model__backbone": backbone, "model__in_channels": 1, "data__image_size": 64}
+    checkpoint = save_untrained(make_config(**settings), tmp_path)
+    exported = export_checkpoint(checkpoint, format, tmp_path / f"gray{FORMATS[format].suffixes[0]}")
+    loaded, card = load(checkpoint), exported.card.read_text()
+    assert "float32 [B, 1, S, S]" in card
+    made = {}
+    exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[1], made)
+    for picture in (gradient(), gradient().convert("L"), gradient_16_bit()):
+        difference = (made["transform"](picture) - loaded.transform(picture)).abs()
+        assert difference.max() < 1.01 / 255 / 0.226  # a level: luminance is rounded in one way or another
+        assert difference.mean() < 1e-3
+    pixels = torch.from_numpy(np.array(gradient())).permute(2, 0, 1)
+    torch.testing.assert_close(made["transform"](pixels), loaded.transform(pixels), rtol=0, atol=0.01)
+    if format != "safetensors":
+        images = torch.randn(3, 1, 64, 64)
+        with torch.no_grad():
+            require_equal(run_card(exported, images)["features"], loaded(images))
+
+
+def test_torchvision_has_no_network_of_one_channel(make_config, tmp_path):
+    checkpoint = save_untrained(make_config(**WHOLE, model__in_channels=1), tmp_path)
+    with pytest.raises(UserError, match=r"has no resnet18 with model.in_channels = 1, only 3; take --format timm"):
+        export_checkpoint(checkpoint, "torchvision", tmp_path / "backbone.pth")

@@ -22,7 +22,7 @@ def save_untrained(config: Config, folder: Path, step: int = 1, seed: int = 0) -
     """A checkpoint of the network of `config`, with batch statistics of noise, which let images be told apart."""
     model, side = build_untrained(config, seed), config.data.image_size
     draws = torch.Generator().manual_seed(seed)
-    coarse, fine = (torch.randn(24, 3, size, size, generator=draws) for size in (2, side))
+    coarse, fine = (torch.randn(24, config.model.in_channels, size, size, generator=draws) for size in (2, side))
     images = functional.interpolate(coarse, (side, side), mode="bilinear") + fine / 2
     recompute_batch_statistics(model, [images])
     state = {"model": model.state_dict(), "objective": {}, "optimizer": {}, "scaler": {}, "archive": "digest"}

@@ -69,6 +69,21 @@ def test_resize_is_within_one_level_of_float64(height, width, size, interpolatio
         require_within_one_level(resized, exact)
 
 
+@pytest.mark.parametrize("side", [1, 17, 64, 200])
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+def test_one_channel_has_the_bits_of_each_of_three_equal_ones(side, interpolation):
+    rng = np.random.default_rng(side)
+    gray = list(patterns(rng, side, side + 13, 1, np.uint8).values())
+    colour = [np.repeat(image, 3, axis=2) for image in gray]
+    region = (0, side // 3, side, side + 13)
+    made = [(resize_all(images, size, interpolation, region) for images in (gray, colour)) for size in (5, 33)]
+    if interpolation == "linear":
+        made += [(blur_all(images, sigma) for images in (gray, colour)) for sigma in (0.3, 1.7)]
+    for ours, theirs in made:
+        for one, three in zip(ours, theirs, strict=True):
+            assert np.array_equal(np.repeat(one, 3, axis=2), three)
+
+
 def resize_by_others(image: np.ndarray, size: int, interpolation: str) -> dict[str, np.ndarray]:
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     resized = functional.resize(tensor, [size, size], TORCHVISION[interpolation], antialias=True)
@@ -185,7 +200,8 @@ build.load_plugin()
 rng, digest = np.random.default_rng(0), hashlib.sha256()
 for side in (1, 7, 33, 64, 200):
     images = list(patterns(rng, side, side + 3, 3, np.uint8).values())
-    outputs = [resize_all(images, 33, interpolation) for interpolation in ("linear", "cubic")]
+    gray = [image[..., :1].copy() for image in images]
+    outputs = [resize_all(some, 33, interpolation) for some in (images, gray) for interpolation in ("linear", "cubic")]
     outputs += [blur_all(images, sigma) for sigma in (0.3, 1.7)]
     for dtype in (types.FLOAT, types.FLOAT16):
         for flags in (1, 6):

@@ -23,6 +23,7 @@ from helpers.further import further
 from helpers.ranks import run_on_ranks
 
 timm = pytest.importorskip("timm")
+adapt_input_conv = pytest.importorskip("timm.models").adapt_input_conv
 
 FAMILIES = {
     "test_convnext": (8, 16, 32),
@@ -277,3 +278,16 @@ def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", no_timm)
     with pytest.raises(UserError, match=r"needs the package timm: pip install 'fastfgssl\[timm\]'"):
         build("test_convnext")
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
+def test_gray_images_take_timms_network_of_one_channel_with_the_weights_that_timm_sums(name, tmp_path):
+    whole = timm.create_model(name, pretrained=False)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    backbone = build(name, weights=str(tmp_path / "whole.pth"), in_channels=1).backbone.eval()
+    assert backbone.options["in_chans"] == 1
+    key = f"{whole.pretrained_cfg['first_conv']}.weight"
+    expected = adapt_input_conv(1, whole.state_dict()[key])
+    assert torch.equal(backbone.network.state_dict()[key], expected)
+    with torch.no_grad():
+        assert [tap.shape[0] for tap in backbone(torch.randn(2, 1, 64, 64))] == [2, 2, 2]

@@ -12,6 +12,7 @@ from torchvision.models import get_model
 
 from fastfgssl.config.schema import ModelConfig
 from fastfgssl.models import build_model
+from fastfgssl.models.backbone import build_backbone
 from fastfgssl.runtime.errors import UserError
 
 
@@ -170,3 +171,35 @@ def test_weights_of_another_width_name_the_tensor(tmp_path):
     torch.save(model(width=0.25).state_dict(), tmp_path / "wide")
     with pytest.raises(UserError, match=r"conv1.weight is \[16, 3, 7, 7\], but resnet18 has \[8, 3, 7, 7\]"):
         model(weights=str(tmp_path / "wide"))
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_weights_of_three_channels_are_summed_into_one_and_one_is_shared_out(tmp_path, stem):
+    """On gray images either network gives the features of the one that it was made of."""
+    values = {"backbone": "resnet18", "width": 0.125, "stem": stem}
+    of_three = build_backbone(ModelConfig(weights="none", **values)).eval()
+    torch.save(of_three.state_dict(), tmp_path / "three.pth")
+    of_one = build_backbone(ModelConfig(weights=str(tmp_path / "three.pth"), in_channels=1, **values)).eval()
+    assert torch.equal(of_one.conv1.weight, of_three.conv1.weight.sum(dim=1, keepdim=True))
+    torch.save(of_one.state_dict(), tmp_path / "one.pth")
+    back = build_backbone(ModelConfig(weights=str(tmp_path / "one.pth"), **values)).eval()
+    assert back.conv1.weight.shape == of_three.conv1.weight.shape
+    gray = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        taps = of_one(gray)
+        for other in (of_three, back):
+            for ours, theirs in zip(taps, other(gray.expand(-1, 3, -1, -1)), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_imagenet_weights_are_summed_for_gray_images(cache, monkeypatch):
+    resnet = get_model("resnet18", weights=None)
+    publish(monkeypatch, cache, resnet.state_dict())
+    network = model(weights="imagenet", width=1.0, in_channels=1)
+    torch.testing.assert_close(network.backbone.conv1.weight, resnet.conv1.weight.sum(dim=1, keepdim=True))
+
+
+def test_weights_of_another_width_are_not_taken_for_another_number_of_channels(tmp_path):
+    torch.save(model(width=0.25).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(UserError, match=r"conv1.weight is \[16, 3, 7, 7\], but resnet18 has \[8, 1, 7, 7\]"):
+        model(weights=str(tmp_path / "wide.pth"), in_channels=1)

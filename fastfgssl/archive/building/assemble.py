@@ -93,10 +93,14 @@ def assemble(
     written = inputs.outcome == WRITTEN
     if not written.any() and not base.num_samples:
         _write_names(options, place, listing, base, inputs, names)
+        says = f"{options.inputs_file} says"
+        if not place.holds_archive():  # whose report stays
+            _report_nothing(options, ids, inputs, names, parts)
+            says = f"{options.inputs_file} and {options.report_file} say"
         place.leave()
         filtered = int((inputs.outcome == FILTERED).sum())
         but = f", and {filtered} were left out by filters such as --min-side" if filtered else ""
-        raise UserError(f"none of the {len(listing.images)} images is usable{but}; {options.inputs_file} says why")
+        raise UserError(f"none of the {len(listing.images)} images is usable{but}; {says} why")
 
     said = labels.said if labels else None
     if said is not None:
@@ -117,8 +121,7 @@ def assemble(
     keep_only(place.archive, shards)
     columns = tables.sample_columns(inputs, names, bounds, plans.offsets(), len(base.shards))
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
-    bytes_ = listing.table["size"].to_numpy()[inputs.row]
-    accounting = pa.concat_tables([accounted, tables.new_accounting(inputs, names, bytes_)]).unify_dictionaries()
+    accounting = pa.concat_tables([accounted, _accounting(listing, inputs, names)]).unify_dictionaries()
     manifest = tables.manifest_of(
         base,
         inputs,
@@ -142,6 +145,20 @@ def assemble(
     _fill_in(summary, listing, inputs, manifest)
     if options.split is not None:
         summary.splits = Counter(table[1]["split"].to_pylist())
+
+
+def _accounting(listing: Listing, inputs: Inputs, names: pa.Array) -> pa.Table:
+    return tables.new_accounting(inputs, names, listing.table["size"].to_numpy()[inputs.row])
+
+
+def _report_nothing(
+    options: PrepareOptions, ids: Ids, inputs: Inputs, names: pa.Array, parts: Sequence[DonePart]
+) -> None:
+    """Writes the report for the owner of the names, of inputs that gave no sample."""
+    accounting = _accounting(ids.listing, inputs, names)
+    contents = Contents(accounting, Samples(options.out, [], pa.table({})), {"shards": []})
+    left_out = gather_left_out([], contents, inputs, parts, ids.of, ())
+    write_private_report(options.report_file, options.inputs_file, contents, left_out)
 
 
 def _classes(options: PrepareOptions, base: Base, labels: Labels | None) -> list[str] | None:

@@ -68,7 +68,7 @@ def show(stored: np.ndarray, header: Header, layout: Layout, *, modality: str, w
         present &= _counts(index, len(values)) > 0
     seen = values[present]
     if not seen.size or seen.min() == seen.max():
-        raise Unusable("constant picture")
+        raise Unusable("constant: all pixels but padding are alike")
 
     modality_of = modality_values(header, layout)
     shown_values = modality_of(values)
@@ -98,7 +98,7 @@ def show(stored: np.ndarray, header: Header, layout: Layout, *, modality: str, w
     result = result.astype(np.uint8 if depth == 8 else np.uint16)
     visible = result[present].clip(*levels)
     if visible.min() == visible.max():
-        raise Unusable(f"constant picture: the window from {chosen.low:g} to {chosen.high:g} shows nothing of it")
+        raise Unusable(f"constant: the window from {chosen.low:g} to {chosen.high:g} shows nothing of it")
     return Gray(result if index is None else _looked_up(result, index), levels)
 
 

@@ -181,7 +181,7 @@ def _picture(
             if layout.photometric.startswith("YBR") and not (name and becomes_rgb(name, bytes(data), layout)):
                 pixels = to_rgb(pixels, layout.photometric)
         if all((row == pixels[0, 0]).all() for row in pixels):
-            raise Unusable("constant picture")
+            raise Unusable("constant: all pixels are alike")
     picture = Image.fromarray(np.ascontiguousarray(pixels))
 
     spacing = of_header.spacing(header)

@@ -16,7 +16,7 @@ from fastfgssl.archive.images.pictures import in_8_bits
 from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
 from fastfgssl.archive.images.text import find_text
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
-from fastfgssl.archive.outcome import NEEDS_MEMORY, Facts, NoImage, PreparedImage, Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Facts, Filtered, NoImage, PreparedImage, Unusable
 
 BURNED_IN = "burned-in text"
 
@@ -76,7 +76,7 @@ def picture_of(data: bytes, *, max_pixels: int) -> Image.Image:
 def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
     why = _text_in(found) if settings.burned_in == "skip" else ""
     if why:
-        left_out = Unusable(f"{BURNED_IN}: {why}; --burned-in keep takes such images")
+        left_out = Filtered(f"{BURNED_IN}: {why}; --burned-in keep takes such images")
         return left_out.showing(found.picture, found.levels).at(found.part)
     try:
         image = encode_picture(
@@ -124,6 +124,8 @@ def _text_in(found: DicomPicture) -> str:
     if flags.burned_in is None and flags.ultrasound_without_regions:
         return "an ultrasound without regions"
     lines = find_text(in_8_bits(np.asarray(found.picture), found.levels))
+    if len(lines) == 1:
+        return "a line of text was found"
     return f"{len(lines)} lines of text were found" if lines else ""
 
 

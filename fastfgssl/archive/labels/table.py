@@ -48,12 +48,16 @@ def read_cells(table: Path, needed: Collection[str], optional: Collection[str] =
         raise UserError(f"{table}: workbooks of this kind are not read: save it as .xlsx or CSV")
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            header, delimiter = _header(file.readline(), (*needed, *optional))
+            number, line = 1, file.readline()
+            while line and not line.strip():
+                number, line = number + 1, file.readline()
+            header, delimiter = _header(line, (*needed, *optional))
             file.seek(0)
             _check_header(table, header, needed)
             reader = csv.reader(file, strict=True, delimiter=delimiter)
-            next(reader, None)
-            yield 1, header
+            for _ in range(number):
+                next(reader, None)
+            yield number, header
             for values in filter(None, reader):
                 if len(values) != len(header):
                     raise UserError(f"{table}, line {reader.line_num}: {len(values)} cells for {len(header)} columns")
@@ -148,7 +152,10 @@ def _read_plain(table: Path, image: str, header: list[str], names: list[str]) ->
         text = table.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if b'"' in text or b"\n\n" in text or b"\n\r\n" in text or text.count(b"\r") != text.count(b"\r\n"):
         return None
-    delimiter = _header(text.partition(b"\n")[0].decode(), (image, *names))[1]
+    first = text.partition(b"\n")[0].decode()
+    if not first.strip():
+        return None
+    delimiter = _header(first, (image, *names))[1]
     wanted = [str(header.index(name)) for name in (image, *names)]
     try:
         cells = pyarrow.csv.read_csv(

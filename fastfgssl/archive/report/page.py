@@ -75,13 +75,15 @@ def write_private_report(file: Path, inputs_file: Path, contents: Contents, pict
 def _head(contents: Contents, note: Markup) -> Iterator[Markup]:
     yield tag("h1", f"What became of {len(contents.accounting):,} inputs")
     shards = len(contents.manifest["shards"])
-    said = f"An archive of {len(contents.samples):,} samples in {shards:,} shard{'s' * (shards != 1)}"
-    yield tag("p", f"{said}, made by fastfgssl {__version__}.")
+    said = f"An archive of {len(contents.samples):,} samples in {shards:,} shard{'s' * (shards != 1)}, made"
+    if not len(contents.samples):
+        said = "No archive was made: no input became a sample. Read"
+    yield tag("p", f"{said} by fastfgssl {__version__}.")
     yield note
 
 
 def _samples(contents: Contents) -> Iterator[Markup]:
-    for section in _SAMPLES:
+    for section in _SAMPLES if len(contents.samples) else ():
         yield from section(contents)
 
 

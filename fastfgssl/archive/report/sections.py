@@ -21,7 +21,7 @@ _MEANING = {
     "written": "became a sample",
     "duplicate": "shows the picture of a sample that came first",
     "filtered": "is a sound picture that was not wanted",
-    "quarantined": "is damaged, no image, beyond a limit, or has text in it",
+    "quarantined": "is damaged, no image, or beyond a limit",
     "skipped": "rightly holds no image",
     "unreadable": "could not be read from where it lies",
 }

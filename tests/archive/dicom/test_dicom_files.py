@@ -94,7 +94,7 @@ def test_every_other_file_of_the_wheel_becomes_pictures(name, depth):
     assert pictures
     for picture in pictures:
         if isinstance(picture, Unusable):  # frames of doses that have none
-            assert str(picture).startswith("constant picture")
+            assert str(picture).startswith("constant: ")
             continue
         assert picture.picture.mode in (("L", "RGB") if depth == 8 else ("I;16", "RGB"))
         assert picture.picture.info == {}

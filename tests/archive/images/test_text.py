@@ -10,7 +10,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from fastfgssl.archive.images import decoded
 from fastfgssl.archive.images.text import _opened, find_text
+from fastfgssl.archive.outcome import Filtered
+from helpers.dicom import dicom
+from helpers.images import DECODER
 
 WORDS = ("DOE^JOHN 12.03.1957", "Smith, Mary ID 4471193", "F 63y 2021-04-17 10:33", "MUELLER PETRA *1948")
 
@@ -68,3 +72,11 @@ def test_nothing_is_found_where_there_is_none(pictures):
 def test_opening_equals_scipy():
     values = np.random.default_rng(1).integers(0, 256, (61, 50), np.uint8)
     np.testing.assert_array_equal(_opened(values), ndimage.grey_opening(values, size=(7, 7)))
+
+
+@pytest.mark.parametrize(("lines", "said"), [(1, "a line of text was found"), (2, "2 lines of text were found")])
+def test_what_was_found_is_said_in_a_filters_words(monkeypatch, lines, said):
+    monkeypatch.setattr(decoded, "find_text", lambda pixels: [None] * lines)
+    (left_out,) = decoded.images_of(dicom(np.eye(40, dtype=np.uint16)), DECODER, decoded.FileSettings())
+    assert isinstance(left_out, Filtered)
+    assert str(left_out) == f"burned-in text: {said}; --burned-in keep takes such images"

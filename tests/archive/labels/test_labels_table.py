@@ -34,6 +34,17 @@ def test_the_separator_is_that_of_the_header(tmp_path, separator):
     assert read(tmp_path, text).facts == {"1.png": Facts("mole", None, None), "2.png": Facts("scar", None, None)}
 
 
+@pytest.mark.parametrize("before", ["\n", "\r\n", "  \n\n"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_blank_lines_before_the_header_are_left_out(tmp_path, before, quote):
+    table = tmp_path / "labels.csv"
+    table.write_bytes(f"\ufeff{before}image,label\n1.png,{quote}mole{quote}\n".encode())
+    read = read_columns(table, "image", ["label"])
+    assert read.image.to_pylist() == ["1.png"]
+    assert read.columns["label"].words == ["mole"]
+    assert read.line.tolist() == [before.count("\n") + 2]
+
+
 def test_nan_says_nothing(tmp_path):
     said = read(tmp_path, "image,label,patient_id,split\n1,mole,nan,NaN\n2,NaN,P1,val\n")
     assert said.facts == {"1.png": Facts("mole", None, None), "2.png": Facts(None, "P1", "val")}

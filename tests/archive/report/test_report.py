@@ -15,6 +15,7 @@ from PIL import Image
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.verification import verify
+from fastfgssl.runtime.errors import UserError
 from helpers.dicom import dicom
 from helpers.images import encode, fixed_key, gradient, gradient_16_bit, write_files
 from helpers.report_page import Page
@@ -81,7 +82,8 @@ def test_every_input_is_counted_once(made):
         assert page.rows("Outcomes") == [
             ["written", "became a sample", "4", "44.4 %", ""],
             ["duplicate", "shows the picture of a sample that came first", "1", "11.1 %", ""],
-            ["quarantined", "is damaged, no image, beyond a limit, or has text in it", "3", "33.3 %", ""],
+            ["filtered", "is a sound picture that was not wanted", "2", "22.2 %", ""],
+            ["quarantined", "is damaged, no image, or beyond a limit", "1", "11.1 %", ""],
             ["skipped", "rightly holds no image", "1", "11.1 %", ""],
             ["all inputs", "files, and each frame or page that was taken of one", "9", "100.0 %"],
         ]
@@ -210,11 +212,37 @@ def test_an_archive_that_has_grown_is_reported_whole(made, tmp_path):
     captions = {caption.partition(" ")[0] for _, caption in private.figures("Left out: burned-in text: 3 of 3")}
     assert captions == {"…/b/1.dcm", "…/b/2.dcm", "…/c/3.dcm"}
 
-    write_files(tmp_path / "source", {"b/1.dcm": dicom(np.asarray(gradient(50, 50))), "c/5.png": b""})
-    prepare(options(tmp_path, retry=True))  # of what was left out, one is a sample now
-    captions = {caption.partition(" ")[0] for _, caption in pages(made)[1].figures("Left out: burned-in text: 2 of 2")}
-    assert captions == {"…/b/2.dcm", "…/c/3.dcm"}
+    write_files(tmp_path / "source", {"b/damaged.png": encode(gradient(), "PNG"), "c/5.png": b""})
+    prepare(options(tmp_path, retry=True))  # of what was left out, one is a sample now; what was filtered stays so
+    private = pages(made)[1]
+    captions = {caption.partition(" ")[0] for _, caption in private.figures("Left out: burned-in text: 3 of 3")}
+    assert captions == {"…/b/1.dcm", "…/b/2.dcm", "…/c/3.dcm"}
+    assert "damaged or unsupported PNG" not in [row[0] for row in private.rows("Why inputs were left out")]
     assert verify(Archive.open(made.out)) == []
+
+
+def test_the_owner_gets_a_report_where_no_input_is_usable(tmp_path):
+    write_files(tmp_path / "source", {"1.dcm": capture(1), "2.png": b"no picture", "3.txt": b""})
+    with pytest.raises(UserError, match=r"none of the 2 images is usable, and 1 were .* and .*\.html say why$"):
+        prepare(options(tmp_path))
+    page = Page(options(tmp_path).report_file)
+    assert "No archive was made: no input became a sample" in " ".join(page.text("p"))
+    assert [row[:3:2] for row in page.rows("Outcomes")] == [
+        ["filtered", "1"],
+        ["quarantined", "1"],
+        ["skipped", "1"],
+        ["all inputs", "3"],
+    ]
+    ((pictures, _),) = page.figures("Left out: burned-in text: 1 of 1")
+    assert round(brightness(pictures[0]), -1) == 20
+    # of an archive that stays, the report does
+    write_files(tmp_path / "source", {"4.png": encode(plain(200), "PNG")})
+    prepare(options(tmp_path))
+    report = options(tmp_path).report_file.read_bytes()
+    (tmp_path / "source" / "4.png").unlink()
+    with pytest.raises(UserError, match=r"inputs\.csv says why$"):
+        prepare(options(tmp_path, overwrite=True))
+    assert options(tmp_path).report_file.read_bytes() == report
 
 
 def test_near_duplicates_are_shown_beside_what_they_repeat(tmp_path):
