@@ -38,7 +38,12 @@ def finetune(
             f"objective = {config.objective!r}: fine-tuning takes supervised.progressive, supervised.joint or"
             " supervised.plain; `fastfgssl train` takes the others"
         )
-    with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("starting"):
+    with (
+        start_world(config.train.device) as world,
+        world.heartbeats.naming_lost_ranks(),
+        kept_generators(world.device),
+        lost_ranks("starting"),
+    ):
         config.train.check_world_size(world.size)
         with shared_errors(world):
             archive = open_archive(config.data)

@@ -30,7 +30,12 @@ def pretrain(
     the CPU and of the device, as they are.
     """
     _require_no_labels(config)
-    with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("starting"):
+    with (
+        start_world(config.train.device) as world,
+        world.heartbeats.naming_lost_ranks(),
+        kept_generators(world.device),
+        lost_ranks("starting"),
+    ):
         config.train.check_world_size(world.size)
         data = ArchiveStream(config, world)
         config, objective, state = begin(config, data, world)

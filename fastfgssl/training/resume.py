@@ -21,7 +21,10 @@ _LENGTH_KEYS = ("train.steps", "train.epochs")
 _FREE_KEYS = {
     "output",
     *(f"data.{name}" for name in ("path", "cache", "cache_gib", "threads", "prefetch", "hw_decoder_load")),
-    *(f"train.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "sinks", "timeout")),
+    *(
+        f"train.{name}"
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "sinks", "timeout", "nonfinite_limit")
+    ),
     *(f"train.{name}" for name in ("device", "compile", "channels_last")),
     *(f"evaluate.{name}" for name in ("every", "images", "patience")),
 }
