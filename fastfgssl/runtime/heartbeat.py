@@ -1,7 +1,8 @@
 """Which rank stopped, and where: each tells the others' store what it does, and one that waits in vain reads it there.
 
-A thread of each rank writes some hundred bytes when that changes, and every second. Nothing is read, and no rank or device is waited for, while
-steps are made. A rank whose process is stopped or gone falls silent; one that hangs goes on telling how long already.
+A thread of each rank writes some hundred bytes when that changes, and every second. Nothing is read, and no rank or
+device is waited for, while steps are made. A rank whose process is stopped or gone falls silent; one that hangs goes
+on telling for how long.
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ class Heartbeats:
                 time.sleep(max(_PAUSE, self._size / 1000))
                 self._changed.wait(min(_INTERVAL, self._timeout / 8))
                 waited = time.monotonic() - self._state[3]
+                if math.isinf(self._timeout):
+                    continue
                 if waited < min(_LOOK_AFTER, self._timeout / 4):
                     self._is_told = False
                     self._heard.clear()

@@ -25,8 +25,9 @@ from fastfgssl.training.checkpoint import checkpoint_path, load_newest_checkpoin
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
 from fastfgssl.training.nonfinite import Diverged, NonfiniteSteps
+from fastfgssl.training.plan import is_frozen, set_rates
 from fastfgssl.training.replay import diagnose
-from fastfgssl.training.schedule import learning_rate_factor, learning_rates, set_learning_rate
+from fastfgssl.training.schedule import learning_rates
 from fastfgssl.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
@@ -133,11 +134,11 @@ def _train(
                 reporter.call(Moment(0, {}, batch))
             # its updates
             world.heartbeats.at("making step", step + 1, batch.ids)
-            set_learning_rate(make_step.optimizer, _learning_rate_factor(run, step))
+            set_rates(run, make_step.optimizer, step)
             is_report = reporter.is_report(step + 1)
             with on_this_rank(f"making step {step + 1}"):
-                freeze = step < _steps_of(config.optim.freeze_epochs, run)
-                logs = make_step(batch, progress=(step + 1) / steps, log=is_report, freeze_backbone=freeze)
+                progress = (step + 1) / steps
+                logs = make_step(batch, progress=progress, log=is_report, freeze_backbone=is_frozen(run, step))
             if step == start:
                 _require_logs(objective, logs)
             step += 1
@@ -291,20 +292,6 @@ def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
 def checkpoints_of(config: Config) -> Path:
     """The folder of a run's checkpoints."""
     return Path(config.output) / "checkpoints"
-
-
-def _learning_rate_factor(run: Run, step: int) -> float:
-    config = run.config
-    return run.lr_factor * learning_rate_factor(
-        step,
-        steps=run.steps,
-        warmup_steps=_steps_of(config.optim.warmup_epochs, run),
-        final=config.optim.final_lr,
-    )
-
-
-def _steps_of(epochs: float, run: Run) -> int:
-    return round(epochs * (run.num_samples / run.config.train.batch_size))
 
 
 def _require_finite(run: Run, step: int, broken: Sequence[str]) -> None:

@@ -90,3 +90,20 @@ def test_ranks_whose_launcher_is_gone_save_and_end(make_config, tmp_path, number
     done = int(re.search(r"stopped after step (\d+) of 5000", out)[1])
     assert load_checkpoint(list_checkpoints(output / "checkpoints")[-1])["step"] == done
     assert read_metrics(output)[-1]["step"] == done
+
+
+def test_torchrun_starts_ranks_anew_that_lost_one_and_they_go_on(make_config, tmp_path):
+    config = make_config(train__steps=60, train__heads=[0], train__checkpoint_every=5)
+    write_config(config, tmp_path / "config.yaml")
+    output = Path(config.output)
+    launcher = start(
+        *TORCHRUN,
+        *("--nproc-per-node=2", "--max-restarts=1", TOOLS / "train.py"),
+        *("--config", tmp_path / "config.yaml", f"output={output}"),
+    )
+    wait_for_steps(output, 2, launcher)
+    os.kill(ranks_of(output)[1], signal.SIGKILL)
+    out, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, errors[-3000:]
+    assert [record["step"] for record in read_metrics(output)] == list(range(1, 61))
+    assert "cost: 60 steps in 2 starts" in out

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastfgssl.commands import train
+from fastfgssl.config.files import write_config
 from fastfgssl.objectives import fgssl, register
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.sinks import read_metrics
+from helpers.command import run_here
 from helpers.ranks import run_on_ranks
 
 
@@ -97,3 +100,19 @@ def test_ranks_skip_alike_where_one_alone_met_it(make_config):
     assert run_on_ranks(_ranks, 2, config, join=False) == [3, 3]
     assert [record.get("skipped_steps") for record in records(config)] == [None, 1, 1]
     assert [record["loss"] is None for record in records(config)] == [False, True, False]  # NaN is not JSON
+
+
+def test_a_step_is_made_again_and_says_where_it_is_not_finite(make_config, capsys, tmp_path):
+    config = make_config(train__steps=12, train__heads=[2], optim__lr=1e12, train__nonfinite_limit=1)
+    with pytest.raises(UserError, match="are not finite"):
+        pretrain(config)
+    step = json.loads(next(Path(config.output).glob("nonfinite_step_*.json")).read_text())["step"]
+    files = sorted(Path(config.output).rglob("*"))
+    write_config(config, tmp_path / "config.yaml")
+    assert run_here(train.main, "--config", tmp_path / "config.yaml", "--replay", step) == 0
+    said = capsys.readouterr().out
+    assert f"step {step}, samples " in said
+    assert "loss_2: the" in said
+    assert sorted(Path(config.output).rglob("*")) == files  # it writes nothing
+    assert run_here(train.main, "--config", tmp_path / "config.yaml", "--replay", 0) == 2
+    assert "no checkpoint" in capsys.readouterr().err
