@@ -142,6 +142,20 @@ class NonfiniteSteps:
                 write_whole(path, lambda file, record=record: file.write((json.dumps(record) + "\n").encode()))
 
 
+def require_finite(run: Run, step: int, broken: Sequence[str]) -> None:
+    """Ends a run that has diverged; `broken` names what is not finite."""
+    if broken:
+        raise UserError(f"{broken[0]} is not finite at step {step}; {remedy(run)}")
+
+
+def remedy(run: Run) -> str:
+    """What helps a run that has diverged."""
+    return (
+        f"the checkpoints before it are intact in {run.output / 'checkpoints'}: lower optim.lr, lengthen"
+        " optim.warmup_epochs, or try another train.precision"
+    )
+
+
 @contextmanager
 def watching(objective: Objective, ids: np.ndarray) -> Iterator[list[str]]:
     """Within the body says of each pass through the network where it first was not finite; waits for the device."""

@@ -24,7 +24,7 @@ from fastfgssl.runtime.memory import memory_errors
 from fastfgssl.training.checkpoint import checkpoint_path, load_newest_checkpoint, save_checkpoint
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
-from fastfgssl.training.nonfinite import Diverged, NonfiniteSteps
+from fastfgssl.training.nonfinite import Diverged, NonfiniteSteps, remedy, require_finite
 from fastfgssl.training.plan import is_frozen, set_rates
 from fastfgssl.training.replay import diagnose
 from fastfgssl.training.schedule import learning_rates
@@ -159,10 +159,10 @@ def _train(
             reporter.call(Moment(step, report, batch))
             if is_report:
                 if not skipped.in_a_row:
-                    _require_finite(run, step, [name for name in objective.weights if not math.isfinite(report[name])])
+                    require_finite(run, step, [name for name in objective.weights if not math.isfinite(report[name])])
                 clock.lap(step)  # what hooks took is no time of training
             # a checkpoint, else after them: a run that is killed in between makes and reports the step again
-            is_saved = reporter.is_finished(step) or step % config.train.checkpoint_every == 0
+            is_saved = is_saved or reporter.is_finished(step)
             if is_saved and not stopped:
                 if skipped.in_a_row and step < steps:
                     log.warning("step %d was skipped: the checkpoint before it is kept as the newest", step)
@@ -181,7 +181,7 @@ def _settle(run: Run, make_step: TrainingStep, skipped: NonfiniteSteps, batch: B
     try:
         skipped.settle(make_step.skipped(), learning_rates(make_step.optimizer)["lr"])
     except Diverged as error:
-        raise Diverged(f"{error}: {diagnose(make_step, batch)}; {_remedy(run)}") from None
+        raise Diverged(f"{error}: {diagnose(make_step, batch)}; {remedy(run)}") from None
 
 
 class _Reporter:
@@ -285,23 +285,10 @@ def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
         if run.lr_factor != 1:
             state["lr_factor"] = run.lr_factor
         broken = [name for name, value in state["model"].items() if not value.isfinite().all()]
-        _require_finite(run, step, broken)
+        require_finite(run, step, broken)
         save_checkpoint(checkpoints_of(run.config), state, keep=run.config.train.keep_checkpoints)
 
 
 def checkpoints_of(config: Config) -> Path:
     """The folder of a run's checkpoints."""
     return Path(config.output) / "checkpoints"
-
-
-def _require_finite(run: Run, step: int, broken: Sequence[str]) -> None:
-    """Ends a run that has diverged; `broken` names what is not finite."""
-    if broken:
-        raise UserError(f"{broken[0]} is not finite at step {step}; {_remedy(run)}")
-
-
-def _remedy(run: Run) -> str:
-    return (
-        f"the checkpoints before it are intact in {checkpoints_of(run.config)}: lower optim.lr, lengthen"
-        " optim.warmup_epochs, or try another train.precision"
-    )

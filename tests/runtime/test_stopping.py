@@ -54,6 +54,21 @@ def ranks_of(output: Path) -> list[int]:
     return [pid for pid, words in commands.items() if b"torch.distributed.run" not in words]
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended: whoever has inherited it may not have asked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_at_once_wherever_the_program_waits(number):
     process = start(sys.executable, "-c", STUCK)
@@ -86,7 +101,7 @@ def test_ranks_whose_launcher_is_gone_save_and_end(make_config, tmp_path, number
     assert len(ranks) == 2
     launcher.send_signal(number)
     out, _ = launcher.communicate(timeout=60)  # returns when its pipes are closed, which its ranks have too
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert wait_for(lambda: not any(is_running(rank) for rank in ranks))
     done = int(re.search(r"stopped after step (\d+) of 5000", out)[1])
     assert load_checkpoint(list_checkpoints(output / "checkpoints")[-1])["step"] == done
     assert read_metrics(output)[-1]["step"] == done
