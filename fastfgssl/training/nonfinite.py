@@ -25,6 +25,7 @@ from fastfgssl.runtime.files import write_whole
 from fastfgssl.training.hooks import Run
 
 log = logging.getLogger(__name__)
+_UNREAD = 4096  # steps whose flags wait on the device; those before them are forgotten, skipped as they are
 _REMEMBERED = 256  # steps whose samples are known when the host learns of them
 
 
@@ -41,7 +42,7 @@ class Guard:
         of_modules = [module.buffers() for module in (objective.model, *objective.updates)]
         buffers = {id(buffer): buffer for each in of_modules for buffer in each}
         self._buffers = [buffer for buffer in buffers.values() if buffer.is_floating_point()]
-        self._flags: list[Tensor] = []
+        self._flags: deque[Tensor] = deque(maxlen=_UNREAD * len(objective.updates))
         self.keep()
 
     def keep(self) -> None:
@@ -73,10 +74,10 @@ class Guard:
             del optimizer.found_inf
 
     def read(self, updates: int) -> list[list[bool]]:
-        """Which updates of each step since the last call were not finite; waits for the device."""
+        """Which updates of each step since the last call were not finite, of the newest ones; waits for the device."""
         if not self._flags:
             return []
-        flags = torch.stack(self._flags).cpu().reshape(-1, updates).bool()
+        flags = torch.stack(list(self._flags)).cpu().reshape(-1, updates).bool()
         self._flags.clear()
         if flags.any():
             for buffer, kept in zip(self._buffers, self._kept, strict=True):
@@ -92,23 +93,24 @@ class NonfiniteSteps:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._made: deque[tuple[int, np.ndarray]] = deque(maxlen=_REMEMBERED)
-        self._settled = run.start
         self.count = self.in_a_row = 0
 
     def made(self, step: int, ids: np.ndarray) -> None:
         """Notes the samples of a step."""
         self._made.append((step, ids))
 
-    def settle(self, flags: Sequence[Sequence[bool]], lr: float) -> None:
-        """Takes up what `Guard.read` says, on every rank. Raises `Diverged` after train.nonfinite_limit in a row."""
+    def settle(self, step: int, flags: Sequence[Sequence[bool]], lr: float) -> None:
+        """Takes up what `Guard.read` says after `step` steps, on every rank.
+
+        Raises `Diverged` after train.nonfinite_limit in a row.
+        """
         longest, last = 0, 0
         bad: dict[int, Sequence[bool]] = {}
-        for step, of_updates in enumerate(flags, self._settled + 1):
+        for at, of_updates in enumerate(flags, step - len(flags) + 1):
             self.in_a_row = self.in_a_row + 1 if any(of_updates) else 0
             if any(of_updates):
-                bad[step] = of_updates
-                longest, last = max(longest, self.in_a_row), step
-        self._settled += len(flags)
+                bad[at] = of_updates
+                longest, last = max(longest, self.in_a_row), at
         self.count += len(bad)
         if bad:
             with shared_errors(self._run.world):

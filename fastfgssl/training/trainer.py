@@ -151,7 +151,7 @@ def _train(
             report = _report(run, step, logs, make_step, clock) if is_report else {}
             is_saved = reporter.is_finished(step) or step % config.train.checkpoint_every == 0
             if is_report or is_saved or stopped:
-                _settle(run, make_step, skipped, batch)
+                _settle(run, make_step, skipped, step, batch)
             if is_report and skipped.count:
                 report["skipped_steps"] = skipped.count
             if stopped:
@@ -176,10 +176,10 @@ def _train(
     return Outcome(step, None, checkpoint)
 
 
-def _settle(run: Run, make_step: TrainingStep, skipped: NonfiniteSteps, batch: Batch) -> None:
+def _settle(run: Run, make_step: TrainingStep, skipped: NonfiniteSteps, step: int, batch: Batch) -> None:
     """Learns which updates were skipped. Raises `Diverged`, with where it began, if there were too many in a row."""
     try:
-        skipped.settle(make_step.skipped(), learning_rates(make_step.optimizer)["lr"])
+        skipped.settle(step, make_step.skipped(), learning_rates(make_step.optimizer)["lr"])
     except Diverged as error:
         raise Diverged(f"{error}: {diagnose(make_step, batch)}; {remedy(run)}") from None
 
