@@ -68,8 +68,9 @@ class Heartbeats:
         self._is_told = False
         self.set_timeout(timeout)
         self.at("starting", 0)
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
         if store is not None:
-            threading.Thread(target=self._run, name="heartbeats", daemon=True).start()
+            self._thread.start()
 
     def at(self, stage: str, step: int, ids: Sequence[int] = ()) -> None:
         """Notes what this rank does from now on; costs no more than that."""
@@ -88,9 +89,11 @@ class Heartbeats:
                 self._beat()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread: Python must not end while it is in a call of the store's."""
         self._is_closed = True
         self._changed.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * _INTERVAL)
 
     @contextmanager
     def naming_lost_ranks(self) -> Iterator[None]:
@@ -101,7 +104,9 @@ class Heartbeats:
             if self._store is None:
                 raise
             self.set_timeout(math.inf)  # this rank ends by itself
-            raise LostRank(f"{error}; {self._look_twice()}") from None
+            said = self._look_twice()
+            self.end()  # it is not this one that the others, who look later, are to name
+            raise LostRank(f"{error}; {said}") from None
 
     def _run(self) -> None:
         """The thread: until the run ends, or the store does."""
@@ -144,13 +149,16 @@ class Heartbeats:
         """Ranks that are silent, or as long as this one at something that comes before."""
         now, place = time.monotonic(), (self._state[1], self._state[0])
         silent_after = min(_SILENT_AFTER, self._timeout / 2)
-        ended = STAGES.index("ended")
         return [
             rank
             for rank, (beat, heard) in self._heard.items()
-            if rank != self._rank and beat.stage != ended
+            if not self._has_ended(rank)
             if now - heard > silent_after or (beat.place < place and beat.age > self._timeout)
         ]
+
+    def _has_ended(self, rank: int) -> bool:
+        """Whether it has said so, or is this one."""
+        return rank == self._rank or STAGES[self._heard[rank][0].stage] == "ended"
 
     def _look_twice(self) -> str:
         """Which ranks do not beat any more, in words; for the main thread, after a collective has failed."""
@@ -169,7 +177,7 @@ class Heartbeats:
         looking.join(10 * _INTERVAL)
         if len(counts) < 2:
             return "which one cannot be told: the store, of the launcher or of rank 0, does not answer"
-        lost = [rank for rank in counts[1] if counts[1][rank] == counts[0].get(rank) and rank != self._rank]
+        lost = [rank for rank in counts[1] if counts[1][rank] == counts[0].get(rank) and not self._has_ended(rank)]
         self._show(lost)
         if not lost:
             return "all of them still answer"
@@ -205,6 +213,7 @@ class Heartbeats:
         where = f"rank {self._rank}: " if self._rank else ""
         words = f"waited {waited:.0f} s, {stage} at step {step}, for another rank: {self._words(lost)}"
         print(f"error: {where}{words}", file=sys.stderr, flush=True)
+        self.end()
         _dump_flight_recorder(self._rank)
         os._exit(LostRank.exit_code)
 
