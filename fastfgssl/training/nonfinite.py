@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,14 +132,17 @@ class NonfiniteSteps:
         made = dict(self._made)
         for step, of_updates in bad.items():
             updates = [index for index, is_bad in enumerate(of_updates) if is_bad]
-            record = {
+            record: dict[str, Any] = {
                 "step": step,
                 "updates": [names[index] if len(names) == len(of_updates) else f"update {index}" for index in updates],
                 "lr": lr,
                 "samples_of_rank_0": made[step].tolist() if step in made else None,
                 "ranks": run.world.size,
-                "replay": f"fastfgssl train --config {run.output / 'config.yaml'} --replay {step}",
             }
+            if not run.config.objective.startswith("supervised."):  # which `fastfgssl train` does not make
+                record["replay"] = shlex.join(
+                    ["fastfgssl", "train", "--config", str(run.output / "config.yaml"), "--replay", str(step)]
+                )
             path = run.output / f"nonfinite_step_{step}.json"
             with file_errors("write", path):
                 write_whole(path, lambda file, record=record: file.write((json.dumps(record) + "\n").encode()))
