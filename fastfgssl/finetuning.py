@@ -17,6 +17,7 @@ from fastfgssl.evaluation.validation import Validation
 from fastfgssl.runtime.agreement import lost_ranks, shared_errors
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.cost import CostOfRun
 from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
 from fastfgssl.training.provenance import Provenance
 from fastfgssl.training.run import begin, kept_generators
@@ -38,7 +39,12 @@ def finetune(
             f"objective = {config.objective!r}: fine-tuning takes supervised.progressive, supervised.joint or"
             " supervised.plain; `fastfgssl train` takes the others"
         )
-    with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("starting"):
+    with (
+        start_world(config.train.device) as world,
+        world.heartbeats.naming_lost_ranks(),
+        kept_generators(world.device),
+        lost_ranks("starting"),
+    ):
         config.train.check_world_size(world.size)
         with shared_errors(world):
             archive = open_archive(config.data)
@@ -48,7 +54,7 @@ def finetune(
         config, objective, state = begin(config, data, world)
         data.config = config
         data.needs = objective.needs
-        beside = [Provenance(), ViewsPicture(), Validation(archive, samples), *hooks, DataWaitWarning()]
+        beside = [CostOfRun(), Provenance(), ViewsPicture(), Validation(archive, samples), *hooks, DataWaitWarning()]
         everything = [*beside, *make_sinks(config.train.sinks)]
         return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
 

@@ -9,14 +9,19 @@ from fastfgssl.config.files import config_to_values, list_keys
 from fastfgssl.config.schema import Config
 from fastfgssl.data.stream import ArchiveStream
 from fastfgssl.evaluation.online import OnlineScores
-from fastfgssl.runtime.agreement import lost_ranks
+from fastfgssl.runtime.agreement import lost_ranks, shared_errors
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
+from fastfgssl.training.collapse import CollapseAlarm
+from fastfgssl.training.cost import CostOfRun
+from fastfgssl.training.hooks import DataWaitWarning, Hook, Run, ViewsPicture
 from fastfgssl.training.provenance import Provenance
-from fastfgssl.training.run import begin, kept_generators
+from fastfgssl.training.replay import replay as replay_step
+from fastfgssl.training.replay import state_before
+from fastfgssl.training.run import begin, begin_from, kept_generators
 from fastfgssl.training.sinks import make_sinks
-from fastfgssl.training.trainer import Outcome, fit
+from fastfgssl.training.step import TrainingStep
+from fastfgssl.training.trainer import Outcome, checkpoints_of, fit
 
 
 def pretrain(
@@ -30,15 +35,50 @@ def pretrain(
     the CPU and of the device, as they are.
     """
     _require_no_labels(config)
-    with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("starting"):
+    with (
+        start_world(config.train.device) as world,
+        world.heartbeats.naming_lost_ranks(),
+        kept_generators(world.device),
+        lost_ranks("starting"),
+    ):
         config.train.check_world_size(world.size)
         data = ArchiveStream(config, world)
         config, objective, state = begin(config, data, world)
         data.config = config
         data.needs = objective.needs
-        beside = [Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
+        beside = [CostOfRun(), Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
+        beside.append(CollapseAlarm())
         everything = [*beside, *make_sinks(config.train.sinks)]
         return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
+
+
+def replay(config: Config, step: int) -> str:
+    """Makes step `step` of the run in `config.output` again from a checkpoint, and says where it is not finite.
+
+    Writes nothing. Raises `UserError` where no checkpoint is from before that step, or of another run.
+    """
+    _require_no_labels(config)
+    with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("replaying"):
+        config.train.check_world_size(world.size)
+        data = ArchiveStream(config, world)
+        with shared_errors(world):
+            state = state_before(checkpoints_of(config), step)
+        config, objective = begin_from(config, state, data, world)
+        data.config, data.needs = config, objective.needs
+        make_step = TrainingStep(objective, config, world)
+        make_step.load_state_dict(state)
+        run = Run(
+            config=config,
+            world=world,
+            objective=objective,
+            num_samples=data.num_samples,
+            is_new=False,
+            start=state["step"],
+            steps=config.train.num_steps(data.num_samples),
+            lr_factor=state.get("lr_factor", 1.0),
+        )
+        with data.batches(run.start, step) as batches:
+            return replay_step(run, make_step, batches, step)
 
 
 _OF_FINETUNING = re.compile(

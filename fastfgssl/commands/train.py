@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fastfgssl.runtime.console import Parser, log_to, make_console
+from fastfgssl.runtime.console import Parser, log_to, make_console, print_line
 
 if TYPE_CHECKING:
     from fastfgssl.config.schema import Config
@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 def main() -> int:
     from fastfgssl.config.files import load_config
 
-    arguments = config_parser(__doc__).parse_args()
+    parser = config_parser(__doc__)
+    parser.add_argument(
+        "--replay", type=int, metavar="STEP", help="makes this step again, and says where it was not finite; no more"
+    )
+    arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
 
-    from fastfgssl.pretraining import pretrain  # torch and DALI, after the arguments have been found good
+    from fastfgssl.pretraining import pretrain, replay  # torch and DALI, after the arguments have been found good
 
+    if arguments.replay is not None:
+        console = make_console()
+        log_to(console)
+        print_line(console, replay(config, arguments.replay))
+        return 0
     return exit_code(run_shown(pretrain, config, "pretraining"))
 
 

@@ -190,13 +190,22 @@ class TrainConfig(Section):
     """Newest checkpoints that are kept beside the first."""
     sinks: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where reports go beside metrics.jsonl, [] for nowhere; wandb and mlflow need the extra of their name."""
+    nonfinite_limit: int = 5
+    """Steps in a row with gradients that are not finite, each skipped, after which the run goes back to its newest
+    checkpoint with a tenth of the learning rate, once, and then ends."""
     timeout: float = 600.0
     """Seconds, at most a day, that ranks wait for each other, once the first step is done, before they end with an
     error."""
 
     def _check(self) -> None:
         self._require_positive(
-            "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "timeout"
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "timeout",
+            "nonfinite_limit",
         )
         # torch counts it in nanoseconds of 64 bits, and adds it to the time of day
         require(self.timeout <= _DAY, "train.timeout", self.timeout, f"at most {_DAY:.0f} seconds, a day")

@@ -32,7 +32,7 @@ class BarlowUpdate(TwoViewsUpdate):
         return Output(terms.loss, {name: getattr(terms, name) for name in names})
 
     def traffic(self, rows: int, *, element_size: int) -> Traffic:
-        return loss_traffic(rows, self._dim, element_size)
+        return loss_traffic(rows, self.dim, element_size)
 
 
 def build(config: Config, world: World, *, fresh: bool) -> TwoViews:

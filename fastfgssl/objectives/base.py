@@ -37,6 +37,9 @@ class Update(nn.Module):
     `embed` and `compare` are apart so that one exact loss can be taken over micro-batches (training/accumulation.py).
     """
 
+    dim: int | None = None
+    """Length of the embeddings that a loss decorrelates, where it has such: what tells how many of them are dead."""
+
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the loss is a function of, a row an image: [b, ...] each."""
         raise NotImplementedError

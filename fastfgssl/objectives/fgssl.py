@@ -35,7 +35,7 @@ class HeadsUpdate(Update):
         self.trained = nn.ModuleList(model.modules_of(stages))
         self.stages = stages
         self._forward = compiled(model.regions(), model.forward) if config.train.compile else model.forward
-        self._dim, loss = config.model.embedding_dim, config.loss
+        self.dim, loss = config.model.embedding_dim, config.loss
         self._options = Options(lambd=loss.lambd, form=loss.form, algorithm=loss.algorithm)
         weights = dict(zip(STAGES, config.loss.weights, strict=True))
         self._weights = torch.tensor([weights[stage] for stage in stages], device=world.device)
@@ -69,7 +69,7 @@ class HeadsUpdate(Update):
         return Output((torch.stack(losses) * self._weights).sum(), logs)
 
     def traffic(self, rows: int, *, element_size: int) -> Traffic:
-        of_head = loss_traffic(rows, self._dim, element_size)
+        of_head = loss_traffic(rows, self.dim, element_size)
         return Traffic(*(len(self.stages) * size for size in of_head))
 
 

@@ -29,7 +29,7 @@ class SimCLRUpdate(TwoViewsUpdate):
         return Output(ntxent_loss(first, second, temperature=self._temperature, group=self._group), {})
 
     def traffic(self, rows: int, *, element_size: int) -> Traffic:
-        return gather_traffic(rows, self._dim, element_size)
+        return gather_traffic(rows, self.dim, element_size)
 
 
 def build(config: Config, world: World, *, fresh: bool) -> TwoViews:

@@ -30,7 +30,7 @@ class TwoViewsUpdate(Update):
         self.trained = nn.ModuleList(network.trained_modules())
         self.loss_name = f"loss_{config.objective}"
         self._project = compiled(network.regions(), network.forward) if config.train.compile else network.forward
-        self._dim, self._group = network.dim, world.group
+        self.dim, self._group = network.dim, world.group
         self._is_puzzle = config.baseline.grid > 0
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:

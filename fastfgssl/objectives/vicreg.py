@@ -29,7 +29,7 @@ class VICRegUpdate(TwoViewsUpdate):
         return Output(loss, {name: term.detach() for name, term in zip(names, terms, strict=True)})
 
     def traffic(self, rows: int, *, element_size: int) -> Traffic:
-        return gather_traffic(rows, self._dim, element_size)
+        return gather_traffic(rows, self.dim, element_size)
 
 
 def build(config: Config, world: World, *, fresh: bool) -> TwoViews:

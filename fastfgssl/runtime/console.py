@@ -8,6 +8,7 @@ it looks like, and can be shown on every terminal.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -29,7 +30,7 @@ from rich.text import Text
 
 from fastfgssl.runtime.environment import rank_environment
 from fastfgssl.runtime.errors import RankError, UserError
-from fastfgssl.runtime.signals import exit_on_sigterm
+from fastfgssl.runtime.signals import end_with_launcher, exit_on_sigterm
 
 _WIDE = 200  # columns of an output that is no terminal
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where the output is no terminal
@@ -58,9 +59,13 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     sys.stdout, sys.stderr = _Outlet(sys.stdout), _Outlet(sys.stderr)
     try:
         with exit_on_sigterm():
+            end_with_launcher()
             code = main() or 0
+        if code > 128:
+            _tell_launcher(f"stopped by {signal.Signals(code - 128).name} and saved; the same command goes on")
     except UserError as error:
         _print_error(error)
+        _tell_launcher(f"error: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -71,6 +76,7 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
             print("terminated", file=sys.stderr)
     except Exception:
         traceback.print_exc()
+        _tell_launcher(traceback.format_exc())
         code = 1
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -88,6 +94,14 @@ def _print_error(error: UserError) -> None:
     if local_rank == 0 or isinstance(error, RankError):
         where = f"rank {rank}: " if rank > 0 else ""
         print(f"error: {where}{_visible(str(error))}", file=sys.stderr)
+
+
+def _tell_launcher(text: str) -> None:
+    """Leaves `text` where torchrun looks for it: it ends its own traceback with what its first rank to fail left."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"timestamp": str(int(time.time())), "py_callstack": text}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
 
 
 class _Outlet:

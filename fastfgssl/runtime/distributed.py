@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -23,9 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastfgssl.runtime.environment import rank_environment, rendezvous_variables
 from fastfgssl.runtime.errors import RankError, UserError, require_one_of
+from fastfgssl.runtime.heartbeat import Heartbeats, record_flights
 
 FIRST_TIMEOUT = 1800.0
 """Seconds that ranks wait for each other until the first step is done: one may build an operator, or choose kernels."""
+
+_LATER = 15.0  # seconds that a collective waits longer than the heartbeats' thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class World:
     """All ranks, over the backend of `device`; None if there is one rank."""
     control: ProcessGroup | None
     """All ranks over gloo: small messages that must not wait for the GPU; None if there is one rank."""
+    heartbeats: Heartbeats = field(default_factory=Heartbeats, compare=False)
 
     @classmethod
     def alone(cls, device: torch.device) -> World:
@@ -66,7 +70,9 @@ def start_world(device: str) -> Iterator[World]:
         torch.cuda.set_device(place)
     group: ProcessGroup | None = None
     control: Any = None
+    heartbeats = Heartbeats()
     if size > 1:
+        record_flights()
         os.environ.update(rendezvous_variables())  # torch reads them there; srun does not set them
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",
@@ -76,17 +82,23 @@ def start_world(device: str) -> Iterator[World]:
             timeout=timedelta(seconds=FIRST_TIMEOUT),
             device_id=place if place.type == "cuda" else None,
         )
+        heartbeats = Heartbeats(rank, size, _store_of_heartbeats(), timeout=FIRST_TIMEOUT)
         group, control = dist.group.WORLD, dist.new_group(backend="gloo")
-    with _chosen_algorithms(place):
-        yield World(
-            rank=rank,
-            size=size,
-            local_rank=local_rank,
-            local_size=local_size,
-            device=place,
-            group=group,
-            control=control,
-        )
+    try:
+        with _chosen_algorithms(place):
+            yield World(
+                rank=rank,
+                size=size,
+                local_rank=local_rank,
+                local_size=local_size,
+                device=place,
+                group=group,
+                control=control,
+                heartbeats=heartbeats,
+            )
+        heartbeats.end()
+    finally:
+        heartbeats.close()
     if size > 1:  # not in a `finally`: NCCL's flushes, and would wait for what the others will never send
         dist.destroy_process_group()
 
@@ -104,6 +116,11 @@ def _new_store(rank: int, size: int) -> Any:
     return dist.PrefixStore(f"world_{_worlds}", _meeting_place)
 
 
+def _store_of_heartbeats() -> Any:
+    """A connection of its own: a call on another may wait for minutes, and keeps all others from it."""
+    return dist.PrefixStore(f"heartbeats_{_worlds}", _meeting_place.clone())
+
+
 @contextmanager
 def _chosen_algorithms(device: torch.device) -> Iterator[None]:
     """On a GPU lets cuDNN find the fastest algorithm of each convolution by trying: shapes stay the same for a run."""
@@ -116,12 +133,16 @@ def _chosen_algorithms(device: torch.device) -> Iterator[None]:
 
 
 def set_timeout(world: World, seconds: float) -> None:
-    """How long ranks wait for each other from now on, before they end with an error."""
+    """How long ranks wait for each other from now on, before they end with an error.
+
+    A rank that can be named ends the others by then; a collective, which cannot name it, fails a little later.
+    """
+    world.heartbeats.set_timeout(seconds)
     # torch 2.11 has it under another name
     set_of_group = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     for group in (world.group, world.control):
         if group is not None:
-            set_of_group(timedelta(seconds=seconds), group)
+            set_of_group(timedelta(seconds=seconds + _LATER), group)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -1,13 +1,17 @@
 """Ctrl-C, SIGTERM and SIGUSR1: as a request that a loop honours between two steps, or as an orderly end.
 
-Schedulers announce the end of a job by one of the latter two: Kubernetes by SIGTERM, Slurm by either.
+Schedulers announce the end of a job by one of the latter two: Kubernetes by SIGTERM, Slurm by either. A launcher that
+is gone announces it too: its ranks get a SIGTERM from the system.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,30 +21,75 @@ from typing import Any
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _AGAIN_AFTER = 2.0  # seconds: torchrun passes on the terminal's Ctrl-C, so one press can arrive twice
 _GRACE = 1.0  # seconds in which a child shows that the signal reached it too
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class StopRequest:
-    """While entered, these signals only set `signal_number`; a second SIGINT, later, interrupts at once."""
+    """While entered, these signals only set `signal_number`; the same one again, later, or SIGINT, ends the process.
+
+    At once, with the exit code 128 + its number, wherever the program is: also where the main thread waits for a rank
+    that is gone, and no Python of it runs. A thread is told of each signal by the system's handler, which needs none.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._since = 0.0
         self._previous: dict[int, Any] = {}
+        self._launcher = os.getppid()
 
     def __enter__(self) -> StopRequest:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in _STOPPING:
-            self._previous[number] = signal.signal(number, self._request)
+            self._previous[number] = signal.signal(number, self._note)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._write)  # which ends the thread
+        self._thread.join()
+        os.close(self._read)
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
+    def _listen(self) -> None:
+        while numbers := os.read(self._read, 64):
+            for number in numbers:
+                if number in _STOPPING:
+                    self._request(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """Runs in the main thread, when it comes to that: at once where Python is at work, so the next line knows."""
         if self.signal_number is None:
             self.signal_number, self._since = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since > _AGAIN_AFTER:
-            raise KeyboardInterrupt
+
+    def _request(self, number: int) -> None:
+        if self.signal_number is None:
+            self._note(number, None)
+            return
+        is_again = number in (self.signal_number, signal.SIGINT) and time.monotonic() - self._since > _AGAIN_AFTER
+        # what a launcher's end sends is no second wish; and a SIGTERM after SIGUSR1 is the scheduler's next notice
+        if is_again and os.getppid() == self._launcher:
+            with suppress(OSError, ValueError):
+                print(f"ended at once by a second {signal.Signals(number).name}", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+
+
+def end_with_launcher() -> None:
+    """On Linux makes the system send this process SIGTERM when torchrun, which started it, is gone.
+
+    Else its ranks would train on as orphans where torchrun is killed, or ended by a signal that it does not know.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
+        return
+    launcher = os.getppid()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != launcher:  # meanwhile
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

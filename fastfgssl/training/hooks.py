@@ -39,6 +39,8 @@ class Run:
     """Steps that were done before."""
     steps: int
     """Steps when it is complete."""
+    lr_factor: float = 1.0
+    """Of every learning rate: below 1 for a run that has diverged before, and went back to a checkpoint."""
 
     @property
     def output(self) -> Path:
@@ -79,7 +81,7 @@ class Hook:
         return False
 
     def begin(self, run: Run) -> None:
-        """Called before training begins or goes on."""
+        """Called before training begins or goes on; again, after `end`, where a run goes back to a checkpoint."""
 
     def __call__(self, moment: Moment) -> None:
         raise NotImplementedError

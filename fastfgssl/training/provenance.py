@@ -17,6 +17,7 @@ from fastfgssl.config.files import write_config
 from fastfgssl.runtime.errors import file_errors
 from fastfgssl.runtime.files import write_whole
 from fastfgssl.runtime.versions import versions
+from fastfgssl.training.cost import read_starts
 from fastfgssl.training.hooks import NEVER, Hook, Moment, Run
 
 
@@ -33,7 +34,7 @@ class Provenance(Hook):
             config.parent.mkdir(parents=True, exist_ok=True)
             write_config(run.config, config)
         with file_errors("write", history):
-            starts = [*_read(history), describe_start(run)]
+            starts = [*read_starts(history), describe_start(run)]
             write_whole(history, lambda file: file.write((json.dumps(starts, indent=1) + "\n").encode()))
 
     def __call__(self, moment: Moment) -> None:
@@ -54,14 +55,6 @@ def describe_start(run: Run) -> dict[str, Any]:
         "ranks": run.world.size,
         "device": name,
     }
-
-
-def _read(history: Path) -> list[Any]:
-    try:
-        starts = json.loads(history.read_text())
-    except (OSError, ValueError):  # none yet, or not ours: a record is not worth a run
-        return []
-    return starts if isinstance(starts, list) else []
 
 
 def _commit() -> str | None:

@@ -21,7 +21,10 @@ _LENGTH_KEYS = ("train.steps", "train.epochs")
 _FREE_KEYS = {
     "output",
     *(f"data.{name}" for name in ("path", "cache", "cache_gib", "threads", "prefetch", "hw_decoder_load")),
-    *(f"train.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "sinks", "timeout")),
+    *(
+        f"train.{name}"
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "sinks", "timeout", "nonfinite_limit")
+    ),
     *(f"train.{name}" for name in ("device", "compile", "channels_last")),
     *(f"evaluate.{name}" for name in ("every", "images", "patience")),
 }
@@ -37,7 +40,7 @@ def find_state(config: Config, data: Data, world: World) -> dict[str, Any] | Non
         state, damaged = load_newest_checkpoint(folder)
     require_agreement(state["step"] if state else 0, world, f"checkpoints of {config.output}")
     if state is not None:
-        _require_same_run(state, as_begun(config, state), data)
+        require_same_run(state, as_begun(config, state), data)
     with shared_errors(world):
         if world.is_main:
             tidy_checkpoints(folder, damaged)
@@ -64,7 +67,8 @@ def _kept_meanings(state: dict[str, Any], config: Config) -> dict[str, Any]:
     return {key: old for key, old in MEANT_BEFORE.items() if then[key] == old and now[key] == defaults[key]}
 
 
-def _require_same_run(state: dict[str, Any], config: Config, data: Data) -> None:
+def require_same_run(state: dict[str, Any], config: Config, data: Data) -> None:
+    """Raises `UserError` unless `state` is of the run that `config` describes, on the same archive."""
     then, now = config_to_values(config_of_run(state["config"])), config_to_values(config)
     for key in sorted(now, key=lambda key: key != "model.in_channels"):  # data.mean and data.std follow it
         if key not in _FREE_KEYS and key not in _LENGTH_KEYS and then[key] != now[key]:

@@ -13,7 +13,7 @@ from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.agreement import shared_errors
 from fastfgssl.runtime.distributed import World, local_main_first
 from fastfgssl.runtime.memory import memory_errors
-from fastfgssl.training.resume import as_begun, find_state
+from fastfgssl.training.resume import as_begun, find_state, require_same_run
 from fastfgssl.training.trainer import Data
 
 
@@ -32,11 +32,19 @@ def begin(config: Config, data: Data, world: World) -> Beginning:
     Seeds torch's global generator. Raises `UserError` on every rank for what cannot be built, or is of another run.
     """
     state = find_state(config, data, world)
+    config, objective = begin_from(config, state, data, world)
+    return Beginning(config, objective, state)
+
+
+def begin_from(config: Config, state: dict[str, Any] | None, data: Data, world: World) -> tuple[Config, Objective]:
+    """What a run goes on with from a checkpoint of its own, or is begun with. Seeds torch's global generator."""
     config = as_begun(config, state)
+    if state is not None:
+        require_same_run(state, config, data)
     torch.manual_seed(config.seed)
     # the first downloads weights, the others find them
     with shared_errors(world), local_main_first(world), memory_errors("placing the network"):
-        return Beginning(config, build_objective(config, world, fresh=state is None), state)
+        return config, build_objective(config, world, fresh=state is None)
 
 
 def kept_generators(device: torch.device) -> AbstractContextManager[None]:

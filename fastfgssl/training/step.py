@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fastfgssl.objectives.base import Objective, memory_format
 from fastfgssl.runtime.distributed import World, data_parallel
 from fastfgssl.runtime.precision import Precision
 from fastfgssl.training.accumulation import Numerics, accumulate_cached, accumulate_mean
+from fastfgssl.training.nonfinite import Guard
 from fastfgssl.training.optim import build_optimizer, load_optimizer_state
 
 
@@ -35,6 +37,7 @@ class TrainingStep:
         precision = Precision(train.precision, world.device)
         self._numerics = Numerics(precision, torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss))
         self._clip_norm = config.optim.clip_norm
+        self.guard = Guard(self.optimizer, objective, self._numerics.scaler)
 
     def __call__(
         self, batch: Batch, *, progress: float = 0.0, log: bool = False, freeze_backbone: bool = False
@@ -44,24 +47,34 @@ class TrainingStep:
         progress: the share of the run that is done with this step; log: with what is worth its time only where it is
         reported; freeze_backbone: leaves its weights, and what the optimiser knows of them, as they are.
         """
-        micro_batches = batch.in_layout(self._layout).chunk(self._micro_batches)
         logs: dict[str, Tensor] = {}
-        for update, wrapped in zip(self.objective.updates, self._wrapped, strict=True):
-            self.optimizer.zero_grad()
-            # forward, loss, backward; ranks exchange gradients
-            with self._numerics.precision.arithmetic():
-                logs |= self._accumulate(update, wrapped, micro_batches, self._numerics, log=log)
+        for of_update in self.gradients(batch, log=log):
+            logs |= of_update
             # the weights that this update trains
             with record_function("optimizer"):
+                parameters, norm = list(self.objective.model.parameters()), None
                 if freeze_backbone:
                     _drop_gradients(self.objective.model)
                 if self._clip_norm:
                     self._numerics.scaler.unscale_(self.optimizer)
-                    nn.utils.clip_grad_norm_(self.objective.model.parameters(), self._clip_norm)
-                self._numerics.scaler.step(self.optimizer)
-                self._numerics.scaler.update()
+                    norm = nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+                self.guard.step(parameters, norm)
         self.objective.after_step(progress)
         return logs
+
+    def gradients(self, batch: Batch, *, log: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Leaves the gradients of each update of `batch` with its parameters in turn; yields its logs."""
+        micro_batches = batch.in_layout(self._layout).chunk(self._micro_batches)
+        for update, wrapped in zip(self.objective.updates, self._wrapped, strict=True):
+            self.optimizer.zero_grad()
+            # forward, loss, backward; ranks exchange gradients
+            with self._numerics.precision.arithmetic():
+                logs = self._accumulate(update, wrapped, micro_batches, self._numerics, log=log)
+            yield logs
+
+    def skipped(self) -> list[list[bool]]:
+        """Which updates of each step since the last call were not finite, and so not made; waits for the device."""
+        return self.guard.read(len(self.objective.updates))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of a step: `model`, `objective`, `optimizer` and `scaler`."""
@@ -78,6 +91,7 @@ class TrainingStep:
         self.objective.load_state_dict(state["objective"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self._numerics.scaler.load_state_dict(state["scaler"])
+        self.guard.keep()
 
 
 def _drop_gradients(model: nn.Module) -> None:

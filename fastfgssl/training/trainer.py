@@ -21,13 +21,19 @@ from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, mean_over_ranks,
 from fastfgssl.runtime.distributed import World, set_timeout
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.memory import memory_errors
-from fastfgssl.training.checkpoint import checkpoint_path, save_checkpoint
+from fastfgssl.training.checkpoint import checkpoint_path, load_newest_checkpoint, save_checkpoint
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
-from fastfgssl.training.schedule import learning_rate_factor, learning_rates, set_learning_rate
+from fastfgssl.training.nonfinite import Diverged, NonfiniteSteps, remedy, require_finite
+from fastfgssl.training.plan import is_frozen, set_rates
+from fastfgssl.training.replay import diagnose
+from fastfgssl.training.schedule import learning_rates
 from fastfgssl.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
+
+
+_LOWER_RATE = 0.1  # of the learning rate, for a run that has diverged once
 
 
 class Outcome(NamedTuple):
@@ -65,6 +71,31 @@ def fit(
     signal's, ends the run after that step with a checkpoint, which is written before hooks are called that are due at
     that step. Raises `UserError` for what cannot be trained.
     """
+    with on_this_rank("placing the network"):
+        make_step = TrainingStep(objective, config, world)
+    try:
+        return _train(config, world, make_step, data, hooks, state, stop_signal)
+    except Diverged as error:
+        with shared_errors(world):
+            newest = load_newest_checkpoint(checkpoints_of(config)).state
+        if newest is None or newest.get("lr_factor", 1.0) < 1:
+            raise
+        log.warning("%s; back to step %d, once, with %g of the learning rate", error, newest["step"], _LOWER_RATE)
+        newest["lr_factor"] = _LOWER_RATE
+        return _train(config, world, make_step, data, hooks, newest, stop_signal)
+
+
+def _train(
+    config: Config,
+    world: World,
+    make_step: TrainingStep,
+    data: Data,
+    hooks: Sequence[Hook],
+    state: dict[str, Any] | None,
+    stop_signal: Callable[[], int | None],
+) -> Outcome:
+    """What `fit` does, up to a divergence."""
+    objective = make_step.objective
     start, steps = state["step"] if state else 0, config.train.num_steps(data.num_samples)
     run = Run(
         config=config,
@@ -74,16 +105,16 @@ def fit(
         is_new=state is None,
         start=start,
         steps=steps,
+        lr_factor=state.get("lr_factor", 1.0) if state else 1.0,
     )
-    with on_this_rank("placing the network"):
-        make_step = TrainingStep(objective, config, world)
-        if state:
+    if state:
+        with on_this_rank("placing the network"):
             make_step.load_state_dict(state)
     if start >= steps:
         log.info("%s is complete: %d of %d steps are done", run.output, start, steps)
         return Outcome(start, None, checkpoint_path(checkpoints_of(config), start))
 
-    step, stopped, flag = start, 0, SharedFlag(world)
+    step, stopped, flag, skipped = start, 0, SharedFlag(world), NonfiniteSteps(run)
     with ExitStack() as opened, lost_ranks("reporting or saving"):
         reporter = _Reporter(run, hooks, opened)
         loader = opened.enter_context(data.batches(start, steps))
@@ -95,39 +126,62 @@ def fit(
             # does any rank want to stop? answered when the step is made
             flag.ask(stop_signal() or 0)
             # the next batch
+            world.heartbeats.at("making batch", step + 1)
             with on_this_rank(f"making batch {step + 1}"), clock.waiting():
                 batch = next(loader)
             if step == 0:
+                world.heartbeats.at("reporting", 0)
                 reporter.call(Moment(0, {}, batch))
             # its updates
-            set_learning_rate(make_step.optimizer, _learning_rate_factor(run, step))
+            world.heartbeats.at("making step", step + 1, batch.ids)
+            set_rates(run, make_step.optimizer, step)
             is_report = reporter.is_report(step + 1)
             with on_this_rank(f"making step {step + 1}"):
-                freeze = step < _steps_of(config.optim.freeze_epochs, run)
-                logs = make_step(batch, progress=(step + 1) / steps, log=is_report, freeze_backbone=freeze)
+                progress = (step + 1) / steps
+                logs = make_step(batch, progress=progress, log=is_report, freeze_backbone=is_frozen(run, step))
             if step == start:
                 _require_logs(objective, logs)
             step += 1
+            skipped.made(step, batch.ids)
             stopped = flag.answer()
             if step == start + 1:
                 set_timeout(world, config.train.timeout)
             # reports, and what hooks do; after a signal the checkpoint comes first: hooks may outlast its grace
+            world.heartbeats.at("reporting", step)
             report = _report(run, step, logs, make_step, clock) if is_report else {}
+            is_saved = reporter.is_finished(step) or step % config.train.checkpoint_every == 0
+            if is_report or is_saved or stopped:
+                _settle(run, make_step, skipped, step, batch)
+            if is_report and skipped.count:
+                report["skipped_steps"] = skipped.count
             if stopped:
                 _save(run, data, make_step, step)
             reporter.call(Moment(step, report, batch))
             if is_report:
-                _require_finite(run, step, [name for name in objective.weights if not math.isfinite(report[name])])
+                if not skipped.in_a_row:
+                    require_finite(run, step, [name for name in objective.weights if not math.isfinite(report[name])])
                 clock.lap(step)  # what hooks took is no time of training
             # a checkpoint, else after them: a run that is killed in between makes and reports the step again
-            if not stopped and (reporter.is_finished(step) or step % config.train.checkpoint_every == 0):
-                _save(run, data, make_step, step)
+            is_saved = is_saved or reporter.is_finished(step)
+            if is_saved and not stopped:
+                if skipped.in_a_row and step < steps:
+                    log.warning("step %d was skipped: the checkpoint before it is kept as the newest", step)
+                else:
+                    _save(run, data, make_step, step)
     checkpoint = checkpoint_path(checkpoints_of(config), step)
     if stopped:
         log.info("stopped after step %d of %d; run the same command to go on", step, steps)
         return Outcome(step, stopped, checkpoint)  # the same on every rank, also where no signal arrived
     log.info("done: %d steps; results in %s", steps, run.output)
     return Outcome(step, None, checkpoint)
+
+
+def _settle(run: Run, make_step: TrainingStep, skipped: NonfiniteSteps, step: int, batch: Batch) -> None:
+    """Learns which updates were skipped. Raises `Diverged`, with where it began, if there were too many in a row."""
+    try:
+        skipped.settle(step, make_step.skipped(), learning_rates(make_step.optimizer)["lr"])
+    except Diverged as error:
+        raise Diverged(f"{error}: {diagnose(make_step, batch)}; {remedy(run)}") from None
 
 
 class _Reporter:
@@ -218,6 +272,7 @@ def _require_logs(objective: Objective, logs: dict[str, Tensor]) -> None:
 
 def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
     """Writes a checkpoint, on the first rank, unless the network has diverged."""
+    run.world.heartbeats.at("saving", step)
     with shared_errors(run.world):
         if not run.world.is_main:
             return
@@ -227,35 +282,13 @@ def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
             "config": config_to_values(run.config),
             "archive": data.fingerprint,
         }
+        if run.lr_factor != 1:
+            state["lr_factor"] = run.lr_factor
         broken = [name for name, value in state["model"].items() if not value.isfinite().all()]
-        _require_finite(run, step, broken)
+        require_finite(run, step, broken)
         save_checkpoint(checkpoints_of(run.config), state, keep=run.config.train.keep_checkpoints)
 
 
 def checkpoints_of(config: Config) -> Path:
     """The folder of a run's checkpoints."""
     return Path(config.output) / "checkpoints"
-
-
-def _learning_rate_factor(run: Run, step: int) -> float:
-    config = run.config
-    return learning_rate_factor(
-        step,
-        steps=run.steps,
-        warmup_steps=_steps_of(config.optim.warmup_epochs, run),
-        final=config.optim.final_lr,
-    )
-
-
-def _steps_of(epochs: float, run: Run) -> int:
-    return round(epochs * (run.num_samples / run.config.train.batch_size))
-
-
-def _require_finite(run: Run, step: int, broken: Sequence[str]) -> None:
-    """Ends a run that has diverged; `broken` names what is not finite."""
-    if broken:
-        raise UserError(
-            f"{broken[0]} is not finite at step {step}; the checkpoints before it are intact in"
-            f" {checkpoints_of(run.config)}: lower optim.lr, lengthen optim.warmup_epochs, or try another"
-            " train.precision"
-        )

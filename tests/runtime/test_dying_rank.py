@@ -56,7 +56,12 @@ def test_a_rank_that_dies_alone_tells_why_and_is_gone(how, code, said, archive_p
     _, err = first.communicate(timeout=SOON)
     assert first.returncode == 75
     doing = "starting" if how == "kill_early" else "making step 3"
-    assert re.search(rf"^error: another rank is gone or did not answer while {doing}: .+\n$", err), err
+    table, said = err.rsplit("\nerror: ", 1)
+    assert re.match(
+        rf"another rank is gone or did not answer while {doing}: .+; rank 1 stopped, last heard {doing}.*\n$", said
+    ), err
+    assert re.search(rf"\n +0 +\d+  {doing.partition(' 3')[0]} [\s\S]*\n +1 +\d+  {doing.partition(' 3')[0]} ", table)
+    assert "Traceback" not in err
 
 
 def test_a_rank_that_hangs_is_waited_for_as_long_as_was_said(archive_path, tmp_path):
@@ -64,7 +69,10 @@ def test_a_rank_that_hangs_is_waited_for_as_long_as_was_said(archive_path, tmp_p
     try:
         _, err = first.communicate(timeout=240)
         assert first.returncode == 75, err
-        assert "error: another rank is gone or did not answer while making step 3" in err
+        last = err.splitlines()[-1]
+        assert re.match(r"error: waited \d+ s, making step at step 3, for another rank: rank 1 stopped", last)
+        assert re.search(r"rank 1 stopped, last heard making step 3 with samples (\d+, )+\.\.\. \(\d+ s\)$", last)
+        assert re.search(r"ranks wait for 1:\n", err)
     finally:
         hanging.kill()
         out, _ = hanging.communicate()

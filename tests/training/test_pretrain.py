@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -201,18 +200,6 @@ def test_barlow_twins_is_one_head_without_puzzles(make_config):
     config = make_config(train__heads=[2], model__grids=[4, 2, 1], train__steps=2, data__views="barlow")
     pretrain(config)
     assert set(losses(config.output)[0]) == {"step", "loss", "loss_2"}
-
-
-def reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def test_a_run_that_diverges_ends_at_the_next_logged_step(make_config):
-    config = make_config(train__steps=20, optim__lr=1e12, train__log_every=2)
-    with pytest.raises(UserError, match=r"loss_. is not finite at step 2"):
-        pretrain(config)
-    (line,) = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
-    assert None in json.loads(line, parse_constant=reject_constant).values()
 
 
 def test_a_network_that_has_diverged_is_not_saved(make_config):

@@ -1,0 +1,245 @@
+"""Which rank stopped, and where: each tells the others' store what it does, and one that waits in vain reads it there.
+
+A thread of each rank writes some hundred bytes when that changes, and every second. Nothing is read, and no rank or
+device is waited for, while steps are made. A rank whose process is stopped or gone falls silent; one that hangs goes
+on telling for how long.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastfgssl.runtime.errors import LostRank
+
+log = logging.getLogger(__name__)
+
+STAGES = ("starting", "making batch", "making step", "reporting", "saving", "ended")
+"""What ranks do, in the order of a step."""
+_INTERVAL = 1.0  # seconds, at most, between two beats
+_PAUSE = 0.02  # seconds, at least, between them, for up to 20 ranks; for more as much more
+_LOOK_AFTER = 5.0  # seconds in one stage, after which a rank looks what the others do
+_SILENT_AFTER = 10.0  # seconds without a beat that tell a rank that is gone from one that is busy
+_SHOWN_IDS = 8
+
+
+class Beat(NamedTuple):
+    """What a rank has told last."""
+
+    rank: int
+    count: int
+    """Of its beats."""
+    step: int
+    stage: int
+    ids: list[int]
+    """The first of the samples it has in hand."""
+    age: float
+    """Seconds that it had been at this when it told so."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.step, self.stage
+
+    @property
+    def doing(self) -> str:
+        samples = f" with samples {', '.join(map(str, self.ids))}, ..." if self.ids else ""
+        return f"{STAGES[self.stage]} {self.step or ''}".rstrip() + samples
+
+
+class Heartbeats:
+    """This rank's, and what is known of the others'. store: of all ranks; None where there is only one."""
+
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None, *, timeout: float = 0.0) -> None:
+        self._rank, self._size, self._store = rank, size, store
+        self._count = 0
+        self._heard: dict[int, tuple[Beat, float]] = {}  # and when it was new
+        self._is_closed, self._changed = False, threading.Event()
+        self._is_told = False
+        self.set_timeout(timeout)
+        self.at("starting", 0)
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+        if store is not None:
+            self._thread.start()
+
+    def at(self, stage: str, step: int, ids: Sequence[int] = ()) -> None:
+        """Notes what this rank does from now on; costs no more than that."""
+        self._state = (STAGES.index(stage), step, ids, time.monotonic())
+        self._changed.set()
+
+    def set_timeout(self, seconds: float) -> None:
+        """After how long in one stage this rank ends, if another is silent or has stopped before it."""
+        self._timeout = seconds
+
+    def end(self) -> None:
+        """Tells the others that this rank is through, so that none waits for it."""
+        if self._store is not None:
+            self.at("ended", self._state[1])
+            with suppress(RuntimeError, OSError):  # the store may have ended before
+                self._beat()
+
+    def close(self) -> None:
+        """Ends the thread: Python must not end while it is in a call of the store's."""
+        self._is_closed = True
+        self._changed.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * _INTERVAL)
+
+    @contextmanager
+    def naming_lost_ranks(self) -> Iterator[None]:
+        """Adds to a `LostRank` of the body which rank it is, and where it stopped."""
+        try:
+            yield
+        except LostRank as error:
+            if self._store is None:
+                raise
+            self.set_timeout(math.inf)  # this rank ends by itself
+            said = self._look_twice()
+            self.end()  # it is not this one that the others, who look later, are to name
+            raise LostRank(f"{error}; {said}") from None
+
+    def _run(self) -> None:
+        """The thread: until the run ends, or the store does."""
+        with suppress(RuntimeError, OSError, ValueError):
+            while not self._is_closed:
+                self._changed.clear()
+                self._beat()
+                time.sleep(max(_PAUSE, self._size / 1000))
+                self._changed.wait(min(_INTERVAL, self._timeout / 8))
+                waited = time.monotonic() - self._state[3]
+                if math.isinf(self._timeout):
+                    continue
+                if waited < min(_LOOK_AFTER, self._timeout / 4):
+                    self._is_told = False
+                    self._heard.clear()
+                    continue
+                self._read()
+                lost = self._lost(waited)
+                if lost and not self._is_told:
+                    self._is_told = True
+                    self._show(lost)
+                if lost and waited > self._timeout:
+                    self._leave(lost, waited)
+
+    def _beat(self) -> None:
+        stage, step, ids, since = self._state
+        self._count += 1
+        ids = [int(sample) for sample in ids[:_SHOWN_IDS]]
+        self._store.set(_key(self._rank), json.dumps([self._count, step, stage, ids, time.monotonic() - since]))
+
+    def _read(self) -> None:
+        ranks = [rank for rank in range(self._size) if self._store.check([_key(rank)])]
+        now = time.monotonic()
+        for rank, text in zip(ranks, self._store.multi_get([_key(rank) for rank in ranks]), strict=True):
+            beat = Beat(rank, *json.loads(text))
+            if rank not in self._heard or self._heard[rank][0].count != beat.count:
+                self._heard[rank] = (beat, now)
+
+    def _lost(self, waited: float) -> list[int]:
+        """Ranks that are silent, or as long as this one at something that comes before."""
+        now, place = time.monotonic(), (self._state[1], self._state[0])
+        silent_after = min(_SILENT_AFTER, self._timeout / 2)
+        return [
+            rank
+            for rank, (beat, heard) in self._heard.items()
+            if not self._has_ended(rank)
+            if now - heard > silent_after or (beat.place < place and beat.age > self._timeout)
+        ]
+
+    def _has_ended(self, rank: int) -> bool:
+        """Whether it has said so, or is this one."""
+        return rank == self._rank or STAGES[self._heard[rank][0].stage] == "ended"
+
+    def _look_twice(self) -> str:
+        """Which ranks do not beat any more, in words; for the main thread, after a collective has failed."""
+
+        def look() -> None:
+            with suppress(RuntimeError, OSError, ValueError):
+                for _ in range(2):
+                    time.sleep(2.5 * _INTERVAL * len(counts))
+                    self._read()
+                    counts.append({rank: beat.count for rank, (beat, _) in self._heard.items()})
+
+        counts: list[dict[int, int]] = []
+        # the store may be of a rank that is stopped: then it does not answer
+        looking = threading.Thread(target=look, daemon=True)
+        looking.start()
+        looking.join(10 * _INTERVAL)
+        if len(counts) < 2:
+            return "which one cannot be told: the store, of the launcher or of rank 0, does not answer"
+        lost = [rank for rank in counts[1] if counts[1][rank] == counts[0].get(rank) and not self._has_ended(rank)]
+        self._show(lost)
+        if not lost:
+            return "all of them still answer"
+        return self._words(lost)
+
+    def _words(self, lost: Sequence[int]) -> str:
+        first = min(lost, key=lambda rank: self._heard[rank][0].place)
+        beat, heard = self._heard[first]
+        others = f"; ranks {', '.join(str(rank) for rank in lost if rank != first)} too" if len(lost) > 1 else ""
+        return f"rank {first} stopped, last heard {beat.doing} ({beat.age + time.monotonic() - heard:.0f} s)" + others
+
+    def _show(self, lost: Sequence[int]) -> None:
+        """Logs the table, on the first of the ranks that are left."""
+        if self._rank != min(rank for rank in range(self._size) if rank not in lost):
+            return
+        now = time.monotonic()
+        rows = [f"{'rank':>5} {'step':>8}  {'stage':<14}{'for':>8}  {'heard':>10}  samples"]
+        for rank in range(self._size):
+            if rank not in self._heard:
+                rows.append(f"{rank:>5} {'':>8}  {'not heard of':<14}")
+                continue
+            beat, heard = self._heard[rank]
+            samples = ", ".join(map(str, beat.ids)) + (", ..." if beat.ids else "")
+            rows.append(
+                f"{rank:>5} {beat.step:>8}  {STAGES[beat.stage]:<14}{beat.age + now - heard:>6.0f} s "
+                f"{now - heard:>6.0f} s ago  {samples}"
+            )
+        log.warning("ranks wait for %s:\n%s", ", ".join(map(str, lost)) or "each other", "\n".join(rows))
+
+    def _leave(self, lost: Sequence[int], waited: float) -> None:
+        """Ends this process from its thread: the main one waits for what never comes."""
+        stage, step = STAGES[self._state[0]], self._state[1]
+        where = f"rank {self._rank}: " if self._rank else ""
+        words = f"waited {waited:.0f} s, {stage} at step {step}, for another rank: {self._words(lost)}"
+        print(f"error: {where}{words}", file=sys.stderr, flush=True)
+        self.end()
+        _dump_flight_recorder(self._rank)
+        os._exit(LostRank.exit_code)
+
+
+def _key(rank: int) -> str:
+    return f"rank_{rank}"
+
+
+def record_flights() -> None:
+    """Turns NCCL's flight recorder on, before ranks meet: which collectives each has begun and ended, at a time-out.
+
+    What the user has set stays, also under the names that torch had for it before.
+    """
+    for name, before, value in (
+        ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),
+        ("TORCH_FR_DUMP_ON_TIMEOUT", "TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
+    ):
+        if before not in os.environ:
+            os.environ.setdefault(name, value)
+
+
+def _dump_flight_recorder(rank: int) -> None:
+    """Writes what NCCL's recorder has, where it would at a time-out of its own, which this one came before."""
+    if not torch.cuda.is_initialized():
+        return
+    names = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+    prefix = next((os.environ[name] for name in names if name in os.environ), "/tmp/nccl_trace_rank_")
+    with suppress(Exception):  # of another torch; nothing is to keep the process
+        Path(f"{prefix}{rank}").write_bytes(torch._C._distributed_c10d._dump_nccl_trace())

@@ -1,0 +1,118 @@
+"""Losses and gradients that are not finite: skipped, counted, and ended where they do not cease."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastfgssl.commands import train
+from fastfgssl.config.files import write_config
+from fastfgssl.objectives import fgssl, register
+from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.errors import UserError
+from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.sinks import read_metrics
+from helpers.command import run_here
+from helpers.ranks import run_on_ranks
+
+
+def poison(steps: set[int], *, rank: int = 0):
+    """An objective whose coarsest head has a loss that is not a number in these steps, on one rank."""
+
+    def build(config, world, *, fresh):
+        objective = fgssl.build(config, world, fresh=fresh)
+        update, calls = objective.updates[-1], []
+        compare = update.compare
+
+        def compare_poisoned(embeddings, batch, *, log):
+            calls.append(1)
+            if len(calls) in steps and world.rank == rank:
+                embeddings = tuple(z * torch.nan for z in embeddings)
+            return compare(embeddings, batch, log=log)
+
+        update.compare = compare_poisoned
+        return objective
+
+    register("poisoned", build)
+    return "poisoned"
+
+
+def records(config) -> list[dict]:
+    return [record for record in read_metrics(Path(config.output)) if "loss" in record]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_told(make_config, optimizer):
+    kept = {"train__checkpoint_every": 1, "train__keep_checkpoints": 9}
+    config = make_config(objective=poison({3}), train__heads=[2], train__log_every=4, optim__name=optimizer, **kept)
+    assert pretrain(config).steps_done == 4
+    states = [load_checkpoint(path)["model"] for path in list_checkpoints(Path(config.output) / "checkpoints")]
+    assert [path.name for path in list_checkpoints(Path(config.output) / "checkpoints")] == [
+        f"step_{step:09d}.pt" for step in (0, 1, 2, 4)
+    ]
+    assert all(value.isfinite().all() for state in states for value in state.values())
+    told = json.loads((Path(config.output) / "nonfinite_step_3.json").read_text())
+    assert (told["step"], told["updates"], len(told["samples_of_rank_0"])) == (3, ["loss_2"], 12)
+    assert "--replay 3" in told["replay"]
+    assert [record["skipped_steps"] for record in records(config)] == [1]
+
+
+def test_a_run_without_such_steps_tells_of_none(make_config):
+    config = make_config(train__steps=1)
+    pretrain(config)
+    assert "skipped_steps" not in records(config)[0]
+    assert not list(Path(config.output).glob("nonfinite*"))
+
+
+def test_too_many_in_a_row_go_back_once_with_a_lower_rate(make_config, caplog):
+    # the fifth time is that of the diagnosis
+    config = make_config(objective=poison({3, 4, 5}), train__heads=[2], train__nonfinite_limit=2, train__steps=5)
+    with caplog.at_level("WARNING"):
+        assert pretrain(config).steps_done == 5
+    assert "to step 4, are not finite: loss_2: " in caplog.text
+    assert "back to step 0, once, with 0.1 of the learning rate" in caplog.text
+    logged = records(config)
+    assert [record["step"] for record in logged] == [1, 2, 3, 4, 5]
+    assert logged[0]["lr"] == pytest.approx(0.1 * 0.05)
+    last = load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+    assert last["lr_factor"] == 0.1  # what goes on from it keeps the rate, and does not go back again
+
+
+def test_then_it_ends_and_says_where(make_config):
+    """Weights that explode: the head, and the layer that is not finite first."""
+    config = make_config(train__steps=40, train__heads=[2], optim__lr=1e12, train__log_every=2)
+    with pytest.raises(UserError, match=r"5 steps in a row, to step \d+, .*: loss_2: the .*; the check"):
+        pretrain(config)
+    assert [path.name for path in list_checkpoints(Path(config.output) / "checkpoints")] == ["step_000000000.pt"]
+
+
+def _ranks(world, config):
+    poison({2}, rank=1)
+    pretrain(config)
+    return load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])["step"]
+
+
+def test_ranks_skip_alike_where_one_alone_met_it(make_config):
+    config = make_config(objective="poisoned", train__heads=[2], train__steps=3)
+    assert run_on_ranks(_ranks, 2, config, join=False) == [3, 3]
+    assert [record.get("skipped_steps") for record in records(config)] == [None, 1, 1]
+    assert [record["loss"] is None for record in records(config)] == [False, True, False]  # NaN is not JSON
+
+
+def test_a_step_is_made_again_and_says_where_it_is_not_finite(make_config, capsys, tmp_path):
+    config = make_config(train__steps=12, train__heads=[2], optim__lr=1e12, train__nonfinite_limit=1)
+    with pytest.raises(UserError, match="are not finite"):
+        pretrain(config)
+    step = json.loads(next(Path(config.output).glob("nonfinite_step_*.json")).read_text())["step"]
+    files = sorted(Path(config.output).rglob("*"))
+    write_config(config, tmp_path / "config.yaml")
+    assert run_here(train.main, "--config", tmp_path / "config.yaml", "--replay", step) == 0
+    said = capsys.readouterr().out
+    assert f"step {step}, samples " in said
+    assert "loss_2: the" in said
+    assert sorted(Path(config.output).rglob("*")) == files  # it writes nothing
+    assert run_here(train.main, "--config", tmp_path / "config.yaml", "--replay", 0) == 2
+    assert "no checkpoint" in capsys.readouterr().err
