@@ -14,7 +14,7 @@ from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
 from fastfgssl.training.provenance import Provenance
-from fastfgssl.training.run import begin, kept_generators
+from fastfgssl.training.run import begin, held_output, kept_generators
 from fastfgssl.training.sinks import make_sinks
 from fastfgssl.training.trainer import Outcome, fit
 
@@ -33,12 +33,13 @@ def pretrain(
     with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("starting"):
         config.train.check_world_size(world.size)
         data = ArchiveStream(config, world)
-        config, objective, state = begin(config, data, world)
-        data.config = config
-        data.needs = objective.needs
-        beside = [Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
-        everything = [*beside, *make_sinks(config.train.sinks)]
-        return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
+        with held_output(config, world) as sole_writer:
+            config, objective, state = begin(config, data, world)
+            data.config = config
+            data.needs = objective.needs
+            beside = [sole_writer, Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
+            everything = [*beside, *make_sinks(config.train.sinks)]
+            return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
 
 
 _OF_FINETUNING = re.compile(

@@ -59,7 +59,7 @@ def describe_start(run: Run) -> dict[str, Any]:
 def _read(history: Path) -> list[Any]:
     try:
         starts = json.loads(history.read_text())
-    except (OSError, ValueError):  # none yet, or not ours: a record is not worth a run
+    except (FileNotFoundError, ValueError):  # none yet, or not ours: a record is not worth a run
         return []
     return starts if isinstance(starts, list) else []
 
