@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.files import is_at
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,9 @@ class FolderLock:
         """Raises `UserError` if another job has taken the folder over: this one is not to write there any more."""
         with suppress(OSError):
             holder = _read(self._path)
-            if holder is not None and holder.token != self._token:
+            if holder is None:
+                self._restore()
+            elif holder.token != self._token:
                 raise UserError(
                     f"{self._path.parent} was taken over ({holder}), as nothing had been heard of this run for"
                     f" {SILENCE:.0f} seconds; it ends here and writes no more"
@@ -98,6 +101,14 @@ class FolderLock:
             if holder is not None and holder.token == self._token:
                 self._path.unlink()
         os.close(self._descriptor)
+
+    def _restore(self) -> None:
+        """Locks anew a folder that was removed and is made again."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _flock(descriptor)
+        self._token = _write(descriptor)
+        os.dup2(descriptor, self._descriptor, inheritable=False)
+        os.close(descriptor)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
@@ -142,18 +153,18 @@ def _take(path: Path) -> FolderLock | None:
 def _taken(path: Path, descriptor: int) -> str | None:
     """The token of a lock that is this job's now."""
     is_free = _flock(descriptor)
-    if not _is_at(path, descriptor):  # who held it has removed it
+    if not is_at(path, descriptor):  # who held it has removed it
         return None
     holder = _read_from(descriptor)
     if holder is None and is_free is False:  # who has just locked it is about to write
         time.sleep(_LOOK_EVERY)
-        if _is_at(path, descriptor) and _read_from(descriptor) is None:
+        if is_at(path, descriptor) and _read_from(descriptor) is None:
             raise UserError(f"{path.parent} is being written by another process: wait for it, or stop it")
         return None
     if holder is not None:
         _require_gone(path, holder, is_free=bool(is_free))
     with nullcontext() if is_free else _claimed(path.with_name(_CLAIM)):
-        if not _is_at(path, descriptor) or _read_from(descriptor) != holder:
+        if not is_at(path, descriptor) or _read_from(descriptor) != holder:
             return None
         if is_free is False:  # a child of the dead process has the system's lock still
             path.unlink()
@@ -215,14 +226,6 @@ def _flock(descriptor: int) -> bool | None:
     return True
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file still has its name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _time_of(path: Path) -> int | None:
     """When a file was changed, ns; None if it is gone. Opened for it, which lets a client of NFS ask the server."""
     try:
@@ -275,7 +278,7 @@ def _boot() -> str:
 
 
 def _processes() -> str:
-    return os.readlink("/proc/self/ns/pid")
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def _begun(pid: int) -> str | None:

@@ -21,9 +21,10 @@ from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, mean_over_ranks,
 from fastfgssl.runtime.distributed import World, set_timeout
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.memory import memory_errors
-from fastfgssl.training.checkpoint import checkpoint_path, save_checkpoint
+from fastfgssl.training.checkpoint import checkpoint_path
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
+from fastfgssl.training.saving import checkpoints_of, save
 from fastfgssl.training.schedule import learning_rate_factor, learning_rates, set_learning_rate
 from fastfgssl.training.step import TrainingStep
 
@@ -229,12 +230,7 @@ def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
         }
         broken = [name for name, value in state["model"].items() if not value.isfinite().all()]
         _require_finite(run, step, broken)
-        save_checkpoint(checkpoints_of(run.config), state, keep=run.config.train.keep_checkpoints)
-
-
-def checkpoints_of(config: Config) -> Path:
-    """The folder of a run's checkpoints."""
-    return Path(config.output) / "checkpoints"
+        save(run.config, state, seconds=run.config.train.pause(run.world.size))
 
 
 def _learning_rate_factor(run: Run, step: int) -> float:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.faulty_runs import Preparing, Training
 from helpers.faults import Driver
+from helpers.faulty_runs import Preparing, Training
 
 
 @pytest.fixture(scope="session")

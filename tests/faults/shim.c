@@ -6,6 +6,7 @@
 
    FAULTS in the environment of a program, as "PREFIX:CALLS:N:FROM_THEN_ON:ACTION", arms it at the start. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -158,6 +159,11 @@ OPEN(open)
 OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
+
+DIR *opendir(const char *path) {
+    REAL(DIR *, opendir, (const char *));
+    return fails_at("open", AT_FDCWD, path) > 0 ? NULL : original(path);
+}
 
 ssize_t read(int fd, void *to, size_t count) {
     REAL(ssize_t, read, (int, void *, size_t));

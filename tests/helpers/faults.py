@@ -52,7 +52,7 @@ def build_shim(folder: Path) -> Path:
 
 
 class Driver:
-    """tests/faults/driver.py, running: a command in a process that was forked from a warm one takes a third of a second.
+    """tests/faults/driver.py, running: a command takes a third of a second, in a process forked from a warm one.
 
     `warm` is asked of each command once, before `run`.
     """

@@ -122,7 +122,7 @@ def test_a_child_of_a_dead_process_does_not_hold_its_folder(tmp_path, record):
         left.wait()
 
 
-class beating:  # noqa: N801 - used as a function
+class beating:
     """Renews a file's time, as its holder on another machine does."""
 
     def __init__(self, file) -> None:

@@ -22,6 +22,11 @@ from fastfgssl.training.checkpoint import (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("fastfgssl.runtime.patience.PAUSES", (0.0,))
+
+
 def save(folder, step, keep=3):
     return save_checkpoint(folder, state_of(step), keep=keep)
 
