@@ -106,7 +106,7 @@ class FolderLock:
         """Locks anew a folder that was removed and is made again."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         _flock(descriptor)
-        self._token = _write(descriptor)
+        self._token = write_holder(descriptor)
         os.dup2(descriptor, self._descriptor, inheritable=False)
         os.close(descriptor)
 
@@ -155,23 +155,23 @@ def _taken(path: Path, descriptor: int) -> str | None:
     is_free = _flock(descriptor)
     if not is_at(path, descriptor):  # who held it has removed it
         return None
-    holder = _read_from(descriptor)
+    holder = read_holder(descriptor)
     if holder is None and is_free is False:  # who has just locked it is about to write
         time.sleep(_LOOK_EVERY)
-        if is_at(path, descriptor) and _read_from(descriptor) is None:
+        if is_at(path, descriptor) and read_holder(descriptor) is None:
             raise UserError(f"{path.parent} is being written by another process: wait for it, or stop it")
         return None
     if holder is not None:
         _require_gone(path, holder, is_free=bool(is_free))
     with nullcontext() if is_free else _claimed(path.with_name(_CLAIM)):
-        if not is_at(path, descriptor) or _read_from(descriptor) != holder:
+        if not is_at(path, descriptor) or read_holder(descriptor) != holder:
             return None
         if is_free is False:  # a child of the dead process has the system's lock still
             path.unlink()
             return None
         if is_free is None:
             log.info("%s is on a file system without locks: its file %s alone keeps other jobs out", path.parent, LOCK)
-        return _write(descriptor)
+        return write_holder(descriptor)
 
 
 def _require_gone(path: Path, holder: Holder, *, is_free: bool) -> None:
@@ -243,19 +243,19 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
-def _read_from(descriptor: int) -> Holder | None:
+def read_holder(descriptor: int) -> Holder | None:
+    """Who a file says that holds its folder; None for one that is empty, or was cut short."""
     return _parsed(os.pread(descriptor, _LONGEST, 0))
 
 
 def _parsed(text: bytes) -> Holder | None:
-    """None for a file that is empty, or was cut short."""
     try:
         return Holder(**json.loads(text))
     except (ValueError, TypeError):
         return None
 
 
-def _write(descriptor: int) -> str:
+def write_holder(descriptor: int) -> str:
     """Writes that this process is the holder, and returns its token."""
     me = Holder(
         host=socket.gethostname(),

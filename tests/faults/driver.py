@@ -12,13 +12,17 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import sys
+import time
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch.utils import tensorboard  # noqa: F401 - what a run imports late
 
 from fastfgssl.commands import prepare, train
+from fastfgssl.runtime import patience
 
 MAINS = {"train": train.main, "prepare": prepare.main}
 
@@ -31,6 +35,10 @@ def run(shim: ctypes.CDLL, case: dict[str, Any]) -> dict[str, Any]:
     child = os.fork()
     if not child:
         _become(shim, case)
+    if case["fault"]["kill_after"] is not None:
+        time.sleep(case["fault"]["kill_after"])
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     shim.faults_disarm()
     log = shim.faults_log().decode(errors="replace").splitlines()
@@ -40,7 +48,7 @@ def run(shim: ctypes.CDLL, case: dict[str, Any]) -> dict[str, Any]:
 def _become(shim: ctypes.CDLL, case: dict[str, Any]) -> None:
     from fastfgssl.runtime.console import run_tool
 
-    os.setpgid(0, 0)  # what the shim kills
+    os.setpgid(0, 0)  # what a kill ends
     output = os.open(case["printed"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -67,6 +75,7 @@ def _fork_workers() -> None:
 
 
 def main() -> None:
+    patience.PAUSES = (0.0, 0.0, 0.0)
     torch.set_num_threads(1)  # a fork has none of the threads of its parent
     _fork_workers()
     shim = ctypes.CDLL(None)

@@ -24,9 +24,11 @@ class Fault(NamedTuple):
     below: Path
     n: int = 0
     action: str = "EIO"
-    """Name of an errno; `short` for half a write; `kill` for SIGKILL to the job."""
+    """Name of an errno; `short` for half a write; `kill` for SIGKILL to the job; `none` only lists the calls."""
     from_then_on: bool = False
     calls: tuple[str, ...] = CALLS
+    kill_after: float | None = None
+    """Seconds after which the job has SIGKILL, whatever it is at."""
 
 
 class Ended(NamedTuple):
@@ -77,12 +79,13 @@ class Driver:
 
     def run(self, command: str, *arguments: object, fault: Fault) -> Ended:
         """Runs a command under a fault, in a process of its own."""
-        actions = {"short": -1, "kill": -2}
+        actions = {"none": 0, "short": -1, "kill": -2}
         settings = {
             "below": str(fault.below),
             "calls": " ".join(fault.calls),
             "n": fault.n,
             "from_then_on": fault.from_then_on,
+            "kill_after": fault.kill_after,
             "action": actions[fault.action] if fault.action in actions else getattr(errno, fault.action),
         }
         self._printed.write_text("")
