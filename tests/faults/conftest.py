@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from helpers.faults import Driver
@@ -26,6 +24,6 @@ def training(driver, archive_path, tmp_path_factory) -> Training:
 def preparing(driver, phantom_folder, tmp_path_factory) -> Preparing:
     few = tmp_path_factory.mktemp("few") / "source"
     few.mkdir()
-    for image in sorted(Path(phantom_folder).rglob("*.png"))[:6]:
+    for image in sorted((phantom_folder / "images").iterdir())[:6]:
         (few / image.name).write_bytes(image.read_bytes())
     return Preparing(driver, few, tmp_path_factory.mktemp("faulty-preparing"))

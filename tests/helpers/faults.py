@@ -60,10 +60,10 @@ class Driver:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._printed = folder / "printed.txt"
+        self._printed, self._own = folder / "printed.txt", folder / "driver.txt"
         path = os.pathsep.join([str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"LD_PRELOAD": str(build_shim(folder)), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        with (folder / "driver.txt").open("w") as own:
+        with self._own.open("w") as own:
             self._process = subprocess.Popen(
                 [sys.executable, str(FAULTS / "driver.py")],
                 stdin=subprocess.PIPE,
@@ -99,4 +99,6 @@ class Driver:
         case = {"command": command, "arguments": [*map(str, arguments)], "fault": fault, "printed": str(self._printed)}
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        assert answer, f"the driver has ended: {self._own.read_text()[-2000:]}"
+        return json.loads(answer)

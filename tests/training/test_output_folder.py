@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
 
+import pytest
+
 from fastfgssl.commands import train
 from fastfgssl.config.files import write_config
 from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.lock import LOCK, held_folder
 from fastfgssl.training.checkpoint import list_checkpoints, load_newest_checkpoint
 from fastfgssl.training.hooks import Hook
@@ -33,6 +37,14 @@ def test_a_second_run_on_one_folder_is_refused_and_changes_nothing(make_config, 
     assert f"{config.output} is being written by another job ({who}" in errors
     assert half.read_bytes() == b"being written"
     assert [path.name for path in Path(config.output).iterdir()] == ["checkpoints"]
+
+
+def test_all_that_differs_from_the_run_in_the_folder_is_told(make_config):
+    pretrain(make_config(**TINY, train__steps=1))
+    other = make_config(**TINY, train__steps=1, seed=1, optim__lr=0.1, train__log_every=3)
+    listed = "holds a run with seed = 0, this one has 1; optim.lr = 0.05, this one has 0.1: set it back, or choose"
+    with pytest.raises(UserError, match=re.escape(listed)):
+        pretrain(other)
 
 
 class Remover(Hook):
