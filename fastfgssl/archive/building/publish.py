@@ -89,10 +89,10 @@ class Place:
             except OSError as error:
                 raise UserError(f"cannot write the archive {self.out}: {error.strerror or error}") from error
             finally:
-                empty = not self._ended and not any(self.parts.glob("[!.]*"))
-                if empty and (not shared or becomes_sole(lock)):
-                    shutil.rmtree(self.work, ignore_errors=True)
-                with suppress(OSError):
+                with suppress(OSError):  # it must not hide the error that has ended the work
+                    empty = not self._ended and not any(self.parts.glob("[!.]*"))
+                    if empty and (not shared or becomes_sole(lock)):
+                        shutil.rmtree(self.work, ignore_errors=True)
                     lock.truncate(0)  # nobody holds it who could be named
 
     def holds_archive(self) -> bool:
