@@ -1,4 +1,4 @@
-# Plain verbs: demo, test, slow, check, bench, gpu. Each sets up `.venv` first, but for `gpu`, which uses the Python there.
+# Plain verbs: demo, test, slow, soak, check, bench, gpu. Each sets up `.venv` first, but for `gpu`, which uses the Python there.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 GPU_OUT ?= runs/gpu
 PACKAGE := build/types/fastfgssl
 TEST_WORKERS ?= 2
+SOAK_MINUTES ?= 60
 
-.PHONY: demo test slow check bench gpu format clean
+.PHONY: demo test slow soak check bench gpu format clean
 
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +24,9 @@ test: $(READY)  ## the tests that need no GPU, in $$TEST_WORKERS processes of on
 
 slow: $(READY)  ## tests of further cases of what `make test` has shown
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n $(TEST_WORKERS) --dist worksteal
+
+soak: $(READY)  ## every fault at every call within $$SOAK_MINUTES; the table goes into docs/reliability.md
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES)
 
 check: $(READY)  ## lint, formatting and types
 	$(BIN)/ruff check .

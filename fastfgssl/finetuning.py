@@ -20,7 +20,7 @@ from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.cost import CostOfRun
 from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
 from fastfgssl.training.provenance import Provenance
-from fastfgssl.training.run import begin, kept_generators
+from fastfgssl.training.run import begin, held_output, kept_generators
 from fastfgssl.training.sinks import make_sinks
 from fastfgssl.training.trainer import Outcome, fit
 
@@ -51,12 +51,13 @@ def finetune(
             samples = training_samples(archive, config.data, seed=config.seed)
             config = with_classes(config, archive, samples)
         data = ArchiveStream(config, world, lambda archive: _stream(config, archive, samples))
-        config, objective, state = begin(config, data, world)
-        data.config = config
-        data.needs = objective.needs
-        beside = [CostOfRun(), Provenance(), ViewsPicture(), Validation(archive, samples), *hooks, DataWaitWarning()]
-        everything = [*beside, *make_sinks(config.train.sinks)]
-        return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
+        with held_output(config, world) as sole_writer:
+            config, objective, state = begin(config, data, world)
+            data.config = config
+            data.needs = objective.needs
+            beside = [CostOfRun(), Provenance(), ViewsPicture(), Validation(archive, samples), *hooks]
+            everything = [sole_writer, *beside, DataWaitWarning(), *make_sinks(config.train.sinks)]
+            return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
 
 
 def with_classes(config: Config, archive: Archive, samples: TrainingSamples) -> Config:

@@ -18,10 +18,11 @@ from fastfgssl.training.hooks import DataWaitWarning, Hook, Run, ViewsPicture
 from fastfgssl.training.provenance import Provenance
 from fastfgssl.training.replay import replay as replay_step
 from fastfgssl.training.replay import state_before
-from fastfgssl.training.run import begin, begin_from, kept_generators
+from fastfgssl.training.run import begin, begin_from, held_output, kept_generators
+from fastfgssl.training.saving import checkpoints_of
 from fastfgssl.training.sinks import make_sinks
 from fastfgssl.training.step import TrainingStep
-from fastfgssl.training.trainer import Outcome, checkpoints_of, fit
+from fastfgssl.training.trainer import Outcome, fit
 
 
 def pretrain(
@@ -43,13 +44,13 @@ def pretrain(
     ):
         config.train.check_world_size(world.size)
         data = ArchiveStream(config, world)
-        config, objective, state = begin(config, data, world)
-        data.config = config
-        data.needs = objective.needs
-        beside = [CostOfRun(), Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
-        beside.append(CollapseAlarm())
-        everything = [*beside, *make_sinks(config.train.sinks)]
-        return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
+        with held_output(config, world) as sole_writer:
+            config, objective, state = begin(config, data, world)
+            data.config = config
+            data.needs = objective.needs
+            beside = [CostOfRun(), Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
+            everything = [sole_writer, *beside, CollapseAlarm(), *make_sinks(config.train.sinks)]
+            return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
 
 
 def replay(config: Config, step: int) -> str:

@@ -19,13 +19,14 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -103,24 +104,31 @@ def describe_plugin() -> Plugin:
 def build(library: Library, folder: Path | None = None) -> Path:
     """The library's path, built unless the cache holds it; ranks that start together wait for the one that builds.
 
-    folder: the cache; default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache.
+    folder: the cache; default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache, else, where that cannot
+    be written, a folder of this user in that of temporary files.
     """
     commands = _build_commands(library)
-    folder = folder or _default_cache()
-    path = folder / f"{library.name}_{_key(library, commands)}.so"
-    if _is_whole(path):
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_whole(path):
-                _compile(commands, path)
-    except OSError as error:
-        raise BuildError(
-            f"cannot build in the cache {folder}: {error.strerror or error}; set FASTFGSSL_CACHE"
-        ) from None
-    return path
+    name = f"{library.name}_{_key(library, commands)}.so"
+    folders = [folder] if folder else _caches()
+    for folder in folders:
+        path = folder / name
+        if _is_whole(path):
+            return path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "lock").open("w") as lock:
+                with suppress(OSError):  # a file system without locks: who builds it twice, replaces it by the same
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_whole(path):
+                    _compile(commands, path)
+            return path
+        except OSError as error:
+            if folder == folders[-1]:
+                raise BuildError(
+                    f"cannot build in the cache {folder}: {error.strerror or error}; set FASTFGSSL_CACHE"
+                ) from None
+            log.info("the cache %s cannot be written (%s): %s is taken", folder, error.strerror, folders[-1])
+    raise AssertionError
 
 
 def _compile(commands: _Commands, path: Path) -> None:
@@ -165,10 +173,21 @@ def _load_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _default_cache() -> Path:
+def _caches() -> list[Path]:
+    """Where libraries are looked for and built: in the home folder; where that is read-only, in one of this user alone.
+
+    In a folder for all, such as /tmp, anybody may have made that of this user: it counts only if it is his, and closed.
+    """
     if explicit := os.environ.get("FASTFGSSL_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"
+        return [Path(explicit)]
+    caches = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"]
+    own = Path(tempfile.gettempdir()) / f"fastfgssl-{os.getuid()}"
+    with suppress(OSError):
+        own.mkdir(mode=0o700, exist_ok=True)
+        status = own.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+            caches.append(own)
+    return caches
 
 
 _OUTPUT = "library.so"

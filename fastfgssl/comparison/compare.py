@@ -42,7 +42,7 @@ from fastfgssl.runtime.files import check_writable, sha256_of, write_json
 from fastfgssl.runtime.versions import versions
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.hooks import Hook
-from fastfgssl.training.trainer import checkpoints_of
+from fastfgssl.training.saving import checkpoints_of
 
 log = logging.getLogger(__name__)
 _SAME_LENGTH = 0.05

@@ -22,6 +22,7 @@ from fastfgssl.config.schema import Config
 from fastfgssl.config.section import field_types
 from fastfgssl.config.text_loader import TextLoader
 from fastfgssl.runtime.errors import UserError, nearest
+from fastfgssl.runtime.files import write_whole
 
 MEANT_BEFORE = {"data.view_sizes": "pixels"}
 """What a run meant that began before a key existed, where that is not the key's default: the run goes on so."""
@@ -103,7 +104,8 @@ def write_config(config: Config, file: Path) -> None:
         for section in sections:
             place = place.setdefault(section, {})
         place[name] = value
-    file.write_text(yaml.safe_dump(nested, sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(nested, sort_keys=False)
+    write_whole(file, lambda opened: opened.write(text.encode()))
 
 
 @cache

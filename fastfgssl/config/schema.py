@@ -197,7 +197,12 @@ class TrainConfig(Section):
     """Seconds, at most a day, that ranks wait for each other, once the first step is done, before they end with an
     error."""
 
+    write_patience: float = 300.0
+    """Seconds that training pauses, and tries again, for a disk that takes no checkpoint or report, before it ends; of
+    several ranks at most half of `timeout`."""
+
     def _check(self) -> None:
+        require(0 <= self.write_patience <= _DAY, "train.write_patience", self.write_patience, "in [0, 86400]")
         self._require_positive(
             "batch_size",
             "accumulate",
@@ -221,6 +226,10 @@ class TrainConfig(Section):
             raise UserError("train.steps, train.epochs: give one of the two, as in train.epochs=100")
         length = "steps" if self.epochs is None else "epochs"
         self._require_positive(length)
+
+    def pause(self, world_size: int) -> float:
+        """Seconds that a rank may wait for a disk, while the others wait for it."""
+        return min(self.write_patience, self.timeout / 2) if world_size > 1 else self.write_patience
 
     def num_steps(self, num_samples: int) -> int:
         """Steps of the run; an epoch that the batch size does not divide is rounded up to a whole step."""
@@ -251,6 +260,9 @@ class Config(Section):
     """Everything random follows from it: initial weights, order, view parameters."""
     output: str = "runs/default"
     """Folder for metrics, checkpoints and pictures. Starting again with the same folder resumes."""
+    output_fallback: str = ""
+    """Folder, best on another disk, for checkpoints that `output` cannot take, as of a full disk; the same command goes
+    on from there."""
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

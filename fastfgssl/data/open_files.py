@@ -9,8 +9,6 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from fastfgssl.runtime.errors import file_errors
-
 
 class OpenFile:
     """A file opened for reading; closed when nobody refers to it any more."""
@@ -35,7 +33,7 @@ class OpenFiles:
         return len(self._files)
 
     def get(self, owner: object, path: Path) -> OpenFile:
-        """The file at `path`; raises `UserError` if it cannot be opened."""
+        """The file at `path`. Raises OSError if it cannot be opened."""
         key = (owner, path)
         with self._lock:
             if key in self._files:
@@ -44,6 +42,11 @@ class OpenFiles:
             self._keep(_limit() - 1)
             file = self._files[key] = self._open(path)
             return file
+
+    def forget(self, owner: object, path: Path) -> None:
+        """Opens the file anew when it is asked for next: a file server that was started anew does not know it."""
+        with self._lock:
+            self._files.pop((owner, path), None)
 
     def let_go_of_removed(self) -> None:
         """Closes files whose names are gone: until then they take room on the disk."""
@@ -58,14 +61,13 @@ class OpenFiles:
                 del self._files[key]
 
     def _open(self, path: Path) -> OpenFile:
-        with file_errors("read", path):
-            try:
-                return OpenFile(path)
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
-                    raise
-            self._keep(len(self._files) // 2)  # others have taken the descriptors
+        try:
             return OpenFile(path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
+                raise
+        self._keep(len(self._files) // 2)  # others have taken the descriptors
+        return OpenFile(path)
 
     def _keep(self, count: int) -> None:
         while len(self._files) > count:

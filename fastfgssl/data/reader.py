@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import weakref
 import zlib
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.open_files import OPEN_SHARDS, OpenFile
 from fastfgssl.runtime.errors import file_errors
+from fastfgssl.runtime.patience import patiently
 
 
 class Reader:
@@ -33,7 +36,7 @@ class Reader:
         """The encoded images of samples `ids` (int64 [B]): B arrays of uint8.
 
         One whose shard was cut short is shorter than it should be; see `find_damage`. Raises `UserError` if a shard
-        cannot be opened or read: that may pass, so it is not held against the sample.
+        cannot be opened or read, after some tries: that may pass, so it is not held against the sample.
         """
         rows = self._archive.columns(ids, ("shard", "offset", "size"))
         offsets, sizes = rows["offset"].tolist(), rows["size"].tolist()
@@ -45,14 +48,23 @@ class Reader:
         order = np.lexsort((rows["offset"], rows["shard"]))
         present, starts = np.unique(rows["shard"][order], return_index=True)
         for shard, places in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
-            with self._archive.shard(shard) as path:
-                file = OPEN_SHARDS.get(self._owner, path)
-            with file_errors("read", path):
-                for place in places.tolist():
-                    os.posix_fadvise(file.descriptor, offsets[place], sizes[place], os.POSIX_FADV_WILLNEED)
-                for place in places.tolist():
-                    encoded[place] = encoded[place][: _read_into(file, encoded[place], offsets[place])]
+            with self._archive.shard(shard) as path, file_errors("read", path):
+                targets = [(encoded[place], offsets[place]) for place in places.tolist()]
+                read = patiently(partial(self._read_from, path, targets), f"read {path}")
+            for place, count in zip(places.tolist(), read, strict=True):
+                encoded[place] = encoded[place][:count]
         return encoded
+
+    def _read_from(self, path: Path, targets: list[tuple[np.ndarray, int]]) -> list[int]:
+        """Reads from a shard into each array, from its offset on; how many bytes there were for each."""
+        file = OPEN_SHARDS.get(self._owner, path)
+        try:
+            for target, offset in targets:
+                os.posix_fadvise(file.descriptor, offset, len(target), os.POSIX_FADV_WILLNEED)
+            return [_read_into(file, target, offset) for target, offset in targets]
+        except OSError:
+            OPEN_SHARDS.forget(self._owner, path)
+            raise
 
     def find_damage(self, ids: np.ndarray, encoded: list[np.ndarray]) -> dict[int, str]:
         """What is wrong with `encoded`, the bytes that `read` gave for `ids`: a reason by place, empty if all is well.

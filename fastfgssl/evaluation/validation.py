@@ -17,7 +17,7 @@ from fastfgssl.evaluation.tallies import measure
 from fastfgssl.evaluation.training_samples import TrainingSamples
 from fastfgssl.training.checkpoint import DamagedCheckpoint, load_checkpoint, write_checkpoint
 from fastfgssl.training.hooks import Hook, Moment, Run
-from fastfgssl.training.trainer import checkpoints_of
+from fastfgssl.training.saving import checkpoints_of
 
 log = logging.getLogger(__name__)
 

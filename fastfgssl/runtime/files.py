@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -15,11 +16,11 @@ from typing import Any, BinaryIO
 from fastfgssl.runtime.errors import file_errors
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object], *, nbytes: int = 0) -> None:
     """Gives `path` what `write` writes, once all of it is on the disk; until then, and after an error, what it had.
 
-    Raises what the system or `write` raises; nothing half-written is left. What is no file, such as /dev/stdout, is
-    written to as it is.
+    nbytes: about how many that will be; nothing is begun where the disk has not the room. Raises what the system or
+    `write` raises; nothing half-written is left. What is no file, such as /dev/stdout, is written to as it is.
     """
     if _is_special(path):
         with path.open("wb") as stream:
@@ -27,6 +28,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         return
     path = path.resolve()  # the file, where `path` is a link to it
     partial = _partial(path)
+    _require_room(path.parent, nbytes)
     try:
         with partial.open("wb") as file:
             write(file)
@@ -39,8 +41,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
-    with suppress(OSError):  # the name, too; not every file system can
-        sync_folder(path.parent)
+    sync_names(path.parent)
 
 
 @contextmanager
@@ -57,8 +58,7 @@ def staged(folder: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
         for file in files:
             file.replace(folder / file.name)
-    with suppress(OSError):
-        sync_folder(folder)
+    sync_names(folder)
 
 
 def check_writable(path: Path) -> None:
@@ -102,6 +102,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _require_room(folder: Path, nbytes: int) -> None:
+    """Raises OSError where a disk has less room than that."""
+    if nbytes:
+        disk = os.statvfs(folder)
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < nbytes:
+            free = disk.f_bavail * disk.f_frsize / 2**20
+            raise OSError(errno.ENOSPC, f"No space left on device: {nbytes / 2**20:.0f} MiB to write, {free:.0f} free")
+
+
 def _is_special(path: Path) -> bool:
     """Whether it is there and no file: a device, a pipe."""
     return path.exists() and not path.is_file()
@@ -109,6 +118,23 @@ def _is_special(path: Path) -> bool:
 
 def _partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def sync_names(folder: Path) -> None:
+    """Brings the names of a folder to the disk, where the file system can do that."""
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import logging
 import re
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import write_whole
+from fastfgssl.runtime.patience import patiently
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +52,12 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
     """
     path = checkpoint_path(folder, state["step"])
     write_checkpoint(path, state)
-    with file_errors("remove old checkpoints of", folder):
+    try:
         for old in list_checkpoints(folder)[1:-keep]:
             if old != path:
                 old.unlink()
+    except OSError as error:  # they take room, and are tried with the next: that is not worth a run
+        log.warning("cannot remove old checkpoints of %s: %s", folder, error.strerror or error)
     return path
 
 
@@ -61,10 +65,23 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes `state` to `path`, whole or not at all. Raises `UserError` if it cannot be written."""
     try:
         with file_errors("write the checkpoint", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file: _write(file, {"format_version": FORMAT_VERSION, **state}))
+            patiently(lambda: _write_once(path, state), f"write the checkpoint {path}")
     except UserError as error:
         raise UserError(f"{error}; earlier checkpoints are untouched") from None
+
+
+def _write_once(path: Path, state: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {"format_version": FORMAT_VERSION, **state}
+    write_whole(path, lambda file: _write(file, stored), nbytes=_nbytes(stored))
+
+
+def _nbytes(value: Any) -> int:
+    """Of the tensors in it: nearly all of a checkpoint."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_nbytes, parts))
 
 
 def _write(file: BinaryIO, state: dict[str, Any]) -> None:
@@ -86,17 +103,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises `DamagedCheckpoint` if the file is not a checkpoint of ours, and another `UserError` if it cannot be read or
     a newer program made it.
     """
-    with file_errors("read the checkpoint", path), path.open("rb") as file:
-        try:
-            _require_sound(file)
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except MemoryError:  # the machine's fault: the file may be whole
-            raise
-        except Exception as error:  # torch and zipfile raise what their unpicklers and readers happen to raise
-            # so is a disk's; but not what a position outside the file is answered with
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:
-                raise
-            raise DamagedCheckpoint(f"{path}: damaged, or not a checkpoint of fastfgssl") from None
+    with file_errors("read the checkpoint", path):
+        state = patiently(lambda: _load(path), f"read the checkpoint {path}")
     version = state.get("format_version") if isinstance(state, dict) else None
     if not isinstance(version, int):
         raise DamagedCheckpoint(f"{path}: not a checkpoint of fastfgssl")
@@ -110,6 +118,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        try:
+            _require_sound(file)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except MemoryError:  # the machine's fault: the file may be whole
+            raise
+        except Exception as error:  # torch and zipfile raise what their unpicklers and readers happen to raise
+            # so is a disk's; but not what a position outside the file is answered with
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            raise DamagedCheckpoint(f"{path}: damaged, or not a checkpoint of fastfgssl") from None
+
+
 def _require_sound(file: BinaryIO) -> None:
     """Compares what a file holds with its checksums, which torch writes and does not read."""
     with zipfile.ZipFile(file) as archive:
@@ -118,13 +140,17 @@ def _require_sound(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def load_newest_checkpoint(folder: Path) -> Newest:
-    """The newest checkpoint that is whole; damaged ones are passed over.
+def load_newest_checkpoint(*folders: Path) -> Newest:
+    """The newest checkpoint that is whole, of all `folders`; damaged ones are passed over.
 
     Raises `UserError` if there are checkpoints and none is whole, or one cannot be read for another reason than damage.
     """
+    found: list[Path] = []
+    for folder in folders:
+        with file_errors("read", folder):
+            found += patiently(partial(list_checkpoints, folder), f"read {folder}")
     damaged: list[Path] = []
-    for path in reversed(list_checkpoints(folder)):
+    for path in sorted(found, key=lambda path: path.name, reverse=True):
         try:
             return Newest(load_checkpoint(path), damaged)
         except DamagedCheckpoint as error:
@@ -132,7 +158,7 @@ def load_newest_checkpoint(folder: Path) -> Newest:
             damaged.append(path)
     if damaged:
         raise UserError(
-            f"none of the {len(damaged)} checkpoints in {folder} is whole: put back a copy of one,"
+            f"none of the {len(damaged)} checkpoints in {folders[0]} is whole: put back a copy of one,"
             " or move the folder away to start from step 0"
         )
     return Newest(None, damaged)
@@ -143,5 +169,5 @@ def tidy_checkpoints(folder: Path, damaged: list[Path]) -> None:
     with file_errors("tidy up", folder):
         for path in damaged:
             path.replace(path.with_suffix(".damaged"))
-        for partial in folder.glob("step_*.partial"):
-            partial.unlink()
+        for half in folder.glob("step_*.partial"):
+            half.unlink()

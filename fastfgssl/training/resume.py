@@ -10,20 +10,31 @@ from fastfgssl.config.schema import Config
 from fastfgssl.runtime.agreement import require_agreement, shared_errors
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.checkpoint import load_newest_checkpoint, tidy_checkpoints
-from fastfgssl.training.trainer import Data, checkpoints_of
+from fastfgssl.training.checkpoint import tidy_checkpoints
+from fastfgssl.training.saving import checkpoints_of, find_newest
+from fastfgssl.training.trainer import Data
 
 log = logging.getLogger(__name__)
 
 # the learning rate follows the length of the run: lengthening one is worth that, and a notice
 _LENGTH_KEYS = ("train.steps", "train.epochs")
+_TOLD = 8  # differences
 # keys that do not alter which batch a step takes, or what it computes from it
 _FREE_KEYS = {
     "output",
+    "output_fallback",
     *(f"data.{name}" for name in ("path", "cache", "cache_gib", "threads", "prefetch", "hw_decoder_load")),
     *(
         f"train.{name}"
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "sinks", "timeout", "nonfinite_limit")
+        for name in (
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "sinks",
+            "timeout",
+            "nonfinite_limit",
+            "write_patience",
+        )
     ),
     *(f"train.{name}" for name in ("device", "compile", "channels_last")),
     *(f"evaluate.{name}" for name in ("every", "images", "patience")),
@@ -35,15 +46,14 @@ def find_state(config: Config, data: Data, world: World) -> dict[str, Any] | Non
 
     Raises `UserError` on every rank if the folder holds another run, or no checkpoint of several is whole.
     """
-    folder = checkpoints_of(config)
     with shared_errors(world):
-        state, damaged = load_newest_checkpoint(folder)
+        state, damaged = find_newest(config)
     require_agreement(state["step"] if state else 0, world, f"checkpoints of {config.output}")
     if state is not None:
         require_same_run(state, as_begun(config, state), data)
     with shared_errors(world):
         if world.is_main:
-            tidy_checkpoints(folder, damaged)
+            tidy_checkpoints(checkpoints_of(config), damaged)
     if state is not None and world.is_main:
         if change := _changed_length(state, config):
             log.warning("%s", change)
@@ -70,15 +80,17 @@ def _kept_meanings(state: dict[str, Any], config: Config) -> dict[str, Any]:
 def require_same_run(state: dict[str, Any], config: Config, data: Data) -> None:
     """Raises `UserError` unless `state` is of the run that `config` describes, on the same archive."""
     then, now = config_to_values(config_of_run(state["config"])), config_to_values(config)
-    for key in sorted(now, key=lambda key: key != "model.in_channels"):  # data.mean and data.std follow it
-        if key not in _FREE_KEYS and key not in _LENGTH_KEYS and then[key] != now[key]:
-            raise UserError(
-                f"{config.output} holds a run with {key} = {then[key]!r}, this one has {now[key]!r}:"
-                f" set it back, or choose another folder with output=..."
-            )
+    asked = [key for key in now if key not in _FREE_KEYS and key not in _LENGTH_KEYS and then[key] != now[key]]
+    asked.sort(key=lambda key: key != "model.in_channels")  # which data.mean and data.std follow
+    differences = [f"{key} = {then[key]!r}, this one has {now[key]!r}" for key in asked[:_TOLD]]
+    if len(asked) > _TOLD:
+        differences.append(f"{len(asked) - _TOLD} more keys that differ")
     if state["archive"] != data.fingerprint:
+        differences.append(f"another archive than {config.data.path}")
+    if differences:
         raise UserError(
-            f"{config.output} holds a run on another archive than {config.data.path}; choose another output"
+            f"{config.output} holds a run with {'; '.join(differences)}: set it back, or choose another folder with"
+            " output=..."
         )
 
 

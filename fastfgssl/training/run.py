@@ -1,8 +1,10 @@
-"""What every verb does before the loop: a checkpoint to go on from, and the objective."""
+"""What every verb does before the loop: an output folder for this job alone, a checkpoint, and the objective."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,9 @@ from fastfgssl.objectives import build_objective
 from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.agreement import shared_errors
 from fastfgssl.runtime.distributed import World, local_main_first
+from fastfgssl.runtime.lock import FolderLock, held_folder
 from fastfgssl.runtime.memory import memory_errors
+from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.resume import as_begun, find_state, require_same_run
 from fastfgssl.training.trainer import Data
 
@@ -24,6 +28,34 @@ class Beginning(NamedTuple):
     """On the device."""
     state: dict[str, Any] | None
     """The checkpoint to go on from; None for a new run."""
+
+
+class SoleWriter(Hook):
+    """Ends a job whose output folder another one has taken over, before it writes there again."""
+
+    def __init__(self, lock: FolderLock | None) -> None:
+        self._lock = lock
+
+    def begin(self, run: Run) -> None:
+        self(None)
+
+    def __call__(self, moment: Moment | None) -> None:
+        if self._lock is not None:
+            self._lock.check()
+
+
+@contextmanager
+def held_output(config: Config, world: World) -> Iterator[SoleWriter]:
+    """Holds the output folder for this job, whose first rank has the lock; the hook is to be called before others.
+
+    Raises `UserError` on every rank if another job holds it.
+    """
+    lock = None
+    with ExitStack() as held:
+        with shared_errors(world):
+            if world.is_main:
+                lock = held.enter_context(held_folder(Path(config.output)))
+        yield SoleWriter(lock)
 
 
 def begin(config: Config, data: Data, world: World) -> Beginning:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 import os
 import socket
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from fastfgssl.runtime.errors import file_errors
-from fastfgssl.runtime.files import write_whole
+from fastfgssl.runtime.files import is_at, write_whole
+from fastfgssl.runtime.patience import persistently
 from fastfgssl.training.csv_table import read_table
 from fastfgssl.training.hooks import Run, Sink
 from fastfgssl.training.services import Mlflow, WeightsAndBiases
 
+log = logging.getLogger(__name__)
 _OF_TRAINING = ("epoch", "lr", "backbone_lr", "bias_lr", "images_per_second", "data_wait")
 
 
@@ -37,12 +40,19 @@ class JsonLines(Sink):
                 lines = self._path.read_text(errors="replace").splitlines()
                 kept = "".join(f"{line}\n" for line in lines if _step_of(line) < run.first_moment)
                 write_whole(self._path, lambda file: file.write(kept.encode()))
-            self._file = self._path.open("a", buffering=1)
+            self._file = self._path.open("a")
+        self._patience = run.config.train.pause(run.world.size)
 
     def write(self, step: int, logs: dict[str, float]) -> None:
         record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in logs.items()}
         with file_errors("write", self._path):
+            if not is_at(self._path, self._file.fileno()):
+                log.warning("%s was removed: it begins anew with step %d", self._path, step)
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("a")
             self._file.write(json.dumps(record) + "\n")
+            # what the disk has not taken stays in the buffer
+            persistently(self._file.flush, f"write {self._path}", self._patience)
 
     def close(self) -> None:
         with file_errors("write", self._path):
@@ -57,14 +67,23 @@ class TensorBoard(Sink):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._losses = Event, run.objective.weights
+        self._patience = run.config.train.pause(run.world.size)
         self._path = run.output / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter
+        self._begin(run.first_moment)
+
+    def _begin(self, step: int) -> None:
         with file_errors("write", self._path):
-            self._records = RecordWriter(self._path.open("ab"))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab")
+        self._records = self._writer(self._file)
         self._add(file_version="brain.Event:2")
         # makes readers drop what a killed run had from this step on
-        self._add(step=run.first_moment, session_log={"status": "START"})
+        self._add(step=step, session_log={"status": "START"})
 
     def write(self, step: int, logs: dict[str, float]) -> None:
+        if not is_at(self._path, self._file.fileno()):  # it was removed
+            self._begin(step)
         finite = {name: value for name, value in logs.items() if math.isfinite(value)}
         values = [{"tag": f"{_group(name, self._losses)}/{name}", "simple_value": finite[name]} for name in finite]
         self._add(step=step, summary={"value": values})
@@ -76,7 +95,7 @@ class TensorBoard(Sink):
     def _add(self, **fields: Any) -> None:
         with file_errors("write", self._path):
             self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-            self._records.flush()
+            persistently(self._records.flush, f"write {self._path}", self._patience)
 
 
 class Csv(Sink):

@@ -21,12 +21,13 @@ from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, mean_over_ranks,
 from fastfgssl.runtime.distributed import World, set_timeout
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.memory import memory_errors
-from fastfgssl.training.checkpoint import checkpoint_path, load_newest_checkpoint, save_checkpoint
+from fastfgssl.training.checkpoint import checkpoint_path
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
 from fastfgssl.training.nonfinite import Diverged, NonfiniteSteps, remedy, require_finite
 from fastfgssl.training.plan import is_frozen, set_rates
 from fastfgssl.training.replay import diagnose
+from fastfgssl.training.saving import checkpoints_of, find_newest, save
 from fastfgssl.training.schedule import learning_rates
 from fastfgssl.training.step import TrainingStep
 
@@ -77,7 +78,7 @@ def fit(
         return _train(config, world, make_step, data, hooks, state, stop_signal)
     except Diverged as error:
         with shared_errors(world):
-            newest = load_newest_checkpoint(checkpoints_of(config)).state
+            newest = find_newest(config).state
         if newest is None or newest.get("lr_factor", 1.0) < 1:
             raise
         log.warning("%s; back to step %d, once, with %g of the learning rate", error, newest["step"], _LOWER_RATE)
@@ -286,9 +287,4 @@ def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
             state["lr_factor"] = run.lr_factor
         broken = [name for name, value in state["model"].items() if not value.isfinite().all()]
         require_finite(run, step, broken)
-        save_checkpoint(checkpoints_of(run.config), state, keep=run.config.train.keep_checkpoints)
-
-
-def checkpoints_of(config: Config) -> Path:
-    """The folder of a run's checkpoints."""
-    return Path(config.output) / "checkpoints"
+        save(run.config, state, seconds=run.config.train.pause(run.world.size))

@@ -175,13 +175,27 @@ def test_a_damaged_library_is_built_anew(fake_compiler, tmp_path, damage):
     assert calls(fake_compiler) == 2 * CALLS
 
 
-def test_a_file_system_without_locks_is_named(fake_compiler, tmp_path, monkeypatch):
+def test_a_file_system_without_locks_builds_all_the_same(fake_compiler, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(build.fcntl, "flock", refuse)
-    with pytest.raises(BuildError, match=r"cannot build in the cache .*: No locks available; set FASTFGSSL_CACHE"):
-        build_plugin(tmp_path / "cache")
+    assert build_plugin(tmp_path / "cache").exists()
+
+
+def test_where_the_home_folder_is_read_only_a_folder_of_this_user_alone_serves(fake_compiler, tmp_path, monkeypatch):
+    (tmp_path / "home").touch()  # the tests may run as root, who may write everywhere
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FASTFGSSL_CACHE", raising=False)
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    built = build_plugin()
+    own = tmp_path / f"fastfgssl-{os.getuid()}"
+    assert built.parent == own
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert build_plugin() == built
+    own.chmod(0o777)  # what lies there may be another's
+    with pytest.raises(BuildError, match=r"cannot build in the cache .*home/fastfgssl: .*FASTFGSSL_CACHE"):
+        build_plugin()
 
 
 def test_a_library_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):

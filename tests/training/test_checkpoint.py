@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,11 @@ from fastfgssl.training.checkpoint import (
     save_checkpoint,
     tidy_checkpoints,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("fastfgssl.runtime.patience.PAUSES", (0.0,))
 
 
 def save(folder, step, keep=3):
@@ -89,6 +96,24 @@ def test_a_checkpoint_whose_weights_have_changed_on_the_disk_is_passed_over(tmp_
     whole.write_bytes(content)
     state, damaged = load_newest_checkpoint(tmp_path)
     assert (state["step"], damaged) == (1, [whole])
+
+
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 16))])
+def test_no_flipped_bit_is_taken_for_the_state_that_was_saved(tmp_path, first):
+    """Wherever it is: in a tensor, in the pickle, in the zip file's own tables."""
+    whole = save(tmp_path, 2)
+    content, state = whole.read_bytes(), load_checkpoint(whole)
+    passed = 0
+    for place in range(first, len(content), 16):
+        whole.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
+        try:
+            found = load_checkpoint(whole)
+        except DamagedCheckpoint:
+            passed += 1
+        else:
+            assert torch.equal(found.pop("model")["w"], state["model"]["w"])
+            assert found == {name: value for name, value in state.items() if name != "model"}
+    assert passed > 20
 
 
 def test_the_file_just_written_is_never_the_one_removed(tmp_path):
@@ -176,6 +201,32 @@ def test_a_write_error_is_told_though_the_half_file_cannot_be_removed(tmp_path, 
     monkeypatch.setattr("pathlib.Path.unlink", fail)
     with pytest.raises(UserError, match=r"cannot write the checkpoint .*: Input/output error"):
         save(tmp_path, 1)
+
+
+def test_a_checkpoint_is_not_begun_where_the_disk_has_no_room_for_it(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    full = os.statvfs(tmp_path)
+    room = SimpleNamespace(f_blocks=full.f_blocks, f_bavail=1, f_frsize=4096)
+    monkeypatch.setattr("os.statvfs", lambda folder: room)
+    monkeypatch.setattr("torch.save", lambda *_: pytest.fail("begun"))
+    with pytest.raises(UserError, match=r"No space left on device: 4 MiB to write, 0 free; earlier checkpoints are"):
+        save_checkpoint(tmp_path, state_of(2) | {"optimizer": {"state": {0: [torch.zeros(1 << 20)]}}}, keep=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000001.pt"]
+
+
+def test_old_checkpoints_that_cannot_be_removed_are_no_reason_to_end(tmp_path, monkeypatch, caplog):
+    for step in (0, 1):
+        save(tmp_path, step, keep=1)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("pathlib.Path.unlink", fail)
+        save(tmp_path, 2, keep=1)
+    assert caplog.messages == [f"cannot remove old checkpoints of {tmp_path}: Input/output error"]
+    save(tmp_path, 3, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000000000.pt", "step_000000003.pt"]
 
 
 def test_an_error_that_is_not_the_disks_keeps_its_traceback(tmp_path, monkeypatch):

@@ -49,8 +49,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_reports_each_step_onc
 def run(tmp_path):
     def make(start: int):
         return Run(
-            config=SimpleNamespace(output=str(tmp_path)),
-            world=SimpleNamespace(is_main=True),
+            config=SimpleNamespace(output=str(tmp_path), train=SimpleNamespace(pause=lambda ranks: 0.0)),
+            world=SimpleNamespace(is_main=True, size=1),
             objective=SimpleNamespace(weights={"cross_entropy": 1.0}),
             num_samples=1,
             is_new=start == 0,

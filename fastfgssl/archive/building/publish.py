@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastfgssl.archive.building.accounting import ACCOUNTING, read_accounting
@@ -89,9 +89,11 @@ class Place:
             except OSError as error:
                 raise UserError(f"cannot write the archive {self.out}: {error.strerror or error}") from error
             finally:
-                empty = not self._ended and not any(self.parts.glob("[!.]*"))
-                if empty and (not shared or becomes_sole(lock)):
-                    shutil.rmtree(self.work, ignore_errors=True)
+                with suppress(OSError):  # it must not hide the error that has ended the work
+                    empty = not self._ended and not any(self.parts.glob("[!.]*"))
+                    if empty and (not shared or becomes_sole(lock)):
+                        shutil.rmtree(self.work, ignore_errors=True)
+                    lock.truncate(0)  # nobody holds it who could be named
 
     def holds_archive(self) -> bool:
         return (self.out / MANIFEST).exists()

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastfgssl.archive.images.preview import preview, shown_pixels
+from fastfgssl.runtime.patience import patiently
 
 _FEW = 1 << 16
 """Pixels of a picture whose levels are counted, at most."""
@@ -27,10 +28,15 @@ class Samples:
         """uint8 of [height, width] or [height, width, 3]; None for what cannot be read, as in a damaged shard."""
         names = ("shard", "offset", "size", "low", "high")
         shard, offset, size, low, high = (self.table[name][sample].as_py() for name in names)
-        try:
-            with (self._archive / self._shards[shard]["name"]).open("rb") as file:
+        path = self._archive / self._shards[shard]["name"]
+
+        def read() -> bytes:
+            with path.open("rb") as file:
                 file.seek(offset)
-                return shown_pixels(file.read(size), (low, high))
+                return file.read(size)
+
+        try:
+            return shown_pixels(patiently(read, f"read {path}"), (low, high))
         except Exception:  # of decoders; a report is no place to fail in
             return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from fastfgssl.archive.outcome import Unusable
+from fastfgssl.runtime.patience import PAUSES as PAUSES
 
 _OF_IMAGES = ".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .jp2 .j2k .jpx .jls .jxl .avif .heic"
 IMAGE_SUFFIXES = frozenset(f"{_OF_IMAGES} .dcm .dicom .ima".split())
@@ -19,8 +20,6 @@ UNKNOWN = "other suffix", "no suffix"
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif"})
 CONTAINER_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 JUNK = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-PAUSES = (0.1, 0.5, 2.0)
-"""Seconds before what could not be read is tried again."""
 _KNOWN_SUFFIXES = frozenset(
     suffix
     for suffixes in (

@@ -1,0 +1,63 @@
+"""What a disk or a server refuses now it may not refuse in a second."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+PAUSES = (0.1, 0.5, 2.0)
+"""Seconds before what has failed is tried again."""
+TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT})
+"""What a disk that stumbles, or a file server that starts anew, answers; a full disk says so, and stays full."""
+
+
+def patiently(act: Callable[[], T], doing: str) -> T:
+    """What `act` returns, tried again after each of `PAUSES` while the system gives a transient error.
+
+    `act` begins anew each time. Raises OSError: the last of them, or the first that will not pass.
+    """
+    for pause in PAUSES:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+            log.warning("cannot %s: %s; tried again in %g s", doing, error.strerror, pause)
+            time.sleep(pause)
+    return act()
+
+
+def persistently(act: Callable[[], T], doing: str, seconds: float) -> T:
+    """What `act` returns, tried again for `seconds` whatever the system answers, which is said once.
+
+    Raises the last OSError.
+    """
+    begin = time.monotonic()
+    until, pause, told = begin + seconds, 0.2, False
+    while True:
+        try:
+            result = act()
+        except OSError as error:
+            if time.monotonic() + pause > until:
+                raise
+            if not told:
+                log.warning(
+                    "cannot %s: %s; training pauses, and this is tried again for %.0f s",
+                    doing,
+                    error.strerror or error,
+                    seconds,
+                )
+                told = True
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
+        else:
+            if told:
+                log.warning("training goes on after a pause of %.0f s", time.monotonic() - begin)
+            return result
