@@ -94,11 +94,13 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> Backbo
     resnet = get_model(config.backbone, weights=None)
     if config.width != 1.0:
         _scale_width(resnet, config)
+    channels = resnet.conv1.out_channels
     if config.stem == "small":
-        _replace_stem(resnet, config.in_channels, kernel_size=3, padding=1)
+        _replace_stem(resnet, nn.Conv2d(config.in_channels, channels, kernel_size=3, padding=1, bias=False))
         resnet.maxpool = nn.Identity()
     elif config.in_channels != 3:
-        _replace_stem(resnet, config.in_channels, kernel_size=7, stride=2, padding=3)
+        stem = nn.Conv2d(config.in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
+        _replace_stem(resnet, stem)
     backbone = ResNetBackbone(resnet, small_stem=config.stem == "small")
     if config.weights == "imagenet":
         load_weights(backbone, cached_download(imagenet_url(config.backbone)), config)
@@ -121,9 +123,9 @@ def _out_channels(layer: nn.Sequential) -> int:
     return (last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels
 
 
-def _replace_stem(resnet: ResNet, in_channels: int, **shape: int) -> None:
-    resnet.conv1 = nn.Conv2d(in_channels, resnet.conv1.out_channels, bias=False, **shape)
-    nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+def _replace_stem(resnet: ResNet, stem: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    resnet.conv1 = stem
 
 
 def _scale_width(resnet: ResNet, config: ModelConfig) -> None:
