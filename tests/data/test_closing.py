@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.data import open_files
-from fastfgssl.data.open_files import OPEN_SHARDS, OpenFiles
+from fastfgssl.data.open_files import OPEN_SHARDS
 from fastfgssl.data.reader import Reader
 from fastfgssl.runtime.errors import UserError
 from helpers.loader import loader
@@ -90,8 +91,10 @@ def test_readers_share_one_limit(archive_path, monkeypatch):
 
 
 def test_a_shard_that_is_gone_is_named(archive_path, tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*missing.tar: No such file"):
-        OpenFiles().get(object(), tmp_path / "missing.tar")
+    archive = Archive.open(shutil.copytree(archive_path, tmp_path / "archive"))
+    archive.shard_path(0).unlink()
+    with pytest.raises(UserError, match=r"cannot read .*shard-000000.tar: No such file"):
+        Reader(archive).read(np.arange(2))
 
 
 _EIGHT_LOADERS = """
