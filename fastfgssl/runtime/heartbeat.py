@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from fastfgssl.runtime.errors import LostRank
@@ -38,7 +39,7 @@ class Beat(NamedTuple):
     """What a rank has told last."""
 
     rank: int
-    count: int
+    number: int
     """Of its beats."""
     step: int
     stage: int
@@ -72,7 +73,7 @@ class Heartbeats:
         if store is not None:
             self._thread.start()
 
-    def at(self, stage: str, step: int, ids: Sequence[int] = ()) -> None:
+    def at(self, stage: str, step: int, ids: Sequence[int] | np.ndarray = ()) -> None:
         """Notes what this rank does from now on; costs no more than that."""
         self._state = (STAGES.index(stage), step, ids, time.monotonic())
         self._changed.set()
@@ -142,7 +143,7 @@ class Heartbeats:
         now = time.monotonic()
         for rank, text in zip(ranks, self._store.multi_get([_key(rank) for rank in ranks]), strict=True):
             beat = Beat(rank, *json.loads(text))
-            if rank not in self._heard or self._heard[rank][0].count != beat.count:
+            if rank not in self._heard or self._heard[rank][0].number != beat.number:
                 self._heard[rank] = (beat, now)
 
     def _lost(self, waited: float) -> list[int]:
@@ -168,7 +169,7 @@ class Heartbeats:
                 for _ in range(2):
                     time.sleep(2.5 * _INTERVAL * len(counts))
                     self._read()
-                    counts.append({rank: beat.count for rank, (beat, _) in self._heard.items()})
+                    counts.append({rank: beat.number for rank, (beat, _) in self._heard.items()})
 
         counts: list[dict[int, int]] = []
         # the store may be of a rank that is stopped: then it does not answer
@@ -242,4 +243,5 @@ def _dump_flight_recorder(rank: int) -> None:
     names = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
     prefix = next((os.environ[name] for name in names if name in os.environ), "/tmp/nccl_trace_rank_")
     with suppress(Exception):  # of another torch; nothing is to keep the process
-        Path(f"{prefix}{rank}").write_bytes(torch._C._distributed_c10d._dump_nccl_trace())
+        library: Any = torch._C._distributed_c10d  # whose stubs lack it
+        Path(f"{prefix}{rank}").write_bytes(library._dump_nccl_trace())

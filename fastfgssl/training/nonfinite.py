@@ -10,9 +10,10 @@ import json
 import logging
 import shlex
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -50,16 +51,19 @@ class Guard:
         """Remembers running averages: a forward pass that was not finite spoils them."""
         self._kept = [buffer.clone() for buffer in self._buffers]
 
-    def step(self, parameters: Iterable[nn.Parameter], norm: Tensor | None) -> None:
+    def step(self, parameters: Sequence[nn.Parameter], norm: Tensor | None) -> None:
         """The optimiser's step, which changes nothing where a gradient is not finite; norm: of all, where it is known.
 
         Under a loss scale the scaler skips it, and lowers the scale; the flag counts what no lower scale would help.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients)) if norm is None else norm
-        flag = 1 - norms.isfinite().all().float()
+        if norm is None:  # of none, where a backbone is frozen that is all there is
+            norm = torch.stack(torch._foreach_norm(gradients or [parameters[0].new_zeros(())]))
+        flag = 1 - norm.isfinite().all().float()
         if self._scaler.is_enabled():
-            self._flags.append(flag * (self._scaler._get_scale_async() <= 1))
+            scale = self._scaler._get_scale_async()
+            assert scale is not None, "backward has scaled a loss"
+            self._flags.append(flag * (scale <= 1))
             self._scaler.step(self._optimizer)
             self._scaler.update()
             return
@@ -145,7 +149,11 @@ class NonfiniteSteps:
                 )
             path = run.output / f"nonfinite_step_{step}.json"
             with file_errors("write", path):
-                write_whole(path, lambda file, record=record: file.write((json.dumps(record) + "\n").encode()))
+                write_whole(path, partial(_write, text=json.dumps(record)))
+
+
+def _write(file: BinaryIO, text: str) -> None:
+    file.write(f"{text}\n".encode())
 
 
 def require_finite(run: Run, step: int, broken: Sequence[str]) -> None:
@@ -180,7 +188,7 @@ def watching(objective: Objective, ids: np.ndarray) -> Iterator[list[str]]:
         found.append(f"the output of {name} ({type(module).__name__}){of_samples}")
 
     handles = [
-        module.register_forward_hook(lambda module, given, output, name=name: look(name, module, given, output))
+        module.register_forward_hook(partial(look, name))
         for name, module in objective.model.named_modules()
         if not list(module.children())
     ]
