@@ -30,6 +30,8 @@ from fastfgssl.runtime.distributed import World
 class HeadsUpdate(Update):
     """Trains the heads `stages`, and the backbone as deep as they look."""
 
+    dim: int
+
     def __init__(self, model: FGSSL, stages: tuple[Stage, ...], config: Config, world: World) -> None:
         super().__init__()
         self.trained = nn.ModuleList(model.modules_of(stages))

@@ -25,6 +25,8 @@ from fastfgssl.runtime.distributed import World
 class TwoViewsUpdate(Update):
     """Trains all of `network`. A subclass says what the loss is, in `loss`."""
 
+    dim: int
+
     def __init__(self, network: Projected, config: Config, world: World) -> None:
         super().__init__()
         self.trained = nn.ModuleList(network.trained_modules())
