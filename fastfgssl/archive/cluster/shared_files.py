@@ -58,7 +58,7 @@ class SharedFiles(NamedTuple):
             read = next(source.read([entry]))
             if isinstance(read, bytes) and hashlib.sha256(read).digest() == digest:
                 continue
-            why = "other bytes" if isinstance(read, bytes) else in_a_line(read)
+            why = "other bytes" if isinstance(read, bytes) else getattr(read, "strerror", None) or in_a_line(read)
             return (
                 f"cannot read {source.where(entry.name)} as this machine does ({why}): sources must be there on every"
                 " node, under one path, and credentials for servers in each node's own environment"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -39,11 +38,11 @@ class Cluster:
         )
         self.address = self._cluster.address
         self.nodes: list = []
-        self.complete()
+        self.complete(2)
 
-    def complete(self) -> None:
-        """Starts nodes in place of those that were killed."""
-        while len(self.nodes) < 2:
+    def complete(self, number: int) -> None:
+        """Starts nodes until there are so many."""
+        while len(self.nodes) < number:
             self.nodes.append(self._cluster.add_node(num_cpus=1))
 
     def kill(self, node: object) -> None:
@@ -104,7 +103,7 @@ def started() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(started) -> Cluster:
-    started.complete()
+    started.complete(1)
     return started
 
 
@@ -135,6 +134,7 @@ def whole(source, tmp_path_factory) -> dict[str, bytes]:
 
 def test_a_node_that_is_killed_costs_nothing(cluster, source, whole, tmp_path, caplog):
     out, seen = tmp_path / "archive", []
+    cluster.complete(2)
 
     def kill(progress: object) -> None:
         if not seen:
@@ -191,18 +191,20 @@ def test_what_kills_its_worker_costs_itself_alone(cluster):
             ("took more than 1 s", 1, 7, True),
             ("killed its worker (SIGSEGV)", 0, 7, False),
         }
+
+
+@pytest.mark.slow
+def test_what_hinders_a_node_or_its_workers_is_raised(cluster, monkeypatch):
+    def run(*tasks: tuple) -> None:
         pool = RayPool(Act(), workers=1, max_seconds=1, check=str)
-        with pytest.raises(OSError, match="No space left on device"):
-            list(run_in(pool, [("disk full",)], after_death=without_the_guilty))
+        list(run_in(pool, tasks, after_death=lambda death: death.task))
 
-
-def test_a_node_with_other_decoders_is_refused(cluster, monkeypatch):
-    there = {"fastfgssl": "0.0.1"}
-    monkeypatch.setattr("fastfgssl.archive.cluster.ray_pool.versions_here", lambda: there)
     with connected(cluster.address):
-        pool = RayPool(Act(), workers=1, max_seconds=1, check=str)
+        with pytest.raises(OSError, match="No space left on device"):
+            run(("disk full",))
+        monkeypatch.setattr("fastfgssl.archive.cluster.ray_pool.versions_here", lambda: {"fastfgssl": "0.0.1"})
         with pytest.raises(UserError, match=r"^the node .* of the Ray cluster has fastfgssl .*, this machine 0\.0\.1"):
-            list(run_in(pool, [("a",)], after_death=lambda death: death.task))
+            run(("a",))
 
 
 @pytest.mark.slow
@@ -213,7 +215,7 @@ def test_nodes_that_join_later_do_the_rest(cluster, source, whole, tmp_path, cap
         if not seen:
             for node in list(cluster.nodes):
                 cluster.kill(node)
-            cluster.complete()
+            cluster.complete(1)
         seen.append(progress)
 
     prepare(options(source, tmp_path / "archive", engine="ray", ray_address=cluster.address), replace_all)
