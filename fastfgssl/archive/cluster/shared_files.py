@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ class _Sample(NamedTuple):
     """SHA-256 of its bytes."""
 
 
-class SharedFiles(NamedTuple):
+@dataclass(frozen=True)
+class SharedFiles:
     """What is asked of a node; it is pickled, and called there."""
 
     parts: Path
