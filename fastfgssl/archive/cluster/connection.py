@@ -58,14 +58,23 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises UserError if nothing answers there, which Ray itself tells after a minute, by ending the process."""
+    """Raises UserError if nothing answers there, or no Ray, which Ray itself tells after minutes."""
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()):
         if address != "auto":
             raise UserError(f"the address of a Ray cluster is HOST:PORT, not {address!r}: {_HOW}")
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS) as connection:
+            speaks_rpc = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_rpc(connection)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(f"no Ray cluster answers at {address} ({why}): {_HOW}") from None
+    if not speaks_rpc:
+        raise UserError(f"what answers at {address} is not Ray's port for nodes, 6379 if none was chosen: {_HOW}")
+
+
+def _speaks_rpc(connection: socket.socket) -> bool:
+    """Whether it answers as HTTP/2 does, by a frame of settings."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    return connection.recv(9, socket.MSG_WAITALL)[3:4] == b"\4"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,3 +254,19 @@ def test_without_a_cluster_one_line_says_what_to_do(arguments, said, source, tmp
     assert line.startswith("error: ")
     assert said in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_program_at_the_address_is_no_cluster():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad request\r\n\r\n")
+                connection.recv(100)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UserError, match=f"^what answers at {address} is not Ray's port"), connected(address):
+            pass
+        thread.join()
