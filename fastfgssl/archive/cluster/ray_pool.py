@@ -49,8 +49,8 @@ class RayPool:
     """Processes on all nodes with free CPUs, one a CPU or `workers` altogether: a `workers.Pool`.
 
     check: is pickled and called on each node; it returns what hinders the node, as what follows its name in a sentence.
-    Of the nodes that are there at first, this is an error; of those that come later, a warning. Tasks of a node that is
-    lost are deaths of their workers, at no item.
+    Of the nodes that are there at first, and where no other is at work, this is an error; of those that come later, a
+    warning. Tasks of a node that is lost are deaths of their workers, at no item.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class RayPool:
 
     def _refuse(self, node: _Node, why: str) -> None:
         text = f"the node {node.name} of the Ray cluster {why}"
-        if node.is_first:
+        if node.is_first or not any(other.is_ready for other in self._nodes.values()):
             raise UserError(text)
         log.warning("%s; it is left out", text)
         self._end(node)
