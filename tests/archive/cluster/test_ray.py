@@ -23,7 +23,7 @@ from helpers.images import encode, fixed_key, gradient, write_files
 from helpers.paths import ROOT, TESTS, TOOLS
 from helpers.tasks import Act
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 from fastfgssl.archive.cluster.connection import connected
 from fastfgssl.archive.cluster.ray_pool import RayPool
@@ -61,6 +61,7 @@ class Cluster:
         return not any("Station" in name or "forkserver" in name for name in names)
 
     def close(self) -> None:
+        ray.shutdown()  # which a test that failed may not have done
         self._cluster.shutdown()
 
 
