@@ -23,7 +23,9 @@ from helpers.images import encode, fixed_key, gradient, write_files
 from helpers.paths import ROOT, TESTS, TOOLS
 from helpers.tasks import Act
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
+
+import ray
 
 from fastfgssl.archive.cluster.connection import connected
 from fastfgssl.archive.cluster.ray_pool import RayPool
