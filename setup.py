@@ -40,6 +40,7 @@ EXTRAS = {
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
     "plot": ["matplotlib>=3.8"],
+    "ray": ["ray>=2.40"],
     "s3": ["s3fs>=2024.6"],
     "timm": ["timm>=1.0.16"],
     "test": [
@@ -59,6 +60,7 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "python-gdcm>=3.0",  # the decoder that ours are held against
+        "ray>=2.40",
         "requests>=2.32.4",
         "ruff>=0.9",
         "s3fs>=2024.6",

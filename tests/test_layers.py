@@ -82,6 +82,7 @@ DOORS = {
     r"openpyxl": ["fastfgssl/archive/labels/excel.py"],
     r"(fsspec|s3fs)": ["fastfgssl/archive/sources/remote.py"],
     r"openslide": ["fastfgssl/archive/images/slides.py"],
+    r"ray": ["fastfgssl/archive/cluster/"],
     r"requests": ["fastfgssl/archive/sources/dicomweb_client.py"],
     r"zstandard": ["fastfgssl/archive/sources/streams.py"],
     r"timm": ["fastfgssl/models/"],

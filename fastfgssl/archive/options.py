@@ -93,7 +93,11 @@ class PrepareOptions:
     near_duplicates: Literal["report", "group", "drop"] | None = None
     """What becomes of an image that is nearly the same as an earlier one that is new too; None looks for none."""
     workers: int | None = None
-    """Processes; default: one a core."""
+    """Processes; default: one a core, with an engine one a CPU that the cluster grants."""
+    engine: Literal["ray"] | None = None
+    """Who makes the parts: the nodes of a Ray cluster that is there already; None for processes of this machine."""
+    ray_address: str | None = None
+    """HOST:PORT of the cluster; default: `$RAY_ADDRESS`."""
     shard_size: float = SHARD_BYTES / MIB
     """MiB of images in a shard, at most, unless a single one has more."""
     max_pixels: int = ImageSettings.max_pixels
@@ -167,6 +171,12 @@ class PrepareOptions:
             raise UserError(f"{' and '.join(given)} each say what images show: give one of them")
         if self.group_column is not None and self.labels is None:
             raise UserError("group-column names a column of the labels: give --labels too")
+        if self.engine is not None:
+            require_one_of("engine", self.engine, ("ray",))
+            if self.part is not None:
+                raise UserError("--engine ray shares the work out itself: leave out --part")
+        elif self.ray_address is not None:
+            raise UserError("--ray-address names a cluster for --engine ray: give that too")
         if self.overwrite and self.retry:
             raise UserError("--overwrite makes the archive anew, --retry adds to it: give one of them")
         self.share()

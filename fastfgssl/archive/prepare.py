@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 import numpy as np
 
@@ -22,11 +22,12 @@ from fastfgssl.archive.building.keys import load_key
 from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
 from fastfgssl.archive.building.plan import DonePart
 from fastfgssl.archive.building.publish import LISTING, Place
-from fastfgssl.archive.building.workers import NO_ITEM, Death, expect_workers, run_tasks
+from fastfgssl.archive.building.workers import NO_ITEM, Death, Pool, Workers, expect_workers, run_in
 from fastfgssl.archive.labels.assignment import Labels, labels_of_folders, read_labels
 from fastfgssl.archive.labels.presets import PRESETS, read_preset
 from fastfgssl.archive.listing import Listing, find_images
 from fastfgssl.archive.options import MIB, PrepareOptions
+from fastfgssl.archive.sources.base import display
 from fastfgssl.archive.summary import Progress, Summary
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
@@ -35,6 +36,7 @@ from fastfgssl.runtime.files import check_writable
 __all__ = ["MIB", "PrepareOptions", "Progress", "Summary", "prepare"]
 
 OnProgress = Callable[[Progress], None]
+_LOSSES = 5  # of workers that were at none of a chunk's files, as where a node is lost
 
 
 def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: None) -> Summary:
@@ -47,9 +49,9 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
     start = time.monotonic()
     share = options.share()
     place = Place(options.out, overwrite=options.overwrite)
-    if not options.dry_run:
+    if options.engine is None and not options.dry_run:
         expect_workers(PartMaker.__module__, "nvidia.dali.fn")
-    with place.held(shared=share is not None):
+    with _cluster(options), place.held(shared=share is not None):
         preset = PRESETS[options.labels_preset] if options.labels_preset else None
         listing = find_images(
             options.sources,
@@ -158,10 +160,10 @@ def _make_parts(
                 yield chunk
 
     part: Part
-    maker = PartMaker(place.parts, listing.sources, options.part_options())
-    workers = options.workers or available_cores()
-    results = run_tasks(maker, tasks(), workers, max_seconds=options.max_seconds, after_death=_Blame())
-    with closing(results):
+    with (
+        _pool(options, place, listing, rows) as pool,
+        closing(run_in(pool, tasks(), after_death=_Blame())) as results,
+    ):
         for part in results:
             unreadable += part.outcomes["unreadable"]
             example = example or part.example
@@ -183,6 +185,29 @@ def _make_parts(
     ]
 
 
+def _cluster(options: PrepareOptions) -> AbstractContextManager[None]:
+    if options.engine is None or options.dry_run:
+        return nullcontext()
+    from fastfgssl.archive.cluster.connection import connected
+
+    return connected(options.ray_address)
+
+
+@contextmanager
+def _pool(options: PrepareOptions, place: Place, listing: Listing, rows: np.ndarray) -> Iterator[Pool]:
+    """Who makes the parts of `rows` of the listing."""
+    maker = PartMaker(place.parts, listing.sources, options.part_options())
+    limit = options.max_seconds
+    if options.engine is None:
+        yield Workers(maker, options.workers or available_cores(), max_seconds=limit)
+        return
+    from fastfgssl.archive.cluster.ray_pool import RayPool
+    from fastfgssl.archive.cluster.shared_files import shared_files
+
+    with shared_files(place.parts, listing, rows) as check:
+        yield RayPool(maker, workers=options.workers, max_seconds=limit, check=check)
+
+
 class _Blame:
     """What becomes of a chunk whose worker has ended: it is begun again, without the file that it ended at.
 
@@ -194,9 +219,15 @@ class _Blame:
 
     def __call__(self, death: Death) -> Chunk:
         chunk: Chunk = death.task
-        if death.item == NO_ITEM:
-            return chunk
         self._deaths[chunk.digest, death.item] += 1
+        if death.item == NO_ITEM:
+            if self._deaths[chunk.digest, death.item] == _LOSSES:
+                raise UserError(
+                    f"{death.reason}, and {_LOSSES - 1} times before whoever was at the same"
+                    f" {len(chunk.entries)} files, {display(chunk.entries[0].name)} for one: if memory ran out,"
+                    " take fewer --workers; the same command goes on"
+                )
+            return chunk
         if not death.timed_out and self._deaths[chunk.digest, death.item] == 1:
             return chunk
         blame = "quarantined", death.reason

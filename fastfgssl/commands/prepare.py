@@ -31,7 +31,7 @@ from fastfgssl.archive.prepare import prepare
 from fastfgssl.archive.sources.opening import path_or_url
 from fastfgssl.archive.summary import Progress, Summary
 from fastfgssl.archive.verification import verify
-from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line, print_table
+from fastfgssl.runtime.console import Parser, ProgressLine, log_to, make_console, print_line, print_table
 from fastfgssl.runtime.errors import UserError
 
 _LIMITS = (
@@ -59,6 +59,7 @@ def main() -> int | None:
         raise UserError("--out is missing: the folder to make the archive in")
     options = PrepareOptions(**{name: value for name, value in vars(arguments).items() if name != "verify"})
     console = make_console()
+    log_to(console)
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn()
     with ProgressLine(console, *columns) as line:
 
@@ -140,7 +141,9 @@ def parse_arguments() -> argparse.Namespace:
         " (default: nothing)",
     )
     add("--short-side", type=int, metavar="N", help="make larger images smaller, to N pixels on their short side")
-    add("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    add("--workers", type=int, metavar="N", help="processes (default: one a core; in a cluster, one a CPU it grants)")
+    add("--engine", choices=["ray"], help="let the nodes of a Ray cluster that runs do the work, on shared folders")
+    add("--ray-address", metavar="HOST:PORT", help="of that cluster (default: $RAY_ADDRESS)")
     add(
         "--shard-size",
         type=float,

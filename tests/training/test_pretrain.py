@@ -204,7 +204,7 @@ def test_barlow_twins_is_one_head_without_puzzles(make_config):
 
 def test_a_network_that_has_diverged_is_not_saved(make_config):
     config = make_config(train__steps=20, optim__lr=1e30, train__log_every=20, train__checkpoint_every=1)
-    with pytest.raises(UserError, match="the gradients of 5 steps in a row, to step 5, are not finite: .* before it are intact"):
+    with pytest.raises(UserError, match=r"5 steps in a row, to step 5, are not finite: .* before it are intact"):
         pretrain(config)
     assert [path.name for path in list_checkpoints(Path(config.output) / "checkpoints")] == ["step_000000000.pt"]
 

@@ -151,7 +151,7 @@ class Place:
             if path.name not in _OF_WORK:  # of an earlier version
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for draft in self.parts.glob(".*"):
-            shutil.rmtree(draft)
+            shutil.rmtree(draft, ignore_errors=True)  # a worker on another machine may end a moment after its run
         if self.holds_archive():
             shutil.rmtree(self._replaced, ignore_errors=True)
         elif self._inside:

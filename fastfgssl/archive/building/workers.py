@@ -15,10 +15,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from fastfgssl.runtime.errors import UserError
 
@@ -70,7 +70,37 @@ class _Worker(NamedTuple):
     watch: Watch
 
 
+class Done(NamedTuple):
+    """A task that is done."""
+
+    task: Any
+    result: Any
+
+
 Function = Callable[[Any, Watch], Any]
+
+
+class Pool(Protocol):
+    """Processes that do tasks, on this machine or on others."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task was given of which nothing was collected yet."""
+
+    def room(self) -> int:
+        """How many tasks it takes now."""
+
+    def give(self, task: Any) -> None:
+        """Begins a task, for which there is room."""
+
+    def collect(self) -> list[Done | Death]:
+        """What has become of tasks since it was asked last, after a short wait at most if that is nothing.
+
+        An OSError or UserError of a task is raised here; any other is a RuntimeError with its traceback.
+        """
+
+    def close(self) -> None:
+        """Ends all processes."""
 
 
 def run_tasks(
@@ -81,64 +111,98 @@ def run_tasks(
     max_seconds: float = float("inf"),
     after_death: Callable[[Death], Any],
 ) -> Generator[Any, None, None]:
-    """Yields function(task, watch) for each task, as they are done, computed by up to `workers` processes.
+    """`run_in` of up to `workers` processes of this machine, each killed if it is at one item for > `max_seconds`."""
+    return run_in(Workers(function, workers, max_seconds=max_seconds), tasks, after_death=after_death)
 
-    `tasks` are taken as they are needed. A worker that is at one item for more than `max_seconds` is killed.
-    `after_death` returns the task to give to another worker. The processes end with the generator, and by themselves if
-    this process is killed. An OSError or UserError of the function is raised here; any other is a RuntimeError, and its
-    traceback is printed.
+
+def run_in(pool: Pool, tasks: Iterable[Any], *, after_death: Callable[[Death], Any]) -> Generator[Any, None, None]:
+    """Yields function(task, watch) for each task, as they are done, computed by the pool.
+
+    `tasks` are taken as they are needed. `after_death` returns the task to give to another worker. The pool is closed
+    with the generator. Raises what `Pool.collect` does.
     """
     waiting = iter(tasks)
     again: list[Any] = []
-    idle: list[_Worker] = []
-    busy: dict[Connection, tuple[_Worker, Any]] = {}
-    dead_starts = 0
 
     def next_task() -> Any:
         return again.pop() if again else next(waiting, None)
 
-    try:
+    with closing(pool):
         task = next_task()
-        while task is not None or busy:
-            while task is not None and len(busy) < workers:
-                worker = idle.pop() if idle else _start(function)
-                with suppress(OSError):  # it is dead, which the end of its pipe tells below
-                    worker.pipe.send(task)
-                busy[worker.pipe] = worker, task
+        while task is not None or pool.busy:
+            while task is not None and pool.room():
+                pool.give(task)
                 task = next_task()
-            ready = wait(list(busy), timeout=_LOOK_EVERY)
-            deaths = []
-            for pipe in [pipe for pipe in busy if pipe in ready]:
-                worker, done = busy[pipe]
-                try:
-                    result = pipe.recv()
-                except (EOFError, OSError):
-                    del busy[pipe]
-                    deaths.append(_death(worker, done))
-                    continue
-                del busy[pipe]
-                if isinstance(result, Exception):
-                    raise result
-                idle.append(worker)
-                dead_starts = 0
-                yield result
-            for pipe, (worker, late) in list(busy.items()):
-                item, stage, seconds = worker.watch.read()
-                if item != NO_ITEM and seconds > max_seconds:
-                    del busy[pipe]
-                    _end([worker])
-                    deaths.append(Death(late, item, stage, f"took more than {max_seconds:g} s", True))
-            for death in deaths:
-                dead_starts += death.item == NO_ITEM
-                if dead_starts >= _STARTS:
+            for event in pool.collect():
+                if isinstance(event, Death):
+                    again.append(after_death(event))
+                else:
+                    yield event.result
+            if task is None:
+                task = next_task()
+
+
+class Workers:
+    """Up to `workers` processes of this machine, which end by themselves if this process is killed.
+
+    One that is at one item for more than `max_seconds` is killed.
+    """
+
+    def __init__(self, function: Function, workers: int, *, max_seconds: float = float("inf")) -> None:
+        self._function, self._workers, self._max_seconds = function, workers, max_seconds
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, tuple[_Worker, Any]] = {}
+        self._dead_starts = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._busy)
+
+    def room(self) -> int:
+        return self._workers - len(self._busy)
+
+    def give(self, task: Any) -> None:
+        worker = self._idle.pop() if self._idle else _start(self._function)
+        self._busy[worker.pipe] = worker, task
+        with suppress(OSError):  # it is dead, which the end of its pipe tells
+            worker.pipe.send(task)
+
+    def collect(self) -> list[Done | Death]:
+        events: list[Done | Death] = []
+        ready = wait(list(self._busy), timeout=_LOOK_EVERY)
+        for pipe in [pipe for pipe in self._busy if pipe in ready]:
+            worker, task = self._busy[pipe]
+            try:
+                result = pipe.recv()
+            except (EOFError, OSError):
+                del self._busy[pipe]
+                events.append(_death(worker, task))
+                continue
+            del self._busy[pipe]
+            self._idle.append(worker)
+            if isinstance(result, Exception):
+                raise result
+            self._dead_starts = 0
+            events.append(Done(task, result))
+        for pipe, (worker, task) in list(self._busy.items()):
+            item, stage, seconds = worker.watch.read()
+            if item != NO_ITEM and seconds > self._max_seconds:
+                del self._busy[pipe]
+                _end([worker])
+                events.append(Death(task, item, stage, f"took more than {self._max_seconds:g} s", True))
+        for death in events:
+            if isinstance(death, Death):
+                self._dead_starts += death.item == NO_ITEM
+                if self._dead_starts >= _STARTS:
                     raise UserError(
                         f"workers end before they begin ({death.reason}): if memory ran out, take fewer --workers"
                     )
-                again.append(after_death(death))
-            if task is None:
-                task = next_task()
-    finally:
-        _end([*idle, *(worker for worker, _ in busy.values())])
+        return events
+
+    def close(self) -> None:
+        _end([*self._idle, *(worker for worker, _ in self._busy.values())])
+        self._idle.clear()
+        self._busy.clear()
 
 
 def expect_workers(*modules: str) -> None:
@@ -192,8 +256,7 @@ def _serve(function: Function, pipe: Connection, shared: Any, environment: dict[
         except MemoryError:
             result = UserError("a worker has too little memory to work at all: give it more --max-memory")
         except Exception:
-            traceback.print_exc()
-            result = RuntimeError("a worker failed; its traceback is above")
+            result = RuntimeError(f"a worker failed:\n{traceback.format_exc()}")
         watch.rest()
         with suppress(ConnectionError):
             pipe.send(result)

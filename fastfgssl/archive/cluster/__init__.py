@@ -1,0 +1,1 @@
+"""Work of `prepare` on the nodes of a cluster."""
