@@ -172,7 +172,7 @@ def _load_errors(path: Path) -> Iterator[None]:
 
 
 def _caches() -> list[Path]:
-    """In the home folder; where that is read-only, one of this user alone in /tmp, unless others made it or may write."""
+    """In the home folder; where that is read-only, one of this user in /tmp, unless others made it or may write."""
     if explicit := os.environ.get("FASTFGSSL_CACHE"):
         return [Path(explicit)]
     caches = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"]
