@@ -104,8 +104,7 @@ def describe_plugin() -> Plugin:
 def build(library: Library, folder: Path | None = None) -> Path:
     """The library's path, built unless the cache holds it; ranks that start together wait for the one that builds.
 
-    folder: the cache; default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache, else, where that cannot
-    be written, a folder of this user in that of temporary files.
+    folder: the cache; default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache, else one of `_caches`.
     """
     commands = _build_commands(library)
     name = f"{library.name}_{_key(library, commands)}.so"
@@ -124,9 +123,8 @@ def build(library: Library, folder: Path | None = None) -> Path:
             return path
         except OSError as error:
             if folder == folders[-1]:
-                raise BuildError(
-                    f"cannot build in the cache {folder}: {error.strerror or error}; set FASTFGSSL_CACHE"
-                ) from None
+                reason = error.strerror or error
+                raise BuildError(f"cannot build in the cache {folder}: {reason}; set FASTFGSSL_CACHE") from None
             log.info("the cache %s cannot be written (%s): %s is taken", folder, error.strerror, folders[-1])
     raise AssertionError
 
@@ -174,10 +172,7 @@ def _load_errors(path: Path) -> Iterator[None]:
 
 
 def _caches() -> list[Path]:
-    """Where libraries are looked for and built: in the home folder; where that is read-only, in one of this user alone.
-
-    In a folder for all, such as /tmp, anybody may have made that of this user: it counts only if it is his, and closed.
-    """
+    """In the home folder; where that is read-only, one of this user in /tmp, unless others made it or may write."""
     if explicit := os.environ.get("FASTFGSSL_CACHE"):
         return [Path(explicit)]
     caches = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"]
