@@ -1,9 +1,8 @@
-"""Phantoms: seeded dermoscopy-like images whose classes differ in fine texture alone, so a demo needs no download.
+"""Phantoms: seeded dermoscopy-like images whose classes differ in fine texture alone.
 
-An image is a scene (skin, light, hair, and a lesion of some colour, shape, size and place) and one texture inside the
-lesion. Each has random numbers of its own, so nothing in the scene can know the class. Every texture is made of waves
-of one length, about a tenth of the image's short side, and is equalised to one histogram: the classes share their
-colours and their coarse spectrum, and differ in how the waves are arranged.
+An image is a scene (skin, light, hair, a lesion) and one texture inside the lesion, each with random numbers of its
+own, so no scene can know the class. Textures are waves of one length, about a tenth of the image's short side, of one
+histogram: classes share their colours and their coarse spectrum, and differ in how the waves are arranged.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def write_phantoms(
         shutil.rmtree(out / "images", ignore_errors=True)
         (out / "images").mkdir()
         expect_workers(__name__)
-        with ProcessPoolExecutor(min(workers, count), mp_context=get_context("forkserver")) as pool:
+        with ProcessPoolExecutor(min(workers, count), get_context("forkserver")) as pool:
             for label in pool.map(write, range(count), chunksize=8):
                 labels.append(label)
                 on_progress(len(labels))

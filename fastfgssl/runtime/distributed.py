@@ -108,17 +108,24 @@ _worlds = 0  # begun by this process, by all ranks in the same order
 
 
 def _new_store(rank: int, size: int) -> Any:
-    """A store without what an earlier world of this process has left: addresses, where nobody listens any more."""
+    """A store without what an earlier world has left there: addresses, where nobody listens any more.
+
+    Of this process, or of those that torchrun has started before it: its store outlives them.
+    """
     global _meeting_place, _worlds
     if _meeting_place is None:
         _meeting_place, *_ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=FIRST_TIMEOUT)))
     _worlds += 1
-    return dist.PrefixStore(f"world_{_worlds}", _meeting_place)
+    return dist.PrefixStore(_name_of_world(), _meeting_place)
 
 
 def _store_of_heartbeats() -> Any:
     """A connection of its own: a call on another may wait for minutes, and keeps all others from it."""
-    return dist.PrefixStore(f"heartbeats_{_worlds}", _meeting_place.clone())
+    return dist.PrefixStore(f"{_name_of_world()}_heartbeats", _meeting_place.clone())
+
+
+def _name_of_world() -> str:
+    return f"world_{_worlds}_of_start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 @contextmanager

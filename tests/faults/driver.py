@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -70,8 +70,9 @@ def _become(shim: ctypes.CDLL, case: dict[str, Any]) -> None:
 def _fork_workers() -> None:
     """Workers of prepare are forked from the command itself: a server for that would be one more process to warm."""
     fork = multiprocessing.get_context("fork")
-    fork.set_forkserver_preload = lambda modules: None
     multiprocessing.get_context = lambda method=None: fork
+    multiprocessing.set_forkserver_preload = lambda modules: None
+    multiprocessing.forkserver.ensure_running = lambda: None
 
 
 def main() -> None:

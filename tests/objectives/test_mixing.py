@@ -130,7 +130,7 @@ def test_permutations_are_uniform_and_cut_puzzles():
 
 
 BAD = {
-    r"images: must be \[B, 3, H, W\] of a float dtype": {"images": images().byte()},
+    r"images: must be \[B, C, H, W\] of a float dtype": {"images": images().byte()},
     r"labels: must be \[7\]": {"labels": LABELS[:3]},
     r"draws: must be \[7, 3\] or wider, got \[7, 2\]": {"draws": draws(n=2)},
     r"alpha = 0.0: must be greater than 0": {"alpha": 0.0},

@@ -41,7 +41,7 @@ def test_a_collapse_is_told_once_with_its_picture_and_the_checkpoint_before(make
     config = make_config(train__steps=50, train__log_every=5, train__keep_checkpoints=1, **FEW)
     with caplog.at_level(logging.WARNING):
         pretrain(config, hooks=[Report(25, **logs)])
-    (text,) = [message for message in caplog.messages if "collapse" in message]
+    (text,) = [message for message in caplog.messages if message.startswith("collapse at step")]
     assert text.startswith("collapse at step 45: ")
     assert said in text
     assert remedy in text

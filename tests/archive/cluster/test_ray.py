@@ -156,6 +156,7 @@ def test_a_node_that_is_killed_costs_nothing(cluster, source, whole, tmp_path, c
     wait_until(cluster.is_left_alone)
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_nothing_and_plain_workers_go_on(cluster, source, whole, tmp_path):
     out = tmp_path / "archive"
     command = [sys.executable, TOOLS / "prepare.py", source, "--out", out, "--shard-size", "0.05", "--engine", "ray"]
@@ -178,6 +179,7 @@ def test_a_driver_that_is_killed_leaves_nothing_and_plain_workers_go_on(cluster,
     assert contents(out) == whole
 
 
+@pytest.mark.slow
 def test_what_kills_its_worker_costs_itself_alone(cluster):
     deaths: list[Death] = []
 
