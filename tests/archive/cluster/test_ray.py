@@ -137,6 +137,7 @@ def whole(source, tmp_path_factory) -> dict[str, bytes]:
     return contents(out)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_costs_nothing(cluster, source, whole, tmp_path, caplog):
     out, seen = tmp_path / "archive", []
     cluster.complete(2)
