@@ -223,6 +223,7 @@ def looks_in_two_groups_of_a_name(_):
     return names, told
 
 
+@pytest.mark.slow  # ranks exchange what differs in length: once in hundreds of times gloo does not survive that
 def test_what_was_agreed_in_a_group_is_not_taken_over_by_the_next():
     for names, told in run_on_ranks(looks_in_two_groups_of_a_name, 2, join=False):
         assert names[0] == names[1]
