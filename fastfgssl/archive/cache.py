@@ -21,7 +21,7 @@ from threading import Event, Lock
 from typing import Any
 
 from fastfgssl.archive.manifest import MANIFEST, Archive, parse_manifest
-from fastfgssl.archive.sources.network import patiently
+from fastfgssl.archive.sources.network import from_server
 from fastfgssl.archive.sources.remote import file_system
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import write_whole
@@ -149,7 +149,7 @@ class ShardCache:
                 self._system = (os.getpid(), file_system(self.url))
             fs = self._system[1]
         path = f"{fs._strip_protocol(self.url)}/{name}"
-        return patiently(lambda: fs.cat_file(path, start=start, end=end))
+        return from_server(lambda: fs.cat_file(path, start=start, end=end))
 
     def _lock(self, name: str, how: int) -> Any:
         return _flock(self.folder / "locks" / Path(name).name, how)

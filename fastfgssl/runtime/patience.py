@@ -18,20 +18,26 @@ TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT})
 """What a disk that stumbles, or a file server that starts anew, answers; a full disk says so, and stays full."""
 
 
-def patiently(act: Callable[[], T], doing: str) -> T:
-    """What `act` returns, tried again after each of `PAUSES` while the system gives a transient error.
+def patiently(act: Callable[[], T], doing: str = "", *, may_pass: Callable[[Exception], bool] | None = None) -> T:
+    """What `act` returns, tried again after each of `PAUSES` while what it raises may pass.
 
-    `act` begins anew each time. Raises OSError: the last of them, or the first that will not pass.
+    `act` begins anew each time. doing: is logged then. may_pass: by default of an OSError of `TRANSIENT`. Raises what
+    it raised last, or the first that will not pass.
     """
     for pause in PAUSES:
         try:
             return act()
-        except OSError as error:
-            if error.errno not in TRANSIENT:
+        except Exception as error:
+            if not (may_pass or _is_transient)(error):
                 raise
-            log.warning("cannot %s: %s; tried again in %g s", doing, error.strerror, pause)
+            if doing:
+                log.warning("cannot %s: %s; tried again in %g s", doing, getattr(error, "strerror", error), pause)
             time.sleep(pause)
     return act()
+
+
+def _is_transient(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
 def persistently(act: Callable[[], T], doing: str, seconds: float) -> T:

@@ -17,6 +17,7 @@ from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.sinks import read_metrics
 from helpers.paths import TOOLS
 from helpers.runs import wait_for_steps
+from helpers.waiting import wait_until
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -62,13 +63,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_for(condition, seconds: float = 30.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    return condition()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_at_once_wherever_the_program_waits(number):
     process = start(sys.executable, "-c", STUCK)
@@ -79,7 +73,7 @@ def test_a_second_signal_ends_at_once_wherever_the_program_waits(number):
     time.sleep(2.5)
     assert process.poll() is None
     process.send_signal(number)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert errors == f"ended at once by a second {number.name}\n"
 
@@ -100,8 +94,8 @@ def test_ranks_whose_launcher_is_gone_save_and_end(make_config, tmp_path, number
     ranks = ranks_of(output)
     assert len(ranks) == 2
     launcher.send_signal(number)
-    out, _ = launcher.communicate(timeout=60)  # returns when its pipes are closed, which its ranks have too
-    assert wait_for(lambda: not any(is_running(rank) for rank in ranks))
+    out, _ = launcher.communicate(timeout=120)  # returns when its pipes are closed, which its ranks have too
+    wait_until(lambda: not any(is_running(rank) for rank in ranks))
     done = int(re.search(r"stopped after step (\d+) of 5000", out)[1])
     assert load_checkpoint(list_checkpoints(output / "checkpoints")[-1])["step"] == done
     assert read_metrics(output)[-1]["step"] == done

@@ -33,8 +33,9 @@ from fastfgssl.archive.images.decoded import FileSettings, images_of
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
 from fastfgssl.archive.listing import Listing
 from fastfgssl.archive.outcome import Facts, NoImage, PreparedImage, UnknownFormat, Unusable
-from fastfgssl.archive.sources.base import PAUSES, Entry, Source, is_named_image
+from fastfgssl.archive.sources.base import Entry, Source, is_named_image
 from fastfgssl.runtime.files import sync_folder
+from fastfgssl.runtime.patience import PAUSES
 
 UNREADABLE = ".unreadable"
 IMAGES, ROWS = "images.bin", "rows.arrow"

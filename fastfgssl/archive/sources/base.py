@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from fastfgssl.archive.outcome import Unusable
-from fastfgssl.runtime.patience import PAUSES as PAUSES
 
 _OF_IMAGES = ".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .jp2 .j2k .jpx .jls .jxl .avif .heic"
 IMAGE_SUFFIXES = frozenset(f"{_OF_IMAGES} .dcm .dicom .ima".split())

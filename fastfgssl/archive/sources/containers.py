@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import (
-    PAUSES,
     Entry,
     FileSource,
     SourceOptions,
@@ -31,6 +30,7 @@ from fastfgssl.archive.sources.streams import Damaged, Member, Window, format_er
 from fastfgssl.archive.sources.tars import tar_members
 from fastfgssl.archive.sources.zips import zip_members
 from fastfgssl.runtime.errors import in_a_line
+from fastfgssl.runtime.patience import PAUSES
 
 _FREE = 64 << 20  # bytes that any container may give, however small it is
 

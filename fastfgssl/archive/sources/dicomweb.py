@@ -13,7 +13,7 @@ from fastfgssl.archive.dicom.classes import without_pixels
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.sources.base import Entry, SourceOptions, nothing
 from fastfgssl.archive.sources.dicomweb_client import Client, Query
-from fastfgssl.archive.sources.network import AWAY, Turn, in_order, patiently, public
+from fastfgssl.archive.sources.network import AWAY, Turn, from_server, in_order, public
 from fastfgssl.runtime.errors import UserError, require_one_of
 
 _PAGE = 500  # studies, series or instances that are asked for at once
@@ -150,7 +150,7 @@ class DicomWebSource:
         offset = 0
         while len(found) != count:
             paged = (*query, ("limit", str(_PAGE)), ("offset", str(offset)))
-            page = patiently(partial(self._client.search, path, paged))
+            page = from_server(partial(self._client.search, path, paged))
             before = len(found)
             for item in page:
                 uid, number = _value(item, level.uid), _value(item, level.inside)

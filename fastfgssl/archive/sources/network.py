@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -11,8 +10,9 @@ from itertools import repeat
 from threading import Event
 from typing import TypeVar
 
-from fastfgssl.archive.sources.base import PAUSES, nothing
+from fastfgssl.archive.sources.base import nothing
 from fastfgssl.runtime.errors import in_a_line
+from fastfgssl.runtime.patience import patiently
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -83,18 +83,15 @@ def in_order(
                 turn.come()
 
 
-def patiently(act: Callable[[], T]) -> T:
-    """What `act` returns, tried again after each of `PAUSES` while it fails. Raises OSError, whatever it raises."""
-    for pause in (*PAUSES, None):
-        try:
-            return act()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception as error:
-            if pause is None:
-                raise system_error(error) from error
-            time.sleep(pause)
-    raise AssertionError
+def from_server(act: Callable[[], T]) -> T:
+    """What `act` returns, tried `patiently` whatever fails but a refusal. Raises OSError, whatever it raises."""
+    final = (FileNotFoundError, PermissionError)
+    try:
+        return patiently(act, may_pass=lambda error: not isinstance(error, final))
+    except final:
+        raise
+    except Exception as error:
+        raise system_error(error) from error
 
 
 def system_error(error: Exception) -> OSError:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import Entry, SourceOptions, kind_by_name, nothing
-from fastfgssl.archive.sources.network import Turn, in_order, patiently, public, system_error
+from fastfgssl.archive.sources.network import Turn, from_server, in_order, public, system_error
 from fastfgssl.runtime.errors import UserError, in_a_line
 
 _BLOCK = 4 << 20  # bytes of a container that are asked for at once
@@ -36,7 +36,7 @@ class RemoteSource:
         self.only = None
         fs, path = self._opened()
         try:
-            info = patiently(lambda: fs.info(path))
+            info = from_server(lambda: fs.info(path))
         except FileNotFoundError:
             raise UserError(f"the source {public(url)} does not exist") from None
         except OSError as error:
@@ -59,7 +59,7 @@ class RemoteSource:
             yield from self._below(path, "")
         else:
             name = os.fsdecode(self.only)
-            yield self._entry(name, patiently(lambda: fs.info(f"{path}/{name}")))
+            yield self._entry(name, from_server(lambda: fs.info(f"{path}/{name}")))
 
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
@@ -78,7 +78,7 @@ class RemoteSource:
 
     def open(self, name: bytes) -> BinaryIO:
         fs, path = self._opened()
-        file = patiently(lambda: fs.open(f"{path}/{os.fsdecode(name)}", "rb", block_size=_BLOCK))
+        file = from_server(lambda: fs.open(f"{path}/{os.fsdecode(name)}", "rb", block_size=_BLOCK))
         return cast(BinaryIO, io.BufferedReader(_Patient(file), 1 << 20))
 
     def where(self, name: bytes) -> str:
@@ -89,7 +89,7 @@ class RemoteSource:
         fs, _ = self._opened()
         where = f"{path}/{folder}".rstrip("/")
         try:
-            found = patiently(lambda: fs.ls(where, detail=True))
+            found = from_server(lambda: fs.ls(where, detail=True))
         except OSError as error:
             url = f"{public(self._url)}/{folder}"
             raise UserError(f"cannot list {url}: {error.strerror or error}: is the server away?") from error
@@ -144,7 +144,7 @@ class _Patient(io.RawIOBase):
             self._remote.seek(at)
             return self._remote.read(len(buffer))
 
-        data = patiently(read)
+        data = from_server(read)
         buffer[: len(data)] = data
         return len(data)
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from helpers.command import Command
 from helpers.images import encode, gradient, write_files
 from helpers.paths import TESTS, TOOLS
 from helpers.tasks import Act, Dead
+from helpers.waiting import wait_until
 
 TOOL = TOOLS / "prepare.py"
 
@@ -32,13 +32,6 @@ def living(session: int) -> list[int]:
         if int(its_session) == session and state != "Z":
             found.append(int(path.parent.name))
     return found
-
-
-def wait_until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_interrupt_leaves_no_archive_and_no_processes(tmp_path):

@@ -23,6 +23,7 @@ from fastfgssl.runtime.errors import UserError
 from helpers.command import Command, run_command
 from helpers.images import encode, fixed_key, gradient, inputs_of, names_of, write_files
 from helpers.paths import TOOLS
+from helpers.repeated import contents, write_repeated
 
 TOOL = TOOLS / "prepare.py"
 KILLS = 20
@@ -30,15 +31,7 @@ KILLS = 20
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """600 pictures of several chunks, of which some repeat others and some are damaged."""
-    folder = tmp_path_factory.mktemp("resume") / "source"
-    files = {f"{i % 7}/{i:03d}.png": encode(gradient(40 + i % 400, 30), "PNG") for i in range(590)}
-    files |= {f"9/{i}.png": encode(gradient(30, 30), "PNG")[:-20] for i in range(10)}
-    return write_files(folder, files)
-
-
-def contents(archive: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(archive)): path.read_bytes() for path in archive.rglob("*") if path.is_file()}
+    return write_repeated(tmp_path_factory.mktemp("resume") / "source")
 
 
 def options(source: Path, out: Path, **others: object) -> PrepareOptions:

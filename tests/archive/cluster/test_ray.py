@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +18,11 @@ from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.commands.prepare import main
 from fastfgssl.runtime.errors import UserError
 from helpers.command import run_here
-from helpers.images import encode, fixed_key, gradient, write_files
+from helpers.images import fixed_key
 from helpers.paths import ROOT, TESTS, TOOLS
+from helpers.repeated import contents, write_repeated
 from helpers.tasks import Act
+from helpers.waiting import wait_until
 
 pytest.importorskip("ray")
 
@@ -88,13 +89,6 @@ def processes_below(pid: int) -> list[str]:
     return found
 
 
-def wait_until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def started() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
@@ -114,20 +108,12 @@ def cluster(started) -> Cluster:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """600 pictures of several chunks, of which some repeat others and some are damaged."""
-    folder = tmp_path_factory.mktemp("ray") / "source"
-    files = {f"{i % 7}/{i:03d}.png": encode(gradient(40 + i % 400, 30), "PNG") for i in range(590)}
-    files |= {f"9/{i}.png": encode(gradient(30, 30), "PNG")[:-20] for i in range(10)}
-    return write_files(folder, files)
+    return write_repeated(tmp_path_factory.mktemp("ray") / "source")
 
 
 def options(source: Path, out: Path, **others: object) -> PrepareOptions:
     key = fixed_key(out.parent / "key")
     return PrepareOptions(sources=[source], out=out, key=key, **{"shard_size": 0.05, "workers": 2} | others)
-
-
-def contents(archive: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(archive)): path.read_bytes() for path in archive.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,7 @@ def server(port, monkeypatch, tmp_path) -> Iterator[Proxy]:
     monkeypatch.setenv("DICOMWEB_PASSWORD", PASSWORD)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setattr("fastfgssl.archive.sources.dicomweb_client.SILENCE", 0.4)
-    for module in ("network", "base"):
-        monkeypatch.setattr(f"fastfgssl.archive.sources.{module}.PAUSES", (0.01, 0.02, 0.03))
+    monkeypatch.setattr("fastfgssl.runtime.patience.PAUSES", (0.01, 0.02, 0.03))
     with proxy(port) as server:
         yield server
 
