@@ -20,6 +20,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+from fastfgssl.archive.damage import UnreadableShard
 from fastfgssl.archive.manifest import MANIFEST, Archive, parse_manifest
 from fastfgssl.archive.sources.network import from_server
 from fastfgssl.archive.sources.remote import file_system
@@ -89,7 +90,8 @@ class ShardCache:
         """The file of a shard, which stays there during the body; waits until it has come.
 
         Whoever has it open keeps it for as long as it likes. stop: ends the waiting with `FetchStopped`. Raises
-        UserError for a server that does not answer for long, or gives other bytes than the manifest tells.
+        UserError for a server that does not answer for long; UnreadableShard for a shard that is not there, or gives
+        other bytes than the manifest tells.
         """
         facts = self._shards[shard]
         path = self.folder / facts["name"]
@@ -114,7 +116,7 @@ class ShardCache:
                 for start in range(0, facts["bytes"], _BLOCK):
                     if stop.is_set():
                         raise FetchStopped
-                    with _server_errors(f"{self.url}/{facts['name']}"):
+                    with _server_errors(f"{self.url}/{facts['name']}", missing=UnreadableShard):
                         block = self._read(facts["name"], start, start + _BLOCK)
                     digest.update(block)
                     file.write(block)
@@ -125,7 +127,9 @@ class ShardCache:
                     part.rename(path)
                 return
         part.unlink()
-        raise UserError(f"{self.url}/{facts['name']} is damaged: it has not the manifest's checksum; copy it again")
+        raise UnreadableShard(
+            f"{self.url}/{facts['name']} is damaged: it has not the manifest's checksum; copy it again"
+        )
 
     def _make_room(self, nbytes: int, part: Path, stop: Event) -> None:
         """Removes what was not used for longest until `nbytes` fit, and takes them by the size of `part`."""
@@ -167,11 +171,11 @@ def _flock(path: Path, how: int) -> Iterator[None]:
 
 
 @contextmanager
-def _server_errors(url: str) -> Iterator[None]:
+def _server_errors(url: str, missing: type[UserError] = UserError) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{url} does not exist: `fastfgssl prepare` makes an archive to be copied there") from None
+        raise missing(f"{url} does not exist: `fastfgssl prepare` makes an archive to be copied there") from None
     except OSError as error:
         raise UserError(f"cannot read {url}: {error.strerror or error}; the same command goes on") from error
 

@@ -14,6 +14,7 @@ Archives of version 1 have paths for ids, DIR/quarantine.csv instead of the acco
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,8 +24,11 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from fastfgssl.archive.damage import most_bad, verdict
 from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
 from fastfgssl.runtime.files import sha256_of
+
+log = logging.getLogger(__name__)
 
 FORMAT = "fastfgssl-archive"
 VERSION = 2
@@ -33,6 +37,7 @@ TABLE = "samples.arrow"
 QUARANTINE = "quarantine.csv"  # of archives of version 1
 SHARDS = "shards"
 REPORT = "report.html"
+_NAMED = 3  # shards in a message
 _CHECKED_BYTES = 64 << 20
 """Largest table that is read as a whole to open it: a tenth of a second."""
 CHECKSUM_DIFFERS = "its checksum differs from the manifest's"
@@ -103,26 +108,31 @@ class Archive:
         self._views: dict[tuple[int, str], np.ndarray] = {}
 
     @classmethod
-    def open(cls, path: str | Path, *, check_table: bool = True, shards: Shards | None = None) -> Archive:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        check_table: bool = True,
+        shards: Shards | None = None,
+        max_bad_share: float = 0.0,
+    ) -> Archive:
         """Opens the archive in the folder `path`, with its shards or with the place that they come from.
 
-        Raises UserError if there is none, if a newer program made it, or if a shard or the table is missing or has not
-        the size that the manifest tells; with check_table also if a table of up to 64 MiB has not its checksum. Not
-        read, except by `verify`: shards, and larger tables, of which `columns` still refuses rows that do not lie
-        within their shard and what is no table, but not wrong labels, names, or widths.
+        max_bad_share: of the samples, that may be in shards that are missing or of the wrong size (data.max_bad_share);
+        they are warned of. Raises UserError for more of them, if there is no archive, if a newer program made it, or if
+        the table is missing or has not the size that the manifest tells; with check_table also if a table of up to 64
+        MiB has not its checksum. Not read, except by `verify`: shards, and larger tables, of which `columns` still
+        refuses rows that do not lie within their shard and what is no table, but not wrong labels, names, or widths.
         """
         if "://" in str(path):
             raise UserError(f"{path} is no folder: training reads archives from object stores by data.cache=DIR")
         path = Path(path)
         manifest = read_manifest(path)
-        for file in (manifest["table"], *(manifest["shards"] if shards is None else ())):
-            try:
-                size = (path / file["name"]).stat().st_size
-            except OSError as error:
-                raise UserError(f"archive {path} is incomplete: {file['name']}: {error.strerror}") from error
-            if size != file["bytes"]:
-                raise UserError(f"archive {path} is damaged: {file['name']} has {size} bytes, not {file['bytes']}")
         facts = manifest["table"]
+        if problem := _problem_of(path, facts):
+            raise UserError(problem)
+        if shards is None:
+            _require_most_shards(path, manifest, max_bad_share)
         # archives of the benchmark, which hold nothing, have no checksums
         if check_table and facts["sha256"] and facts["bytes"] <= _CHECKED_BYTES:
             with file_errors("read", path / facts["name"]):
@@ -219,6 +229,34 @@ class Archive:
             fits &= bool((size <= facts["bytes"]).all())
         if not fits:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
+
+
+def _problem_of(path: Path, facts: dict) -> str:
+    """What is wrong with the size of a file of the archive; empty if nothing."""
+    try:
+        size = (path / facts["name"]).stat().st_size
+    except OSError as error:
+        return f"archive {path} is incomplete: {facts['name']}: {error.strerror}"
+    if size != facts["bytes"]:
+        return f"archive {path} is damaged: {facts['name']} has {size} bytes, not {facts['bytes']}"
+    return ""
+
+
+def _require_most_shards(path: Path, manifest: dict, max_bad_share: float) -> None:
+    """Raises UserError if more samples than that are in shards that are not all there; else warns of these."""
+    shards = manifest["shards"]
+    bad = {shard: problem for shard, facts in enumerate(shards) if (problem := _problem_of(path, facts))}
+    samples, of_all = sum(shards[shard]["samples"] for shard in bad), manifest["samples"]
+    if not bad:
+        return
+    problems = list(bad.values())
+    if not max_bad_share:
+        raise UserError(problems[0])
+    if samples > most_bad(of_all, max_bad_share):
+        remedy = "copy it again, or prepare it anew"
+        raise UserError(verdict(samples, of_all, max_bad_share, problems[:_NAMED], "", remedy))
+    more = f", and {len(bad) - _NAMED} more shards" if len(bad) > _NAMED else ""
+    log.warning("%s%s: their %d samples are left out when they are met", "; ".join(problems[:_NAMED]), more, samples)
 
 
 @contextmanager

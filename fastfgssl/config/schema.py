@@ -59,6 +59,9 @@ class DataConfig(Section):
     """Batches that the DALI graph keeps ready ahead of the training step."""
     hw_decoder_load: float = 0.9
     """Share of the JPEG files that a GPU's decoding engines take, where it has them; its cores decode the others."""
+    max_bad_share: float = 0.01
+    """Share of the images that may be damaged or unreadable before a run, or a score, ends; up to three always may,
+    unless it is 0. Those that are met are left out, and others stand in for them."""
     label_fraction: float = 1.0
     """Share of the labelled training images that fine-tuning takes, whole groups of each class."""
     folds: int = 0
@@ -79,6 +82,7 @@ class DataConfig(Section):
             object.__setattr__(self, "views", text_of(preset))
         self._require_positive("image_size", "window", "prefetch", "cache_gib")
         require(self.threads >= 0, "data.threads", self.threads, "0 or more")
+        require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "in [0, 1]")
         require(0 < self.label_fraction <= 1, "data.label_fraction", self.label_fraction, "in (0, 1]")
         require(self.folds == 0 or self.folds >= 2, "data.folds", self.folds, "2 or more, or 0")
         require(0 <= self.fold < max(1, self.folds), "data.fold", self.fold, "0 or more and below data.folds")

@@ -44,10 +44,9 @@ class DecodeFailures:
         The message of a failed run does not always tell which sample it was. False if it is none of them.
         """
         ids = np.unique(ids)
-        encoded = self._reader.read(ids)
-        damage = self._reader.find_damage(ids, encoded)  # since they were read for the graph
+        encoded, damage, unread = self._reader.read_and_check(ids)  # that may be so since they were read for the graph
         windows = self._reader.windows(ids) if spec.depth == "own" else None
-        refused = _refused_by_decoder(Encoded(self.replace(ids, encoded), windows), spec, skip=damage)
+        refused = _refused_by_decoder(Encoded(self.replace(ids, encoded), windows), spec, skip={**damage, **unread})
         is_deep = np.full(len(ids), spec.depth == "16") if windows is None else windows[:, 1] > 0
         for place, reason in {**refused, **damage}.items():
             sample, name = int(ids[place]), self._reader.names(ids[[place]])[0]
@@ -61,7 +60,9 @@ class DecodeFailures:
                 )
             else:
                 self._quarantine.add(sample, name, reason)
-        return bool(refused or damage)
+        for place, reason in unread.items():
+            self._quarantine.add(int(ids[place]), self._reader.names(ids[[place]])[0], reason, may_pass=True)
+        return bool(refused or damage or unread)
 
     def _decode_on_cpu(self, sample: int, payload: np.ndarray, dtype: type[np.generic]) -> bool:
         """Keeps the sample's picture in a form that every decoder reads; False if that does not help."""

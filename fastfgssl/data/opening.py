@@ -17,7 +17,7 @@ def open_archive(data: DataConfig) -> Archive:
     of shards, which would bring every shard again and again.
     """
     if "://" not in data.path:
-        return Archive.open(data.path)
+        return Archive.open(data.path, max_bad_share=data.max_bad_share)
     if not data.cache:
         raise UserError(
             f"data.path = {data.path!r}: set data.cache to a folder on a local disk, where its shards are kept while"

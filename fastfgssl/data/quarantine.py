@@ -1,7 +1,8 @@
-"""Samples that turned out to be damaged or not to decode, and what stands in for them.
+"""Samples that turned out to be damaged, unreadable or not to decode, and what stands in for them.
 
-A run goes on when it meets one. The substitute of a sample is the next intact one by number, so it does not depend on
-when, or on which rank, a sample was found; the list is kept in a file, so that a resumed run makes the same batches.
+A run goes on when it meets one, until there are too many. The substitute of a sample is the next intact one by number,
+so it does not depend on when, or on which rank, a sample was found; the list is kept in a file, so that a resumed run
+makes the same batches. What could not be read is tried again by the next start: a disk or a server may be mended.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastfgssl.archive.damage import most_bad, verdict
 from fastfgssl.data.reader import Reader
 from fastfgssl.runtime.errors import UserError, file_errors
-from fastfgssl.runtime.files import csv_cells
+from fastfgssl.runtime.files import csv_cells, write_whole
 
 log = logging.getLogger(__name__)
 
 _HEADER = ("sample", "id", "reason")
 _TOLD_EACH = 20  # samples, of which each is logged; then only when there are twice as many
 _LOCK_SECONDS = 2.0
+_SHOWN = 3  # samples in a message
+_BEYOND = 4096  # samples above the limit that are looked through for a substitute, so that a batch comes to its end
+_MAY_PASS = "for now: "
+"""What a reason begins with that the next start is not to believe."""
 
 
 class IntactSamples(NamedTuple):
@@ -41,15 +47,26 @@ class IntactSamples(NamedTuple):
 class Quarantine:
     """The samples of one archive that a run must not train on. Threads may share it.
 
-    file: a CSV that every rank appends to; None keeps the list in memory. among: int64, the samples that may stand in
-    for others; None for all.
+    file: a CSV that every rank appends to, unless `writes` is False; None keeps the list in memory. among: int64, the
+    samples that are used at all, and may stand in for others; None for all. max_bad_share: of these, above which there
+    is a `verdict`.
     """
 
-    def __init__(self, num_samples: int, file: Path | None = None, among: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        file: Path | None = None,
+        among: np.ndarray | None = None,
+        max_bad_share: float = 1.0,
+        writes: bool = True,
+    ) -> None:
         self._num_samples = num_samples
-        self._file = file
+        self._file, self._writes = file, writes and file is not None
         self._listed = np.zeros(num_samples, bool)
         self._count = 0
+        self._first: list[str] = []  # what is said of the first
+        self._used = num_samples if among is None else len(among)
+        self._max_bad_share, self._most = max_bad_share, most_bad(self._used, max_bad_share)
         self._unfit = np.zeros(num_samples, bool)  # to stand in for others
         self._asked = f"the archive's {num_samples}" if among is None else f"the {len(among)}"
         if among is not None:
@@ -67,12 +84,44 @@ class Quarantine:
         """The numbers of the listed samples."""
         return set(np.flatnonzero(self._listed).tolist())
 
-    def add(self, sample: int, sample_id: str, reason: str) -> None:
-        """Lists a sample, then logs it; raises `UserError` when none would be left to stand in for it."""
+    @property
+    def count(self) -> int:
+        """How many these are."""
+        return self._count
+
+    @property
+    def share(self) -> float:
+        """Of the samples that are used, how many are listed."""
+        return self._count / self._used
+
+    @property
+    def verdict(self) -> str | None:
+        """In a line why these samples are not to be used any further; None while few enough are listed."""
+        if self._count <= self._most:
+            return None
+        with self._lock:
+            if self._file is None:
+                listed, remedy = "", "copy or prepare the archive again, or raise data.max_bad_share to do without them"
+            else:
+                listed = f"; all are in {self._file}"
+                remedy = (
+                    "copy or prepare the archive again and remove that list, or raise data.max_bad_share to go on"
+                    " without them"
+                )
+            return verdict(self._count, self._used, self._max_bad_share, self._first, listed, remedy)
+
+    def add(self, sample: int, sample_id: str, reason: str, *, may_pass: bool = False) -> None:
+        """Lists a sample, then logs it; may_pass: until the next start.
+
+        Raises `UserError` when none would be left to stand in for it, or far too many are listed.
+        """
+        reason = _MAY_PASS + reason if may_pass else reason
         with self._lock:
             if not self._listed[sample] and self._write(sample, sample_id, reason):
                 self._tell(sample, sample_id, reason)
             self._require_one_left()
+            if self._count > self._most + _BEYOND and (text := self.verdict):
+                raise UserError(text)
 
     def substitute(self, ids: np.ndarray) -> np.ndarray:
         """`ids` (int64 [B]) with every listed sample replaced by the next sample number that may stand in for it."""
@@ -89,16 +138,19 @@ class Quarantine:
         Bytes that are not those that were stored never leave here: their sample is listed, and the next one is read.
         """
         ids = self.substitute(ids)
-        encoded = reader.read(ids)
-        unchecked = np.arange(len(ids))
-        while damage := reader.find_damage(ids[unchecked], [encoded[place] for place in unchecked.tolist()]):
-            unchecked = unchecked[list(damage)]
-            damaged = ids[unchecked]
-            for sample, name, reason in zip(damaged.tolist(), reader.names(damaged), damage.values(), strict=True):
-                self.add(sample, name, reason)
-            ids[unchecked] = self.substitute(damaged)
-            for place, payload in zip(unchecked.tolist(), reader.read(ids[unchecked]), strict=True):
+        encoded: list[np.ndarray] = [np.empty(0, np.uint8)] * len(ids)
+        places = np.arange(len(ids))
+        while len(places):
+            read, damage, unread = reader.read_and_check(ids[places])
+            for place, payload in zip(places.tolist(), read, strict=True):
                 encoded[place] = payload
+            bad = np.array([*damage, *unread], np.int64)
+            names = reader.names(ids[places[bad]])
+            for at, name in zip(bad.tolist(), names, strict=True):
+                reason = damage.get(at) or unread[at]
+                self.add(int(ids[places[at]]), name, reason, may_pass=at in unread)
+            places = places[bad]
+            ids[places] = self.substitute(ids[places])
         return IntactSamples(ids, encoded)
 
     def _next(self, sample: int) -> int:
@@ -110,17 +162,21 @@ class Quarantine:
                 return sample + place
             sample = (sample + len(part)) % self._num_samples
 
-    def _list(self, sample: int) -> None:
+    def _list(self, sample: int, sample_id: str, reason: str) -> None:
         if not self._listed[sample]:
             self._listed[sample] = True
             self._count += 1
+            if len(self._first) < _SHOWN:
+                self._first.append(f"sample {sample} ({sample_id}): {reason}")
             self._fit -= not self._unfit[sample]
             self._unfit[sample] = True
 
     def _require_one_left(self) -> None:
         if not self._fit:
             where = f"; see {self._file}" if self._file is not None else ""
-            raise UserError(f"none of {self._asked} images can be decoded{where}")
+            raise UserError(
+                self.verdict or f"none of {self._asked} images can be decoded{where}: {'; '.join(self._first)}"
+            )
 
     def _tell(self, sample: int, sample_id: str, reason: str) -> None:
         with suppress(Exception):  # it is listed; what a handler of the log makes of it is not worth the run
@@ -139,12 +195,12 @@ class Quarantine:
             row = csv_cells(line)
             is_whole = len(row) == len(_HEADER) and row[0].isdecimal() and len(row[0]) < 19
             if is_whole and int(row[0]) < self._num_samples:
-                self._list(int(row[0]))
+                self._list(int(row[0]), *row[1:])
 
     def _write(self, sample: int, sample_id: str, reason: str) -> bool:
         """Lists a sample in the file, too; False if another rank has done so."""
-        if self._file is None:
-            self._list(sample)
+        if self._file is None or not self._writes:
+            self._list(sample, sample_id, reason)
             return True
         with file_errors("write", self._file), self._file.open("a+b", buffering=0) as file:
             # What opening for appending guarantees on one machine does not hold between clients of a network file
@@ -153,7 +209,7 @@ class Quarantine:
             self._take_over(file)
             if self._listed[sample]:
                 return False
-            self._list(sample)
+            self._list(sample, sample_id, reason)
             size = file.seek(0, io.SEEK_END)
             lines = io.StringIO()
             writer = csv.writer(lines, lineterminator="\n")
@@ -164,6 +220,17 @@ class Quarantine:
             writer.writerow((sample, *(" ".join(text.split()) for text in (sample_id, reason))))  # a line each
             file.write(lines.getvalue().encode(errors="backslashreplace"))
         return True
+
+
+def forget_unreadable(file: Path) -> None:
+    """Takes out of the list of a run that begins anew what may be readable by now; called before ranks open it."""
+    with file_errors("read", file):
+        lines = file.read_text(errors="surrogateescape").splitlines(keepends=True) if file.exists() else []
+    kept = [line for line in lines if not (len(row := csv_cells(line)) == 3 and row[2].startswith(_MAY_PASS))]
+    if len(kept) < len(lines):
+        stored = "".join(kept).encode(errors="surrogateescape")
+        with file_errors("write", file):
+            write_whole(file, lambda opened: opened.write(stored))
 
 
 def _lock(file: io.FileIO) -> None:

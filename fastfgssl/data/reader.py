@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fastfgssl.archive.damage import UnreadableShard
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.open_files import OPEN_SHARDS, OpenFile
-from fastfgssl.runtime.errors import file_errors
+from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.patience import patiently
 
 
@@ -26,6 +27,9 @@ class Reader:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._owner = object()
+        self._given_up: set[int] = set()  # shards that could not be read, for which nobody waits again
+        self._is_away = False  # nothing could be read since one was given up: nor is waited for others
+        self._lost: dict[int, str] = {}  # those that cannot be brought here, and why
         weakref.finalize(self, OPEN_SHARDS.release, self._owner)
 
     def close(self) -> None:
@@ -35,9 +39,26 @@ class Reader:
     def read(self, ids: np.ndarray) -> list[np.ndarray]:
         """The encoded images of samples `ids` (int64 [B]): B arrays of uint8.
 
-        One whose shard was cut short is shorter than it should be; see `find_damage`. Raises `UserError` if a shard
-        cannot be opened or read, after some tries: that may pass, so it is not held against the sample.
+        One whose shard was cut short is shorter than it should be; see `find_damage`. Raises `UserError` if one cannot
+        be read, after some tries.
         """
+        encoded, unread = self._read(ids)
+        if unread:
+            raise UserError(next(iter(unread.values())))
+        return encoded
+
+    def read_and_check(self, ids: np.ndarray) -> tuple[list[np.ndarray], dict[int, str], dict[int, str]]:
+        """What is there of samples `ids` (int64 [B]): B arrays of uint8; then two times a reason by place.
+
+        First of those whose bytes are not those that were stored, then of those that cannot be read, after some tries:
+        that may pass. Their arrays are of no use.
+        """
+        encoded, unread = self._read(ids)
+        damage = self.find_damage(ids, encoded)
+        return encoded, {place: reason for place, reason in damage.items() if place not in unread}, unread
+
+    def _read(self, ids: np.ndarray) -> tuple[list[np.ndarray], dict[int, str]]:
+        """The bytes that there are of each sample, and why there are none of some, by place."""
         rows = self._archive.columns(ids, ("shard", "offset", "size"))
         offsets, sizes = rows["offset"].tolist(), rows["size"].tolist()
         ends = np.cumsum(rows["size"]).tolist()
@@ -47,13 +68,43 @@ class Reader:
         # them at the same time where that helps
         order = np.lexsort((rows["offset"], rows["shard"]))
         present, starts = np.unique(rows["shard"][order], return_index=True)
-        for shard, places in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
-            with self._archive.shard(shard) as path, file_errors("read", path):
-                targets = [(encoded[place], offsets[place]) for place in places.tolist()]
-                read = patiently(partial(self._read_from, path, targets), f"read {path}")
-            for place, count in zip(places.tolist(), read, strict=True):
-                encoded[place] = encoded[place][:count]
-        return encoded
+        unread: dict[int, str] = {}
+        for shard, of_shard in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+            places = of_shard.tolist()
+            targets = [(encoded[place], offsets[place]) for place in places]
+            for place, read in zip(places, self._read_shard(shard, targets), strict=True):
+                if isinstance(read, str):
+                    unread[place], read = read, 0
+                encoded[place] = encoded[place][:read]
+        return encoded, unread
+
+    def _read_shard(self, shard: int, targets: list[tuple[np.ndarray, int]]) -> list[int | str]:
+        """Reads from a shard into each array; how many bytes there were for each, or why it cannot be read."""
+        if shard in self._lost:
+            return [self._lost[shard]] * len(targets)
+        try:
+            with self._archive.shard(shard) as path:
+                try:
+                    if shard not in self._given_up:
+                        act = partial(self._read_from, path, targets)
+                        read = act() if self._is_away else patiently(act, f"read {path}", may_pass=_may_pass)
+                        self._is_away = False
+                        return [*read]
+                except OSError:
+                    self._given_up.add(shard)
+                found = [self._read_one(path, target) for target in targets]
+                self._is_away = all(isinstance(read, str) for read in found)
+                return found
+        except UnreadableShard as error:
+            self._lost[shard] = str(error)
+            return [str(error)] * len(targets)
+
+    def _read_one(self, path: Path, target: tuple[np.ndarray, int]) -> int | str:
+        """Of a shard that cannot be read as a whole: a bad place on a disk takes no more samples than lie there."""
+        try:
+            return self._read_from(path, [target])[0]
+        except OSError as error:
+            return f"cannot read {path}: {error.strerror or error}"
 
     def _read_from(self, path: Path, targets: list[tuple[np.ndarray, int]]) -> list[int]:
         """Reads from a shard into each array, from its offset on; how many bytes there were for each."""
@@ -102,6 +153,11 @@ class Reader:
         if not self._archive.has_column("label"):
             return np.full(len(ids), -1)
         return self._archive.columns(ids, ("label",))["label"].astype(np.int64)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whatever is wrong with a shard, but that it is not there."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _read_into(file: OpenFile, target: np.ndarray, offset: int) -> int:

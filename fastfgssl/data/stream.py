@@ -18,9 +18,10 @@ from fastfgssl.data.gray import tell_of_colour
 from fastfgssl.data.loader import Loader
 from fastfgssl.data.opening import open_archive
 from fastfgssl.data.order import Order, Slots, Stream
-from fastfgssl.data.quarantine import Quarantine
+from fastfgssl.data.quarantine import Quarantine, forget_unreadable
 from fastfgssl.runtime.agreement import lost_ranks, mean_over_ranks, shared_errors
 from fastfgssl.runtime.distributed import World, local_main_first
+from fastfgssl.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,13 @@ class ArchiveStream:
         self.num_samples, self.fingerprint = self._stream.num_samples, self.archive.fingerprint
         self.needs = Needs()
         """What batches hold; an objective's, once it is known."""
+        self.writes = True
+        """Whether `config.output` is to list what is met; else nothing is written."""
+        self._quarantine = Quarantine(self.archive.num_samples)
+
+    def verdict(self) -> str | None:
+        """Why no more batches are to be made, in a line; None while the archive is good enough."""
+        return self._quarantine.verdict
 
     @contextmanager
     def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
@@ -51,13 +59,25 @@ class ArchiveStream:
             with shared_errors(world):
                 if world.is_main:
                     tell_of_colour(self.archive, slots(start).ids)
+        with shared_errors(world):
+            if world.is_main and self.writes:
+                forget_unreadable(listed)
         with shared_errors(world), local_main_first(world):  # the first builds the operators, the others find them
+            self._quarantine = Quarantine(
+                self.archive.num_samples,
+                listed,
+                among=self._stream.ids,
+                max_bad_share=config.data.max_bad_share,
+                writes=self.writes,
+            )
+            if found := self.verdict():
+                raise UserError(found)
             loader = Loader(
                 self.archive,
                 GraphSpec.of(config, self.needs, world, depth=depth_of(self.archive)),
                 slots,
                 seed=config.seed,
-                quarantine=Quarantine(self.archive.num_samples, listed, among=self._stream.ids),
+                quarantine=self._quarantine,
                 start=start,
                 stop=stop,
             )
@@ -68,12 +88,15 @@ class ArchiveStream:
             counts = mean_over_ranks(torch.tensor([loader.substitutes, loader.samples], dtype=torch.float64), world)
         substitutes, samples = (counts * world.size).round().long().tolist()
         if substitutes and world.is_main:
+            found = Quarantine(self.archive.num_samples, listed, among=self._stream.ids)  # of all ranks and starts
             log.warning(
-                "%d of %d samples (%.2g %%) stood in for damaged ones; %s lists those",
+                "%d of %d samples (%.2g %%) stood in for damaged ones; %s lists those, %d images, %.2g %% of all",
                 substitutes,
                 samples,
                 100 * substitutes / samples,
                 listed,
+                found.count,
+                100 * found.share,
             )
 
 

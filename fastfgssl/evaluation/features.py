@@ -53,7 +53,7 @@ class FeatureExtractor:
         self._model = model.eval()
         self._config, self._archive, self._device = config, archive, device
         self._batch_size = batch_size
-        self._quarantine = Quarantine(archive.num_samples)
+        self._quarantine = Quarantine(archive.num_samples, max_bad_share=config.data.max_bad_share)
 
     @property
     def device(self) -> torch.device:
@@ -155,6 +155,8 @@ class FeatureExtractor:
             self._archive, spec, slots, seed=seed, quarantine=self._quarantine, start=0, stop=len(parts)
         ) as loader:
             for step, batch in enumerate(loader):
+                if found := self._quarantine.verdict:
+                    raise UserError(f"{self._archive.path}: {found}")
                 decoded = batch.ids == slots(step).ids
                 if not decoded.any():
                     continue

@@ -23,7 +23,8 @@ _TOLD = 8  # differences
 _FREE_KEYS = {
     "output",
     "output_fallback",
-    *(f"data.{name}" for name in ("path", "cache", "cache_gib", "threads", "prefetch", "hw_decoder_load")),
+    *(f"data.{name}" for name in ("path", "cache", "cache_gib", "max_bad_share")),
+    *(f"data.{name}" for name in ("threads", "prefetch", "hw_decoder_load")),
     *(
         f"train.{name}"
         for name in (

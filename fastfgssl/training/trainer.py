@@ -34,6 +34,7 @@ from fastfgssl.training.step import TrainingStep
 log = logging.getLogger(__name__)
 
 
+_UNFIT = 1 << 16  # what ranks tell each other of data that are not to be used further: above the signals
 _LOWER_RATE = 0.1  # of the learning rate, for a run that has diverged once
 
 
@@ -54,6 +55,9 @@ class Data(Protocol):
 
     def batches(self, start: int, stop: int) -> AbstractContextManager[Iterator[Batch]]:
         """This rank's batches of steps `start` to `stop` - 1."""
+
+    def verdict(self) -> str | None:
+        """Asked before each step: why training should not go on with these data, in a line; None while it may."""
 
 
 def fit(
@@ -124,8 +128,8 @@ def _train(
             _save(run, data, make_step, 0)
         clock = Clock(start)
         while not (stopped or reporter.is_finished(step)):
-            # does any rank want to stop? answered when the step is made
-            flag.ask(stop_signal() or 0)
+            # does any rank want to stop, or has it met too many damaged samples? answered when the step is made
+            flag.ask(_UNFIT if data.verdict() else stop_signal() or 0)
             # the next batch
             world.heartbeats.at("making batch", step + 1)
             with on_this_rank(f"making batch {step + 1}"), clock.waiting():
@@ -170,6 +174,10 @@ def _train(
                 else:
                     _save(run, data, make_step, step)
     checkpoint = checkpoint_path(checkpoints_of(config), step)
+    if stopped == _UNFIT:
+        with shared_errors(world):
+            if found := data.verdict():
+                raise UserError(f"stopped after step {step} of {steps}, which is saved: {found}")
     if stopped:
         log.info("stopped after step %d of %d; run the same command to go on", step, steps)
         return Outcome(step, stopped, checkpoint)  # the same on every rank, also where no signal arrived

@@ -118,7 +118,7 @@ def test_an_archive_whose_samples_are_all_damaged_ends_with_one_line(archive_pat
 @pytest.mark.parametrize(("way", "share", "batch_size"), [("overwritten", 0.01, 200), ("cut", 0.9, 6)])
 def test_evaluation_leaves_damaged_samples_out(make_config, archive_path, tmp_path, way, share, batch_size):
     archive, damaged = damaged_copy(archive_path, tmp_path / "damaged", way, share)
-    config = make_config()
+    config = make_config(data__max_bad_share=1.0)
     model = build_untrained(config, 0)
     ids = np.resize([*damaged, *range(archive.num_samples)], 200)  # one in the first place, and whole batches of them
     intact = np.array([sample for sample in ids.tolist() if sample not in damaged])
@@ -132,7 +132,8 @@ def test_evaluation_leaves_damaged_samples_out(make_config, archive_path, tmp_pa
 
 def test_evaluation_of_damaged_samples_alone_ends_with_one_line(make_config, archive_path, tmp_path):
     archive, damaged = damaged_copy(archive_path, tmp_path / "damaged", "zeroed", 0.1)
-    extractor = FeatureExtractor(build_untrained(make_config(), 0), make_config(), archive, CPU, 6)
+    config = make_config(data__max_bad_share=1.0)
+    extractor = FeatureExtractor(build_untrained(config, 0), config, archive, CPU, 6)
     with pytest.raises(UserError, match=f"none of the {len(damaged)} images to evaluate decodes"):
         extractor.plain(np.array(sorted(damaged)))
 
