@@ -70,8 +70,8 @@ class ArchiveStream:
                 max_bad_share=config.data.max_bad_share,
                 writes=self.writes,
             )
-            if found := self.verdict():
-                raise UserError(found)
+            if too_many := self.verdict():
+                raise UserError(too_many)
             loader = Loader(
                 self.archive,
                 GraphSpec.of(config, self.needs, world, depth=depth_of(self.archive)),

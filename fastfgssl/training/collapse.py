@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastfgssl.data.picture import save_views_picture
 from fastfgssl.runtime.errors import file_errors
@@ -46,12 +46,21 @@ class CollapseAlarm(Hook):
         self._best: dict[str, float] = {}
         self._first: dict[str, float] = {}
         self._since: dict[str, int] = {}  # the step from which a sign has been there
+        self._from = run.start
         self._is_told = False
         dims = [update.dim for update in run.objective.updates]
         # without a length there is nothing to compare with
         self._dim = dims[0] if len(set(dims)) == 1 else None
         config = run.config
         self._warmup = round(config.optim.warmup_epochs * run.num_samples / config.train.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        seen = {"best": self._best, "first": self._first, "since": self._since}
+        return seen | {"from": self._from, "is_told": self._is_told}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._first, self._since = (dict(state[name]) for name in ("best", "first", "since"))
+        self._from, self._is_told = state["from"], state["is_told"]
 
     def __call__(self, moment: Moment) -> None:
         if self._is_told or not self._run.world.is_main or "loss" not in moment.logs:
@@ -80,7 +89,7 @@ class CollapseAlarm(Hook):
                 signs[name] = Sign(f"{of}{value:.0f} of {dim} dimensions are the same for all images", _RANK)
             elif name.startswith("on_diagonal") and dim:
                 first = self._first.setdefault(name, value)
-                trained = moment.step - max(self._run.start, self._warmup)
+                trained = moment.step - max(self._from, self._warmup)
                 if trained >= _BY_THEN and value > _UNLIKE * max(first, dim):
                     signs[name] = Sign(f"{of}views of an image are no more alike than those of different ones", _SAME)
         return signs

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch
@@ -85,6 +85,13 @@ class Hook:
 
     def __call__(self, moment: Moment) -> None:
         raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values that a run which goes on is to know again; a checkpoint of the first rank keeps them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict`, on every rank, after `begin`."""
 
     def end(self) -> None:
         """Called when training has ended, in whatever way. After an error, what it raises is only a warning."""

@@ -95,10 +95,15 @@ class Guard:
 class NonfiniteSteps:
     """Counts the steps that were skipped, writes nonfinite_step_N.json for each, and ends a run that has diverged."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, state: dict[str, int] | None = None) -> None:
+        """state: that of a run which goes on."""
         self._run = run
         self._made: deque[tuple[int, np.ndarray]] = deque(maxlen=_REMEMBERED)
-        self.count = self.in_a_row = 0
+        self.count, self.in_a_row = (state["count"], state["in_a_row"]) if state else (0, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps."""
+        return {"count": self.count, "in_a_row": self.in_a_row}
 
     def made(self, step: int, ids: np.ndarray) -> None:
         """Notes the samples of a step."""

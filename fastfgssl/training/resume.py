@@ -40,6 +40,8 @@ _FREE_KEYS = {
     *(f"train.{name}" for name in ("device", "compile", "channels_last")),
     *(f"evaluate.{name}" for name in ("every", "images", "patience")),
 }
+# keys that do not, either, where a loss looks at as many images as before
+_MICRO_BATCH_KEYS = {"train.accumulate", "loss.cache"}
 
 
 def find_state(config: Config, data: Data, world: World) -> dict[str, Any] | None:
@@ -81,7 +83,8 @@ def _kept_meanings(state: dict[str, Any], config: Config) -> dict[str, Any]:
 def require_same_run(state: dict[str, Any], config: Config, data: Data) -> None:
     """Raises `UserError` unless `state` is of the run that `config` describes, on the same archive."""
     then, now = config_to_values(config_of_run(state["config"])), config_to_values(config)
-    asked = [key for key in now if key not in _FREE_KEYS and key not in _LENGTH_KEYS and then[key] != now[key]]
+    free = _FREE_KEYS.union(_LENGTH_KEYS, _MICRO_BATCH_KEYS if _losses(then) == _losses(now) else ())
+    asked = [key for key in now if key not in free and then[key] != now[key]]
     asked.sort(key=lambda key: key != "model.in_channels")  # which data.mean and data.std follow
     differences = [f"{key} = {then[key]!r}, this one has {now[key]!r}" for key in asked[:_TOLD]]
     if len(asked) > _TOLD:
@@ -93,6 +96,12 @@ def require_same_run(state: dict[str, Any], config: Config, data: Data) -> None:
             f"{config.output} holds a run with {'; '.join(differences)}: set it back, or choose another folder with"
             " output=..."
         )
+
+
+def _losses(values: dict[str, Any]) -> int:
+    """Of an update: one of all images, or one of each micro-batch where that is not the same."""
+    is_mean = values["loss.cache"] or values["objective"].startswith("supervised.")
+    return 1 if is_mean else values["train.accumulate"]
 
 
 def _changed_length(state: dict[str, Any], config: Config) -> str | None:

@@ -7,26 +7,24 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from fastfgssl.config.files import config_to_values
 from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch
 from fastfgssl.objectives.base import Objective
-from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, mean_over_ranks, on_this_rank, shared_errors
+from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, on_this_rank, shared_errors
 from fastfgssl.runtime.distributed import World, set_timeout
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.runtime.memory import memory_errors
 from fastfgssl.training.checkpoint import checkpoint_path
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
 from fastfgssl.training.nonfinite import Diverged, NonfiniteSteps, remedy, require_finite
 from fastfgssl.training.plan import is_frozen, set_rates
 from fastfgssl.training.replay import diagnose
+from fastfgssl.training.reporter import Reporter, epoch_of
 from fastfgssl.training.saving import checkpoints_of, find_newest, save
 from fastfgssl.training.schedule import learning_rates
 from fastfgssl.training.step import TrainingStep
@@ -119,13 +117,14 @@ def _train(
         log.info("%s is complete: %d of %d steps are done", run.output, start, steps)
         return Outcome(start, None, checkpoint_path(checkpoints_of(config), start))
 
-    step, stopped, flag, skipped = start, 0, SharedFlag(world), NonfiniteSteps(run)
+    step, stopped, flag = start, 0, SharedFlag(world)
+    skipped = NonfiniteSteps(run, state.get("skipped") if state else None)
     with ExitStack() as opened, lost_ranks("reporting or saving"):
-        reporter = _Reporter(run, hooks, opened)
+        reporter = Reporter(run, hooks, opened, state.get("hooks", {}) if state else {})
         loader = opened.enter_context(data.batches(start, steps))
         # not before: a run that cannot begin is to leave nothing that its corrected command would have to go on with
         if not state:
-            _save(run, data, make_step, 0)
+            _save(run, data, make_step, 0, {})
         clock = Clock(start)
         while not (stopped or reporter.is_finished(step)):
             # does any rank want to stop, or has it met too many damaged samples? answered when the step is made
@@ -160,7 +159,7 @@ def _train(
             if is_report and skipped.count:
                 report["skipped_steps"] = skipped.count
             if stopped:
-                _save(run, data, make_step, step)
+                _save(run, data, make_step, step, _beside(skipped, reporter))
             reporter.call(Moment(step, report, batch))
             if is_report:
                 if not skipped.in_a_row:
@@ -172,7 +171,7 @@ def _train(
                 if skipped.in_a_row and step < steps:
                     log.warning("step %d was skipped: the checkpoint before it is kept as the newest", step)
                 else:
-                    _save(run, data, make_step, step)
+                    _save(run, data, make_step, step, _beside(skipped, reporter))
     checkpoint = checkpoint_path(checkpoints_of(config), step)
     if stopped == _UNFIT:
         with shared_errors(world):
@@ -193,83 +192,18 @@ def _settle(run: Run, make_step: TrainingStep, skipped: NonfiniteSteps, step: in
         raise Diverged(f"{error}: {diagnose(make_step, batch)}; {remedy(run)}") from None
 
 
-class _Reporter:
-    """Calls hooks when they are due; they are closed with `opened`."""
-
-    def __init__(self, run: Run, hooks: Sequence[Hook], opened: ExitStack) -> None:
-        self._run, self._hooks = run, hooks
-        with shared_errors(run.world):
-            for hook in hooks:
-                opened.push(_ending(hook))
-                hook.begin(run)
-                if hook.every < 1:
-                    raise UserError(f"hook {type(hook).__name__}: every = {hook.every!r}: must be 1 step or more")
-        self._can_end = any(type(hook).is_satisfied is not Hook.is_satisfied for hook in hooks)
-        self._is_satisfied = self._agree()
-
-    def is_report(self, step: int) -> bool:
-        """Whether the logs of a step are wanted: every so often, and by hooks."""
-        intervals = [self._run.config.train.log_every, *(hook.every for hook in self._hooks if hook.wants_logs)]
-        return step == self._run.steps or any(step % interval == 0 for interval in intervals)
-
-    def is_finished(self, step: int) -> bool:
-        """Whether the run is complete after `step` steps, or a hook has seen enough; the same on every rank."""
-        return step >= self._run.steps or self._is_satisfied
-
-    def call(self, moment: Moment) -> None:
-        due = [hook for hook in self._hooks if moment.step == self._run.steps or moment.step % hook.every == 0]
-        # between reports hooks only count: ranks need not meet for that
-        ranks_meet = moment.step == 0 or moment.logs
-        with (
-            shared_errors(self._run.world) if ranks_meet else on_this_rank("calling hooks"),
-            memory_errors("calling hooks"),
-        ):
-            for hook in due:
-                hook(moment)
-                if moment.logs:  # the loop's own have it; a hook may have begun a report beside those, as at step 0
-                    moment.logs.setdefault("epoch", _epoch(self._run, moment.step))
-        if ranks_meet:
-            self._is_satisfied = self._agree()
-
-    def _agree(self) -> bool:
-        """Whether a hook of the first rank has seen enough, told to the others; where they meet anyway."""
-        if not self._can_end:
-            return False
-        is_satisfied = self._run.world.is_main and any(hook.is_satisfied for hook in self._hooks)
-        return mean_over_ranks(torch.tensor([float(is_satisfied)], dtype=torch.float64), self._run.world).item() > 0
-
-
-def _ending(hook: Hook) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:
-    """Ends `hook` where an `ExitStack` closes. What it raises there must not hide the error that has ended the run."""
-
-    def end(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            hook.end()
-        except Exception as late:
-            if error is None:
-                raise
-            log.warning("%s: %s", type(hook).__name__, late)
-
-    return end
-
-
 def _report(run: Run, step: int, logs: dict[str, Tensor], make_step: TrainingStep, clock: Clock) -> dict[str, float]:
     """What is reported of a step: numbers of the run, and the objective's; waits for the device."""
     values = read_logs(logs, run.world)
     lap, batch_size = clock.lap(step), run.config.train.batch_size
     return {
-        "epoch": _epoch(run, step),
+        "epoch": epoch_of(run, step),
         "loss": sum(weight * values[name] for name, weight in run.objective.weights.items()),
         **learning_rates(make_step.optimizer),
         "images_per_second": lap.steps * batch_size / lap.seconds,
         "data_wait": lap.waited / lap.seconds,
         **values,
     }
-
-
-def _epoch(run: Run, step: int) -> float:
-    """Passes over the archive, after `step` steps."""
-    return step * run.config.train.batch_size / run.num_samples
 
 
 def _require_logs(objective: Objective, logs: dict[str, Tensor]) -> None:
@@ -279,8 +213,13 @@ def _require_logs(objective: Objective, logs: dict[str, Tensor]) -> None:
         raise UserError(f"{type(objective).__name__}.weights: no update logs {missing[0]!r}; they log {known}")
 
 
-def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
-    """Writes a checkpoint, on the first rank, unless the network has diverged."""
+def _beside(skipped: NonfiniteSteps, reporter: Reporter) -> dict[str, Any]:
+    """What the loop itself knows that is to be known again: counts, and what hooks have seen."""
+    return {"skipped": skipped.state_dict(), "hooks": reporter.state_dict()}
+
+
+def _save(run: Run, data: Data, make_step: TrainingStep, step: int, beside: dict[str, Any]) -> None:
+    """Writes a checkpoint, on the first rank, unless the network has diverged; beside: further entries of it."""
     run.world.heartbeats.at("saving", step)
     with shared_errors(run.world):
         if not run.world.is_main:
@@ -290,6 +229,7 @@ def _save(run: Run, data: Data, make_step: TrainingStep, step: int) -> None:
             **make_step.state_dict(),
             "config": config_to_values(run.config),
             "archive": data.fingerprint,
+            **beside,
         }
         if run.lr_factor != 1:
             state["lr_factor"] = run.lr_factor
