@@ -9,19 +9,15 @@ from fastfgssl.config.files import config_to_values, list_keys
 from fastfgssl.config.schema import Config
 from fastfgssl.data.stream import ArchiveStream
 from fastfgssl.evaluation.online import OnlineScores
-from fastfgssl.runtime.agreement import lost_ranks, shared_errors
+from fastfgssl.runtime.agreement import lost_ranks
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.collapse import CollapseAlarm
 from fastfgssl.training.cost import CostOfRun
-from fastfgssl.training.hooks import DataWaitWarning, Hook, Run, ViewsPicture
+from fastfgssl.training.hooks import DataWaitWarning, Hook, ViewsPicture
 from fastfgssl.training.provenance import Provenance
-from fastfgssl.training.replay import replay as replay_step
-from fastfgssl.training.replay import state_before
-from fastfgssl.training.run import begin, begin_from, held_output, kept_generators
-from fastfgssl.training.saving import checkpoints_of
+from fastfgssl.training.run import begin, held_output, kept_generators, replay_step
 from fastfgssl.training.sinks import make_sinks
-from fastfgssl.training.step import TrainingStep
 from fastfgssl.training.trainer import Outcome, fit
 
 
@@ -48,8 +44,10 @@ def pretrain(
             config, objective, state = begin(config, data, world)
             data.config = config
             data.needs = objective.needs
-            beside = [CostOfRun(), Provenance(), ViewsPicture(), OnlineScores(data.archive), *hooks, DataWaitWarning()]
-            everything = [sole_writer, *beside, CollapseAlarm(), *make_sinks(config.train.sinks)]
+            scores = OnlineScores(data.archive)
+            beside = [CostOfRun(), Provenance(), ViewsPicture(), scores, *hooks, DataWaitWarning()]
+            alarm = CollapseAlarm(lambda: scores.images)
+            everything = [sole_writer, *beside, alarm, *make_sinks(config.train.sinks)]
             return fit(config, world, objective, data, everything, state=state, stop_signal=stop_signal)
 
 
@@ -61,25 +59,7 @@ def replay(config: Config, step: int) -> str:
     _require_no_labels(config)
     with start_world(config.train.device) as world, kept_generators(world.device), lost_ranks("replaying"):
         config.train.check_world_size(world.size)
-        data = ArchiveStream(config, world)
-        with shared_errors(world):
-            state = state_before(checkpoints_of(config), step)
-        config, objective = begin_from(config, state, data, world)
-        data.config, data.needs = config, objective.needs
-        make_step = TrainingStep(objective, config, world)
-        make_step.load_state_dict(state)
-        run = Run(
-            config=config,
-            world=world,
-            objective=objective,
-            num_samples=data.num_samples,
-            is_new=False,
-            start=state["step"],
-            steps=config.train.num_steps(data.num_samples),
-            lr_factor=state.get("lr_factor", 1.0),
-        )
-        with data.batches(run.start, step) as batches:
-            return replay_step(run, make_step, batches, step)
+        return replay_step(config, ArchiveStream(config, world), world, step)
 
 
 _OF_FINETUNING = re.compile(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fastfgssl.commands.train import config_parser, exit_code, run_shown
+from fastfgssl.commands.train import add_replay, config_parser, exit_code, replay_shown, run_shown
 from fastfgssl.runtime.errors import UserError
 
 
@@ -21,6 +21,7 @@ def main() -> int:
     from fastfgssl.config.files import load_config
 
     parser = config_parser(__doc__)
+    add_replay(parser)
     parser.add_argument(
         "--folds",
         type=int,
@@ -30,10 +31,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.folds is not None and arguments.folds < 2:
         raise UserError(f"--folds {arguments.folds}: must be 2 or more")
+    if arguments.folds is not None and arguments.replay is not None:
+        raise UserError("--replay: takes the run of one fold: its OUTPUT/fold-I/config.yaml, without --folds")
     config = load_config(arguments.config, arguments.overrides)
 
-    from fastfgssl.finetuning import finetune  # torch and DALI, after the arguments have been found good
+    from fastfgssl.finetuning import finetune, replay  # torch and DALI, after the arguments have been found good
 
+    if arguments.replay is not None:
+        return replay_shown(replay, config, arguments.replay)
     if arguments.folds is None:
         return exit_code(run_shown(finetune, config, "fine-tuning"))
     for fold in range(arguments.folds):

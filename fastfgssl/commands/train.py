@@ -20,19 +20,14 @@ def main() -> int:
     from fastfgssl.config.files import load_config
 
     parser = config_parser(__doc__)
-    parser.add_argument(
-        "--replay", type=int, metavar="STEP", help="makes this step again, and says where it was not finite; no more"
-    )
+    add_replay(parser)
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
 
     from fastfgssl.pretraining import pretrain, replay  # torch and DALI, after the arguments have been found good
 
     if arguments.replay is not None:
-        console = make_console()
-        log_to(console)
-        print_line(console, replay(config, arguments.replay))
-        return 0
+        return replay_shown(replay, config, arguments.replay)
     return exit_code(run_shown(pretrain, config, "pretraining"))
 
 
@@ -44,6 +39,21 @@ def config_parser(description: str | None) -> Parser:
     parser.add_argument("--config", required=True, metavar="FILE|NAME", help="YAML file, or a name such as paper")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replaces a value of the file")
     return parser
+
+
+def add_replay(parser: Parser) -> None:
+    """Takes --replay, of which `replay_shown` makes something."""
+    parser.add_argument(
+        "--replay", type=int, metavar="STEP", help="makes this step again, and says where it was not finite; no more"
+    )
+
+
+def replay_shown(replay: Callable[[Config, int], str], config: Config, step: int) -> int:
+    """Prints what comes of a step of `pretrain` or `finetune` that is made again; the exit code."""
+    console = make_console()
+    log_to(console)
+    print_line(console, replay(config, step))
+    return 0
 
 
 def run_shown(verb: Callable[..., Outcome], config: Config, name: str) -> Outcome:

@@ -38,6 +38,12 @@ class OnlineScores(Hook):
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
+        self._scoring = np.empty(0, np.int64)
+
+    @property
+    def images(self) -> int:
+        """How many images are scored; 0 if none are."""
+        return len(self._scoring)
 
     def begin(self, run: Run) -> None:
         config = run.config.evaluate

@@ -148,10 +148,9 @@ class NonfiniteSteps:
                 "samples_of_rank_0": made[step].tolist() if step in made else None,
                 "ranks": run.world.size,
             }
-            if not run.config.objective.startswith("supervised."):  # which `fastfgssl train` does not make
-                record["replay"] = shlex.join(
-                    ["fastfgssl", "train", "--config", str(run.output / "config.yaml"), "--replay", str(step)]
-                )
+            verb = "finetune" if run.config.objective.startswith("supervised.") else "train"
+            config = str(run.output / "config.yaml")
+            record["replay"] = shlex.join(["fastfgssl", verb, "--config", config, "--replay", str(step)])
             path = run.output / f"nonfinite_step_{step}.json"
             with file_errors("write", path):
                 write_whole(path, partial(_write, text=json.dumps(record)))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastfgssl.config.schema import Config
+from fastfgssl.data.stream import ArchiveStream
 from fastfgssl.objectives import build_objective
 from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.agreement import shared_errors
@@ -17,7 +18,10 @@ from fastfgssl.runtime.distributed import World, local_main_first
 from fastfgssl.runtime.lock import FolderLock, held_folder
 from fastfgssl.runtime.memory import memory_errors
 from fastfgssl.training.hooks import Hook, Moment, Run
+from fastfgssl.training.replay import replay, state_before
 from fastfgssl.training.resume import as_begun, find_state, require_same_run
+from fastfgssl.training.saving import checkpoints_of
+from fastfgssl.training.step import TrainingStep
 from fastfgssl.training.trainer import Data
 
 
@@ -77,6 +81,31 @@ def begin_from(config: Config, state: dict[str, Any] | None, data: Data, world: 
     # the first downloads weights, the others find them
     with shared_errors(world), local_main_first(world), memory_errors("placing the network"):
         return config, build_objective(config, world, fresh=state is None)
+
+
+def replay_step(config: Config, data: ArchiveStream, world: World, step: int) -> str:
+    """Makes step `step` of the run in `config.output` again from a checkpoint, and says where it is not finite.
+
+    Writes nothing. Raises `UserError` where no checkpoint is from before that step, or of another run.
+    """
+    with shared_errors(world):
+        state = state_before(checkpoints_of(config), step)
+    config, objective = begin_from(config, state, data, world)
+    data.config, data.needs, data.writes = config, objective.needs, False
+    make_step = TrainingStep(objective, config, world)
+    make_step.load_state_dict(state)
+    run = Run(
+        config=config,
+        world=world,
+        objective=objective,
+        num_samples=data.num_samples,
+        is_new=False,
+        start=state["step"],
+        steps=config.train.num_steps(data.num_samples),
+        lr_factor=state.get("lr_factor", 1.0),
+    )
+    with data.batches(run.start, step) as batches:
+        return replay(run, make_step, batches, step)
 
 
 def kept_generators(device: torch.device) -> AbstractContextManager[None]:

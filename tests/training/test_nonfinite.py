@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastfgssl.commands import train
+from fastfgssl.commands import finetune, train
 from fastfgssl.config.files import write_config
 from fastfgssl.objectives import fgssl, register
 from fastfgssl.pretraining import pretrain
@@ -58,6 +59,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_told(make_config, opti
     assert (told["step"], told["updates"], len(told["samples_of_rank_0"])) == (3, ["loss_2"], 12)
     assert "--replay 3" in told["replay"]
     assert [record["skipped_steps"] for record in records(config)] == [1]
+    pretrain(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5)))
+    assert [record["skipped_steps"] for record in records(config)] == [1, 1]  # a start that goes on knows of it
 
 
 def test_a_run_without_such_steps_tells_of_none(make_config):
@@ -102,17 +105,32 @@ def test_ranks_skip_alike_where_one_alone_met_it(make_config):
     assert [record["loss"] is None for record in records(config)] == [False, True, False]  # NaN is not JSON
 
 
-def test_a_step_is_made_again_and_says_where_it_is_not_finite(make_config, capsys, tmp_path):
-    config = make_config(train__steps=12, train__heads=[2], optim__lr=1e12, train__nonfinite_limit=1)
-    with pytest.raises(UserError, match="are not finite"):
-        pretrain(config)
-    step = json.loads(next(Path(config.output).glob("nonfinite_step_*.json")).read_text())["step"]
-    files = sorted(Path(config.output).rglob("*"))
+@pytest.mark.parametrize(
+    ("command", "settings", "said"),
+    [
+        (train, {}, "loss_2: the"),
+        (
+            finetune,
+            {"objective": "supervised.joint", "train__heads": [2, "all"], "evaluate__every": 99},
+            "update 0: the",
+        ),
+    ],
+    ids=["train", "finetune"],
+)
+def test_a_step_is_made_again_and_says_where_it_is_not_finite(make_config, capsys, tmp_path, command, settings, said):
+    settings = {"train__steps": 12, "train__heads": [2], "optim__lr": 1e12, "train__nonfinite_limit": 1} | settings
+    config = make_config(**settings)
     write_config(config, tmp_path / "config.yaml")
-    assert run_here(train.main, "--config", tmp_path / "config.yaml", "--replay", step) == 0
-    said = capsys.readouterr().out
-    assert f"step {step}, samples " in said
-    assert "loss_2: the" in said
+    assert run_here(command.main, "--config", tmp_path / "config.yaml") == 2
+    assert "are not finite" in capsys.readouterr().err
+    told = json.loads(next(Path(config.output).glob("nonfinite_step_*.json")).read_text())
+    step, files = told["step"], sorted(Path(config.output).rglob("*"))
+    verb = command.__name__.rpartition(".")[2]
+    assert told["replay"] == f"fastfgssl {verb} --config {config.output}/config.yaml --replay {step}"
+    assert run_here(command.main, "--config", Path(config.output) / "config.yaml", "--replay", step) == 0
+    printed = capsys.readouterr().out
+    assert f"step {step}, samples " in printed
+    assert said in printed
     assert sorted(Path(config.output).rglob("*")) == files  # it writes nothing
-    assert run_here(train.main, "--config", tmp_path / "config.yaml", "--replay", 0) == 2
+    assert run_here(command.main, "--config", tmp_path / "config.yaml", "--replay", 0) == 2
     assert "no checkpoint" in capsys.readouterr().err
