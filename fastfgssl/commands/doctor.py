@@ -51,7 +51,7 @@ def main() -> None:
     from fastfgssl.doctor import plan, report
     from fastfgssl.doctor.diagnosis import diagnose, examine_rates, planned_world
     from fastfgssl.doctor.disk import measure_writing
-    from fastfgssl.doctor.machine import examine
+    from fastfgssl.doctor.machine import examine, examine_images
     from fastfgssl.runtime.distributed import start_world
 
     console, beside = make_console(), make_console(stderr=True)
@@ -69,7 +69,7 @@ def main() -> None:
     with configured as config, start_world(config.train.device) as alone:
         archive, world = open_archive(config.data), planned_world(alone, arguments.ranks, config)
         written = measure_writing(Path(config.output), arguments.seconds)
-        findings = examine(world)
+        findings = [*examine(world), examine_images(config, archive, world)]
         print_table(console, report.machine_rows(findings, written, config), title="this machine")
         found = examine_rates(config, archive, world, arguments.seconds, say)
         if request is None:

@@ -19,6 +19,7 @@ from fastfgssl.data.loader import Loader
 from fastfgssl.data.opening import open_archive
 from fastfgssl.data.order import Order, Slots, Stream
 from fastfgssl.data.quarantine import Quarantine, forget_unreadable
+from fastfgssl.data.rehearsal import rehearse
 from fastfgssl.runtime.agreement import lost_ranks, mean_over_ranks, shared_errors
 from fastfgssl.runtime.distributed import World, local_main_first
 from fastfgssl.runtime.errors import UserError
@@ -72,9 +73,12 @@ class ArchiveStream:
             )
             if too_many := self.verdict():
                 raise UserError(too_many)
+            spec = GraphSpec.of(config, self.needs, world, depth=depth_of(self.archive))
+            if start < stop:
+                rehearse(self.archive, spec, slots, self._quarantine, stop=stop)
             loader = Loader(
                 self.archive,
-                GraphSpec.of(config, self.needs, world, depth=depth_of(self.archive)),
+                spec,
                 slots,
                 seed=config.seed,
                 quarantine=self._quarantine,

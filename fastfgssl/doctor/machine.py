@@ -12,6 +12,12 @@ from typing import NamedTuple
 
 import torch
 
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.config.schema import Config
+from fastfgssl.data.batch import Needs
+from fastfgssl.data.decode import GraphSpec, depth_of
+from fastfgssl.data.rehearsal import describe, find_heaviest
+from fastfgssl.data.stream import rank_slots, whole_archive
 from fastfgssl.kernels.build import BuildError, describe_plugin
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.environment import available_cores
@@ -44,6 +50,19 @@ def examine(world: World) -> list[Finding]:
         _load(),
         _memory(),
     ]
+
+
+def examine_images(config: Config, archive: Archive, world: World) -> Finding:
+    """Whether the images of the heaviest batch fit in memory, as they are decoded on the CPU."""
+    grids = config.model.grids if any(config.model.grids) else ()
+    spec = GraphSpec.of(config, Needs(grids=grids), world, depth=depth_of(archive))
+    slots = rank_slots(whole_archive(config, archive), config, world)
+    found = find_heaviest(archive, spec, slots, config.train.num_steps(archive.num_samples))
+    free = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else available_memory()
+    # of those that are on their way, one may be the heaviest
+    needed = found.nbytes * (1 if world.device.type == "cuda" else world.local_size)
+    advice = "more than half of what is free: lower train.batch_size, or prepare with --short-side"
+    return Finding("heaviest batch", f"{describe(found)} on each rank", advice if 2 * needed > free else "")
 
 
 def _driver() -> Finding:

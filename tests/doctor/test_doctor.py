@@ -50,7 +50,8 @@ def test_the_doctor_examines_and_says_what_to_paste(doctor, config_file, tmp_pat
     words = ("data.threads=1", "--seconds", 0.2, "train.steps=5", "--json", record_file)  # in any order
     code, out, _ = doctor("--config", config_file, *words)
     assert code == 0
-    for name in ("python", "torch", "DALI", "driver", "plugin", "GPUs", "cores", "load", "memory", "output"):
+    machine = ("python", "torch", "DALI", "driver", "plugin", "GPUs", "cores", "load", "memory")
+    for name in (*machine, "heaviest batch", "output"):
         assert re.search(rf"^{name} ", out, re.MULTILINE), name
     for name in ("disk", "reader", "decoding", "views", "input path", "training step", "trainer"):
         assert re.search(rf"^{name} +[\d,.]+ ", out, re.MULTILINE), name

@@ -136,6 +136,17 @@ def test_micro_batches_of_any_objective_are_those_of_one_batch(labels_config, ca
         torch.testing.assert_close(value, parts["model"][name], rtol=1e-4, atol=1e-5)
 
 
+def test_micro_batches_may_be_others_when_a_run_goes_on(labels_config):
+    """Where one loss is still of as many images: on devices with less memory, or more of them."""
+    _, whole = train(labels_config("whole"))
+    train(labels_config("parts"), stop_signal=StopAt(4))
+    with pytest.raises(UserError, match=r"holds a run with train.accumulate = 1, this one has 2: set it back"):
+        train(labels_config("parts", train__accumulate=2))
+    _, parts = train(labels_config("parts", train__accumulate=2, loss__cache=True))
+    for name, value in whole["model"].items():
+        torch.testing.assert_close(value, parts["model"][name], rtol=1e-4, atol=1e-5)
+
+
 def train_on_rank(world, config, *stops):
     del world  # `pretrain` finds the ranks itself
     stop = StopAt(*stops) if stops and os.environ["RANK"] == "1" else lambda: None
