@@ -1,6 +1,6 @@
 """The heaviest batch of an archive is decoded before the first: what a late giant takes is taken, or missed, at once.
 
-A decoder's buffers grow with what it meets, and stay. So the batch of the first epoch with the most pixels, with the
+A decoder's memory grows with what it meets, and stays. So the batch of the first epoch with the most pixels, with the
 largest image of all in it, goes through the decoder before training begins: memory that does not suffice ends a run
 then, in a line, and not after days.
 """
@@ -82,7 +82,7 @@ def rehearse(
         return
     what = f"decoding the heaviest batch ({describe(found)})"
     log.info("%s, before the first step", what)
-    if spec.device_id is None and found.nbytes > (free := available_memory()):
+    if spec.device_id is None and 2 * found.nbytes > (free := available_memory()):
         log.warning(
             "%s may not fit in the %.1f GiB of memory that are available: lower train.batch_size or data.prefetch, or"
             " prepare the archive with --short-side",
@@ -97,7 +97,8 @@ def rehearse(
             decoder = build_decoder(lambda: Encoded(images, windows), spec)
             decoder.build()
             try:
-                decoder.run()
+                # twice at a time: of what is given back not all is taken again
+                _ = [decoder.run() for _ in range(2)]
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise  # what the decoder refuses otherwise, the loader deals with when it meets it
