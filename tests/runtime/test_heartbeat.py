@@ -49,7 +49,10 @@ def last_words(ranks: list[Command], lost: int) -> tuple[list[str], float]:
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (signal.SIGSTOP, r"waited \d+ s, making step at step 3, for another rank: .* does not answer: it is stopped, or"),
+        (
+            signal.SIGSTOP,
+            r"waited \d+ s, making step at step 3, for another rank: .* does not answer: it is stopped, or",
+        ),
         (signal.SIGKILL, r"another rank is gone or did not answer while adding up: .*; .* is gone$"),
     ],
 )
