@@ -9,6 +9,7 @@ import socket
 import time
 
 import pytest
+
 from fastfgssl.runtime import distributed
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import LostRank
