@@ -120,16 +120,32 @@ def modes(folder: Path) -> set[str]:
 def test_files_are_for_whom_the_umask_says_and_where_they_were_asked_for(
     phantom_folder, make_config, tmp_path, monkeypatch, umask
 ):
+    """Also where folders have names that are no UTF-8, break lines, and look like options."""
     monkeypatch.chdir(tmp_path)
-    archive, listening, before = tmp_path / "archive", Listening(), ports_of_this_process()
+    odd = os.fsdecode(b"-- \xff\n\xe2\x80\xae[bold]")
+    archive, run, private = (tmp_path / f"{odd}{name}" for name in ("archive", "run", "archive.private"))
+    listening, before = Listening(), ports_of_this_process()
     shared = os.umask(umask)
     try:
         prepare(PrepareOptions(sources=[phantom_folder / "images"], out=archive, workers=1))
-        pretrain(make_config(data__path=str(archive), train__steps=1), hooks=[listening])
+        pretrain(make_config(data__path=str(archive), output=str(run), train__steps=1), hooks=[listening])
     finally:
         os.umask(shared)
     as_usual = {f"folder {0o777 & ~umask:o}", f"file {0o666 & ~umask:o}"}
-    assert modes(archive) == modes(tmp_path / "run") == as_usual
-    assert modes(tmp_path / "archive.private") == {"folder 700", "file 600"}  # names of files, and the key of ids
-    assert {path.name for path in tmp_path.iterdir()} == {"archive", "archive.private", "run"}
+    assert modes(archive) == modes(run) == as_usual
+    assert modes(private) == {"folder 700", "file 600"}  # names of files, and the key of ids
+    assert set(tmp_path.iterdir()) == {archive, private, run}
     assert listening.ports <= before
+
+
+@pytest.mark.parametrize("page", ["security", "reliability"])
+def test_tests_that_a_page_names_are_there(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    named = re.findall(r"`(?:tests/\S+/)?(test_\w+\.py)(?:: (test_\w+))?`", text)
+    assert len(named) > 10
+    for file, test in named:
+        (path,) = (ROOT / "tests").rglob(file)
+        assert not test or f"def {test}(" in path.read_text(), f"{file}: {test}"
+    # of one file, a second test by its name alone
+    for test in re.findall(r"`(test_\w+)`", text):
+        assert any(f"def {test}(" in path.read_text() for path in (ROOT / "tests").rglob("test_*.py")), test

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -83,7 +84,17 @@ class StopRequest:
 def _end_at_once(number: int, text: str) -> NoReturn:
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
+    _end_children(os.getpid())
     os._exit(128 + number)
+
+
+def _end_children(pid: int) -> None:
+    """Ends what a process has started, such as compilers, and what those have."""
+    with suppress(OSError, ValueError):
+        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, tasks.read_text().split()):
+                _end_children(child)
+                os.kill(child, signal.SIGTERM)
 
 
 @contextmanager
