@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers.audit import vulnerabilities
+from helpers.audit import read_audit
 from helpers.paths import ROOT
 
 PLACE = {"python_version": "3.11", "sys_platform": "linux", "platform_machine": "x86_64"}
@@ -49,6 +49,6 @@ def test_what_pip_audit_finds_is_told():
         ' "vulns": [{"id": "CVE-1", "fix_versions": ["3"], "aliases": [], "description": ""}]},'
         ' {"name": "c", "skip_reason": "not on PyPI"}]}'
     )
-    assert vulnerabilities(printed) == ["b 2: CVE-1, fixed in 3"]
+    assert read_audit(printed) == (2, 1, ["b 2: CVE-1, fixed in 3"])
     with pytest.raises(ValueError):
-        vulnerabilities("")
+        read_audit("")
