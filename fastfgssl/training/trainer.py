@@ -123,12 +123,11 @@ def _train(
         if not state:
             _save(run, data, make_step, 0)
         clock = Clock(start)
-        # one that has come by now, while weights were fetched or the operator was compiled
-        flag.ask(stop_signal() or 0)
-        stopped = flag.answer()
         while not (stopped or reporter.is_finished(step)):
             # does any rank want to stop? answered when the step is made
             flag.ask(stop_signal() or 0)
+            if step == start and (stopped := flag.answer()):
+                break  # it has come while weights were fetched, or the operator was compiled
             # the next batch
             world.heartbeats.at("making batch", step + 1)
             with on_this_rank(f"making batch {step + 1}"), clock.waiting():
