@@ -9,7 +9,7 @@ PACKAGE := build/types/fastfgssl
 TEST_WORKERS ?= 2
 SOAK_MINUTES ?= 60
 
-.PHONY: demo test slow soak check bench gpu format clean
+.PHONY: demo test slow soak check bench gpu format lock locked clean
 
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,7 +34,21 @@ check: $(READY)  ## lint, formatting and types
 	rm -rf $(PACKAGE)  # as it is installed, with kernels/ in it
 	mkdir -p $(PACKAGE)
 	ln -sf $(CURDIR)/fastfgssl/* $(CURDIR)/kernels $(PACKAGE)
+	$(BIN)/python tests/helpers/audit.py
 	cd $(PACKAGE)/.. && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --package fastfgssl
+
+locked:  ## sets up .venv from requirements.lock, each file by its checksum: Python 3.11 on Linux x86-64
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile --require-hashes --no-deps --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+lock:  ## writes requirements.lock anew from constraints.txt, with a pip that need not download for it
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --upgrade pip
+	build/lock/bin/pip install --quiet --dry-run --ignore-installed --only-binary :all: \
+		--report build/lock.json --constraint constraints.txt --editable '.[test]'
+	$(PYTHON) tests/helpers/write_lock.py build/lock.json > requirements.lock
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

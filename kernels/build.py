@@ -2,8 +2,7 @@
 
 With g++ alone a library works on the CPU; where nvcc is on the PATH on GPUs too, and an nvcc that fails is an error,
 never a silent build without the GPU. The cache key covers sources, flags, compilers, processor and DALI's version: an
-update of any of them builds anew, and machines that share a home folder do not share machine code. What the cache holds
-is compared with its checksum before it is loaded: a library that was cut short would end the process.
+update of any of them builds anew, and machines that share a home folder do not share machine code.
 
 FASTFGSSL_MARCH names the processors to compile for, such as x86-64-v3, where one machine builds for many, as for an
 image of a container: the key then leaves this processor out, and the code serves all of `_CUDA_ARCHITECTURES`.
@@ -12,24 +11,23 @@ image of a container: the key then leaves this processor out, and the code serve
 from __future__ import annotations
 
 import ctypes
-import fcntl
+import functools
 import hashlib
 import logging
 import os
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from fastfgssl.kernels import cache
 
 log = logging.getLogger("fastfgssl.kernels.build")
 
@@ -60,7 +58,7 @@ PLUGIN = Library("views", ("fan_out/dali_operator.cc", "resize/dali_operator.cc"
 TENSORS = Library("tensors", ("fan_out/tensors.cc",), ("fan_out/tensors.cu",), False)
 
 
-@cache
+@functools.cache
 def load_plugin() -> None:
     """Builds the plugin if need be and makes `fn.fastfgssl_views` and `fn.fastfgssl_resize` known to DALI."""
     from nvidia.dali import plugin_manager
@@ -70,7 +68,7 @@ def load_plugin() -> None:
         plugin_manager.load_library(str(path))
 
 
-@cache
+@functools.cache
 def load_tensors() -> ctypes.CDLL:
     """The operators of tensors, built if need be. Raises `BuildError`."""
     path = build(TENSORS)
@@ -104,59 +102,35 @@ def describe_plugin() -> Plugin:
 def build(library: Library, folder: Path | None = None) -> Path:
     """The library's path, built unless the cache holds it; ranks that start together wait for the one that builds.
 
-    folder: the cache; default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache, else one of `_caches`.
+    folder: the cache; default $FASTFGSSL_CACHE, else fastfgssl in $XDG_CACHE_HOME or ~/.cache; where that cannot be
+    written, or others may write there too, a folder of this user alone in the system's folder for temporary files.
     """
     commands = _build_commands(library)
     name = f"{library.name}_{_key(library, commands)}.so"
-    folders = [folder] if folder else _caches()
-    for folder in folders:
-        path = folder / name
-        if _is_whole(path):
-            return path
+    refused = []
+    for place in [folder] if folder else cache.folders():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "lock").open("w") as lock:
-                with suppress(OSError):  # a file system without locks: who builds it twice, replaces it by the same
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                if not _is_whole(path):
-                    _compile(commands, path)
-            return path
+            return _built(commands, place / name)
         except OSError as error:
-            if folder == folders[-1]:
-                reason = error.strerror or error
-                raise BuildError(f"cannot build in the cache {folder}: {reason}; set FASTFGSSL_CACHE") from None
-            log.info("the cache %s cannot be written (%s): %s is taken", folder, error.strerror, folders[-1])
-    raise AssertionError
+            refused.append(f"{place}: {error.strerror or error}")
+            log.info("the cache %s", refused[-1])
+    raise BuildError(f"cannot build in the cache {'; nor in '.join(refused)}; set FASTFGSSL_CACHE")
 
 
-def _compile(commands: _Commands, path: Path) -> None:
-    log.info("building %s with %s (once)", path.name, commands.link[0])
-    with tempfile.TemporaryDirectory(dir=path.parent) as name:
-        folder = Path(name)
-        with ThreadPoolExecutor(len(commands.compile)) as compilers:
-            list(compilers.map(lambda command: _run(command, folder, path.parent), commands.compile))
-        _run(commands.link, folder, path.parent)
-        checksum = folder / "checksum"
-        checksum.write_text(_digest(folder / _OUTPUT))
-        for made, target in ((folder / _OUTPUT, path), (checksum, _checksum_file(path))):
-            with made.open("rb+") as file:
-                os.fsync(file.fileno())
-            made.replace(target)
-
-
-def _checksum_file(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return _checksum_file(path).read_text() == _digest(path)
-    except OSError:
-        return False
+def _built(commands: _Commands, path: Path) -> Path:
+    """`path`, built if need be. Raises OSError where that cannot be, or others might have put something else there."""
+    cache.open_folder(path.parent)
+    if cache.is_whole(path):
+        return path
+    with cache.locked(path.parent):
+        if not cache.is_whole(path):
+            log.info("building %s with %s (once)", path.name, commands.link[0])
+            with cache.draft(path) as folder:
+                with ThreadPoolExecutor(len(commands.compile)) as compilers:
+                    list(compilers.map(lambda command: _run(command, folder, path.parent), commands.compile))
+                _run(commands.link, folder, path.parent)
+                cache.keep(folder / _OUTPUT, path)
+    return path
 
 
 @contextmanager
@@ -169,20 +143,6 @@ def _load_errors(path: Path) -> Iterator[None]:
         raise BuildError(
             f"cannot load {path}: {reason}; set FASTFGSSL_CACHE to a folder whose files may be executed"
         ) from None
-
-
-def _caches() -> list[Path]:
-    """In the home folder; where that is read-only, one of this user in /tmp, unless others made it or may write."""
-    if explicit := os.environ.get("FASTFGSSL_CACHE"):
-        return [Path(explicit)]
-    caches = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"]
-    own = Path(tempfile.gettempdir()) / f"fastfgssl-{os.getuid()}"
-    with suppress(OSError):
-        own.mkdir(mode=0o700, exist_ok=True)
-        status = own.lstat()
-        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
-            caches.append(own)
-    return caches
 
 
 _OUTPUT = "library.so"

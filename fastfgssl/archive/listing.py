@@ -6,6 +6,7 @@ Arrow columns, in memory or in a file that is mapped: a million entries cost no 
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -158,7 +159,7 @@ def find_images(
         kinds = {"": 0}  # never empty: Arrow writes no delta to a dictionary of nothing
         for batch in _batches(sources, kinds):
             out.write_batch(batch)
-    stored = pa.memory_map(str(file)) if file else pa.BufferReader(memory.getvalue())
+    stored = pa.memory_map(os.fsencode(file)) if file else pa.BufferReader(memory.getvalue())
     listing = Listing(sources, pa.ipc.open_file(stored).read_all())
     if not len(listing.images):
         seen = ", ".join(f"{count} x {kind}" for kind, count in listing.other_files.most_common(_SHOWN)) or "no files"

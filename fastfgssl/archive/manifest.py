@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -139,7 +140,7 @@ class Archive:
                 if sha256_of(path / facts["name"]) != facts["sha256"]:
                     raise UserError(f"archive {path} is damaged: {facts['name']}: {CHECKSUM_DIFFERS}")
         with _table_errors(path):
-            table = pa.ipc.open_file(pa.memory_map(str(path / facts["name"])))
+            table = pa.ipc.open_file(pa.memory_map(os.fsencode(path / facts["name"])))
         counts = [shard["samples"] for shard in manifest["shards"]]
         if sum(counts) != manifest["samples"] or len(counts) != table.num_record_batches:
             raise UserError(f"archive {path} is damaged: {MANIFEST} and {TABLE} disagree on the number of samples")

@@ -16,7 +16,7 @@ from fastfgssl.models import Network
 from fastfgssl.models.backbone import Backbone
 from fastfgssl.models.classifier import SUM, ClassifyingNetwork, logits_of
 from fastfgssl.models.weights import averaged_weights
-from fastfgssl.objectives import build_objective
+from fastfgssl.objectives import build_objective, require_trusted
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import load_checkpoint, load_newest_checkpoint
@@ -101,8 +101,8 @@ def load(checkpoint: str | Path) -> PretrainedBackbone | PretrainedClassifier:
     """The backbone of a pretraining's checkpoint, or the classifier of a fine-tuning's, with its `transform`.
 
     It is on the CPU, in evaluation mode. checkpoint: a file that training wrote, or a run's output folder, whose newest
-    whole checkpoint is taken. No code that the file may hold is run, and no weights are downloaded; an objective of
-    your own is imported by its name. Raises `UserError` if it is not a checkpoint.
+    whole checkpoint is taken. No code that the file may hold is run, and no weights are downloaded. Raises `UserError`
+    if it is not a checkpoint, or was made by an objective of a module that is not imported yet.
 
         backbone = fastfgssl.load("runs/first/checkpoints/step_000001000.pt")
         features = backbone(backbone.transform(Image.open("lesion.jpg"))[None])  # [1, C]
@@ -121,6 +121,7 @@ def load_pretrained(checkpoint: str | Path) -> Pretrained:
     state = _newest_of(path) if path.is_dir() else load_checkpoint(path)
     try:
         config = config_of_run(state["config"])
+        require_trusted(config.objective)
         model = build_untrained(config, config.seed)
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from None

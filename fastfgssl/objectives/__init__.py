@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Protocol
 
 from fastfgssl.config.schema import Config
@@ -54,6 +56,20 @@ def find_builder(name: str) -> Builder:
             raise UserError(f"objective = {name!r}: {known}{nearest(name, _BUILDERS)}")
         builder = _builder_of(builder, name)
     return builder
+
+
+def require_trusted(name: str) -> None:
+    """Raises `UserError` for an objective of a module that nobody here has named: its code would run.
+
+    Asked where a file names it, as a checkpoint does. A module counts as named once it is imported, or is in
+    FASTFGSSL_OBJECTIVES, separated by commas.
+    """
+    named = os.environ.get("FASTFGSSL_OBJECTIVES", "").split(",")
+    if name not in _BUILDERS and name not in sys.modules and name not in named:
+        raise UserError(
+            f"its objective is {name}, a module whose code would run: where you trust that, import it first, or set"
+            f" FASTFGSSL_OBJECTIVES={name}"
+        )
 
 
 def _builder_of(module: str, name: str) -> Builder:

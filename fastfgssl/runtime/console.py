@@ -57,6 +57,8 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     log of its own, and every rank prints a `RankError`.
     """
     sys.stdout, sys.stderr = _Outlet(sys.stdout), _Outlet(sys.stderr)
+    # a rank that is gone is told in our line; torch, not imported yet, would put stack traces before it
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with exit_on_sigterm():
             end_with_launcher()

@@ -21,9 +21,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from fastfgssl.runtime.environment import rank_environment, rendezvous_variables
-from fastfgssl.runtime.errors import RankError, UserError, require_one_of
+from fastfgssl.runtime.environment import keeper_of_store, rank_environment, rendezvous_variables
+from fastfgssl.runtime.errors import LostRank, RankError, UserError, in_a_line, require_one_of
 from fastfgssl.runtime.heartbeat import Heartbeats, record_flights
+from fastfgssl.runtime.signals import nothing_to_save
 
 FIRST_TIMEOUT = 1800.0
 """Seconds that ranks wait for each other until the first step is done: one may build an operator, or choose kernels."""
@@ -74,16 +75,18 @@ def start_world(device: str) -> Iterator[World]:
     if size > 1:
         record_flights()
         os.environ.update(rendezvous_variables())  # torch reads them there; srun does not set them
-        dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo",
-            store=_new_store(rank, size),
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=FIRST_TIMEOUT),
-            device_id=place if place.type == "cuda" else None,
-        )
-        heartbeats = Heartbeats(rank, size, _store_of_heartbeats(), timeout=FIRST_TIMEOUT)
-        group, control = dist.group.WORLD, dist.new_group(backend="gloo")
+        with _meeting():
+            dist.init_process_group(
+                "nccl" if place.type == "cuda" else "gloo",
+                store=_new_store(rank, size),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=FIRST_TIMEOUT),
+                device_id=place if place.type == "cuda" else None,
+            )
+            keeper, store = keeper_of_store(rank), _store_of_heartbeats()
+            heartbeats = Heartbeats(rank, size, store, keeper=keeper, timeout=FIRST_TIMEOUT)
+            group, control = dist.group.WORLD, dist.new_group(backend="gloo")
     try:
         with _chosen_algorithms(place):
             yield World(
@@ -101,6 +104,20 @@ def start_world(device: str) -> Iterator[World]:
         heartbeats.close()
     if size > 1:  # not in a `finally`: NCCL's flushes, and would wait for what the others will never send
         dist.destroy_process_group()
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Turns what torch says of ranks that do not come, or cannot be reached, into `LostRank`."""
+    try:
+        with nothing_to_save():
+            yield
+    except RuntimeError as error:  # which those of torch are too
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise LostRank(
+            f"cannot meet the other ranks at {place}: {in_a_line(error).partition('. ')[0]}; see that all of them were"
+            " started, and that every machine can reach this address"
+        ) from None
 
 
 _meeting_place: Any = None  # the store where ranks meet, kept: of a second one the port may not be free yet

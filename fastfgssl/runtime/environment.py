@@ -80,6 +80,14 @@ def rendezvous_variables() -> dict[str, str]:
     return found
 
 
+def keeper_of_store(rank: int) -> str:
+    """Who keeps the store where ranks meet, in words; empty if rank `rank`, this process, does."""
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return f"torchrun on the first machine, which keeps the store at {place},"
+    return f"rank 0, which keeps the store at {place}," if rank else ""
+
+
 def available_cores() -> int:
     """Processor cores that this process may use, which a scheduler may have made fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,7 @@
 
 A thread of each rank writes some hundred bytes when that changes, and every second. Nothing is read, and no rank or
 device is waited for, while steps are made. A rank whose process is stopped or gone falls silent; one that hangs goes
-on telling for how long.
+on telling for how long. So does the process that keeps the store: then that is who is named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fastfgssl.runtime.asked import Asked, NoAnswer
 from fastfgssl.runtime.errors import LostRank
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,10 @@ STAGES = ("starting", "making batch", "making step", "reporting", "saving", "end
 _INTERVAL = 1.0  # seconds, at most, between two beats
 _PAUSE = 0.02  # seconds, at least, between them, for up to 20 ranks; for more as much more
 _LOOK_AFTER = 5.0  # seconds in one stage, after which a rank looks what the others do
-_SILENT_AFTER = 10.0  # seconds without a beat that tell a rank that is gone from one that is busy
+_SILENT_AFTER = 10.0  # seconds without a beat, or an answer, that tell who is gone from who is busy
 _SHOWN_IDS = 8
+_GONE = "is gone"
+_VERDICT = "verdict"  # what the first rank that ended for another has said
 
 
 class Beat(NamedTuple):
@@ -59,10 +62,18 @@ class Beat(NamedTuple):
 
 
 class Heartbeats:
-    """This rank's, and what is known of the others'. store: of all ranks; None where there is only one."""
+    """This rank's, and what is known of the others'.
 
-    def __init__(self, rank: int = 0, size: int = 1, store: Any = None, *, timeout: float = 0.0) -> None:
-        self._rank, self._size, self._store = rank, size, store
+    store: of all ranks; None where there is only one. keeper: who keeps it, in words, where that is another process.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, store: Any = None, *, keeper: str = "", timeout: float = 0.0
+    ) -> None:
+        self._rank, self._size, self._keeper = rank, size, keeper
+        self._store = None if store is None else Asked(store)
+        self._store_says: str | None = None  # why it has no answer; None while it has
+        self._verdict = ""
         self._count = 0
         self._heard: dict[int, tuple[Beat, float]] = {}  # and when it was new
         self._is_closed, self._changed = False, threading.Event()
@@ -86,8 +97,7 @@ class Heartbeats:
         """Tells the others that this rank is through, so that none waits for it."""
         if self._store is not None:
             self.at("ended", self._state[1])
-            with suppress(RuntimeError, OSError):  # the store may have ended before
-                self._beat()
+            self._do(self._beat)
 
     def close(self) -> None:
         """Ends the thread: Python must not end while it is in a call of the store's."""
@@ -105,49 +115,70 @@ class Heartbeats:
             if self._store is None:
                 raise
             self.set_timeout(math.inf)  # this rank ends by itself
-            said = self._look_twice()
-            self.end()  # it is not this one that the others, who look later, are to name
+            lost = self._look_twice()
+            said = self._words(lost)
+            self._end_for(lost, said)
             raise LostRank(f"{error}; {said}") from None
 
     def _run(self) -> None:
-        """The thread: until the run ends, or the store does."""
-        with suppress(RuntimeError, OSError, ValueError):
-            while not self._is_closed:
-                self._changed.clear()
-                self._beat()
-                time.sleep(max(_PAUSE, self._size / 1000))
-                self._changed.wait(min(_INTERVAL, self._timeout / 8))
-                waited = time.monotonic() - self._state[3]
-                if math.isinf(self._timeout):
-                    continue
-                if waited < min(_LOOK_AFTER, self._timeout / 4):
-                    self._is_told = False
-                    self._heard.clear()
-                    continue
-                self._read()
-                lost = self._lost(waited)
-                if lost and not self._is_told:
-                    self._is_told = True
-                    self._show(lost)
-                if lost and waited > self._timeout:
-                    self._leave(lost, waited)
+        """The thread: until the run ends."""
+        while not self._is_closed:
+            self._changed.clear()
+            self._do(self._beat)
+            time.sleep(max(_PAUSE, self._size / 1000))
+            self._changed.wait(min(_INTERVAL, self._timeout / 8))
+            waited = time.monotonic() - self._state[3]
+            if math.isinf(self._timeout):
+                continue
+            if waited < min(_LOOK_AFTER, self._timeout / 4):
+                self._is_told = False
+                self._heard.clear()
+                continue
+            self._do(self._read)
+            lost = self._lost(waited)
+            if lost and not self._is_told:
+                self._is_told = True
+                self._show(lost)
+            if (lost or self._store_says) and waited > self._timeout:
+                self._leave(lost, waited)
+
+    def _do(self, act: Callable[[], None]) -> None:
+        """Asks the store, or notes why it does not answer: its process may have ended, or be stopped."""
+        if self._store_says == _GONE:
+            return
+        try:
+            act()
+            self._store_says = None
+        except NoAnswer:
+            self._store_says = "does not answer: it is stopped, or its machine is gone"
+        except (RuntimeError, OSError, ValueError):
+            self._store_says = _GONE
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        assert self._store is not None
+        return self._store.ask(name, *arguments, seconds=min(_SILENT_AFTER, self._timeout / 2))
 
     def _beat(self) -> None:
         stage, step, ids, since = self._state
         self._count += 1
         ids = [int(sample) for sample in ids[:_SHOWN_IDS]]
-        self._store.set(_key(self._rank), json.dumps([self._count, step, stage, ids, time.monotonic() - since]))
+        self._ask("set", _key(self._rank), json.dumps([self._count, step, stage, ids, time.monotonic() - since]))
 
     def _read(self) -> None:
-        ranks = [rank for rank in range(self._size) if self._store.check([_key(rank)])]
+        ranks = [rank for rank in range(self._size) if self._ask("check", [_key(rank)])]
+        texts = self._ask("multi_get", [_key(rank) for rank in ranks])
         now = time.monotonic()
-        for rank, text in zip(ranks, self._store.multi_get([_key(rank) for rank in ranks]), strict=True):
+        for rank, text in zip(ranks, texts, strict=True):
             beat = Beat(rank, *json.loads(text))
             if rank not in self._heard or self._heard[rank][0].number != beat.number:
                 self._heard[rank] = (beat, now)
+        if self._ask("check", [_VERDICT]):
+            self._verdict = self._ask("get", _VERDICT).decode()
 
     def _lost(self, waited: float) -> list[int]:
-        """Ranks that are silent, or as long as this one at something that comes before."""
+        """Ranks that are silent, or as long as this one at something that comes before; none if the store is."""
+        if self._store_says:
+            return []
         now, place = time.monotonic(), (self._state[1], self._state[0])
         silent_after = min(_SILENT_AFTER, self._timeout / 2)
         return [
@@ -161,30 +192,36 @@ class Heartbeats:
         """Whether it has said so, or is this one."""
         return rank == self._rank or STAGES[self._heard[rank][0].stage] == "ended"
 
-    def _look_twice(self) -> str:
-        """Which ranks do not beat any more, in words; for the main thread, after a collective has failed."""
-
-        def look() -> None:
-            with suppress(RuntimeError, OSError, ValueError):
-                for _ in range(2):
-                    time.sleep(2.5 * _INTERVAL * len(counts))
-                    self._read()
-                    counts.append({rank: beat.number for rank, (beat, _) in self._heard.items()})
-
+    def _look_twice(self) -> list[int]:
+        """Which ranks do not beat any more; for the main thread, after a collective has failed."""
         counts: list[dict[int, int]] = []
-        # the store may be of a rank that is stopped: then it does not answer
-        looking = threading.Thread(target=look, daemon=True)
-        looking.start()
-        looking.join(10 * _INTERVAL)
-        if len(counts) < 2:
-            return "which one cannot be told: the store, of the launcher or of rank 0, does not answer"
+        for _ in range(2):
+            time.sleep(2.5 * _INTERVAL)
+            self._do(self._read)
+            counts.append({rank: beat.number for rank, (beat, _) in self._heard.items()})
+        if self._store_says:
+            return []
         lost = [rank for rank in counts[1] if counts[1][rank] == counts[0].get(rank) and not self._has_ended(rank)]
         self._show(lost)
-        if not lost:
-            return "all of them still answer"
-        return self._words(lost)
+        return lost
+
+    def _end_for(self, lost: Sequence[int], said: str) -> None:
+        """Ends because of other ranks, which are those that the rest is to name, not this one."""
+        self._do(lambda: self._ask("set", _VERDICT, said))
+        self.end()
+        until = time.monotonic() + _SILENT_AFTER
+        # where this process keeps the store, it stays until the rest has read that
+        while not (self._keeper or self._store_says) and time.monotonic() < until:
+            self._do(self._read)
+            if all(self._has_ended(rank) or rank in lost for rank in self._heard):
+                break
+            time.sleep(_PAUSE)
 
     def _words(self, lost: Sequence[int]) -> str:
+        if not lost and self._store_says:
+            return self._verdict or f"{self._keeper} {self._store_says}"
+        if not lost:
+            return self._verdict or "all of them still answer"
         first = min(lost, key=lambda rank: self._heard[rank][0].place)
         beat, heard = self._heard[first]
         others = f"; ranks {', '.join(str(rank) for rank in lost if rank != first)} too" if len(lost) > 1 else ""
@@ -212,9 +249,10 @@ class Heartbeats:
         """Ends this process from its thread: the main one waits for what never comes."""
         stage, step = STAGES[self._state[0]], self._state[1]
         where = f"rank {self._rank}: " if self._rank else ""
-        words = f"waited {waited:.0f} s, {stage} at step {step}, for another rank: {self._words(lost)}"
+        said = self._words(lost)
+        words = f"waited {waited:.0f} s, {stage} at step {step}, for another rank: {said}"
         print(f"error: {where}{words}", file=sys.stderr, flush=True)
-        self.end()
+        self._end_for(lost, said)
         _dump_flight_recorder(self._rank)
         os._exit(LostRank.exit_code)
 

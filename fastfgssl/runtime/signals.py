@@ -15,13 +15,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _AGAIN_AFTER = 2.0  # seconds: torchrun passes on the terminal's Ctrl-C, so one press can arrive twice
 _GRACE = 1.0  # seconds in which a child shows that the signal reached it too
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_nothing_to_save = False
 
 
 class StopRequest:
@@ -29,6 +31,7 @@ class StopRequest:
 
     At once, with the exit code 128 + its number, wherever the program is: also where the main thread waits for a rank
     that is gone, and no Python of it runs. A thread is told of each signal by the system's handler, which needs none.
+    Where there is `nothing_to_save`, the first signal ends the process so.
     """
 
     def __init__(self) -> None:
@@ -67,15 +70,42 @@ class StopRequest:
             self.signal_number, self._since = number, time.monotonic()
 
     def _request(self, number: int) -> None:
+        if _nothing_to_save:
+            _end_at_once(number, f"ended by {signal.Signals(number).name} while it waited for other ranks")
         if self.signal_number is None:
             self._note(number, None)
             return
         is_again = number in (self.signal_number, signal.SIGINT) and time.monotonic() - self._since > _AGAIN_AFTER
         # what a launcher's end sends is no second wish; and a SIGTERM after SIGUSR1 is the scheduler's next notice
         if is_again and os.getppid() == self._launcher:
-            with suppress(OSError, ValueError):
-                print(f"ended at once by a second {signal.Signals(number).name}", file=sys.stderr, flush=True)
-            os._exit(128 + number)
+            _end_at_once(number, f"ended at once by a second {signal.Signals(number).name}")
+
+
+def _end_at_once(number: int, text: str) -> NoReturn:
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+    _end_children(os.getpid())
+    os._exit(128 + number)
+
+
+def _end_children(pid: int) -> None:
+    """Ends what a process has started, such as compilers, and what those have."""
+    with suppress(OSError, ValueError):
+        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, tasks.read_text().split()):
+                _end_children(child)
+                os.kill(child, signal.SIGTERM)
+
+
+@contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """While entered, the first signal of a `StopRequest` ends the process too: nobody is there to be waited for."""
+    global _nothing_to_save
+    _nothing_to_save = True
+    try:
+        yield
+    finally:
+        _nothing_to_save = False
 
 
 def end_with_launcher() -> None:

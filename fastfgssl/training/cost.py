@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,9 @@ def cost_of(starts: list[dict[str, Any]]) -> Cost:
     made = sum(start["last_step"] - start["step"] for start in ended)
     training = sum(start["seconds"] for start in ended)
     waiting = sum(start["seconds_waiting"] for start in ended)
-    wall = ended[-1]["end"] - ended[0]["begin"] if ended else 0.0
+    # not less than what the starts took: between two of them the machine's clock may have been put back
+    took = sum(start["end"] - start["begin"] for start in ended)
+    wall = max(took, ended[-1]["end"] - ended[0]["begin"]) if ended else 0.0
     counted = (training - waiting) * (1 - twice / made) if made else 0.0
     share = counted / wall if wall > 0 else 0.0
     return Cost(ended[-1]["last_step"] if ended else 0, len(starts), twice, training, waiting, wall, share)
@@ -53,7 +56,7 @@ class CostOfRun(Hook):
 
     def begin(self, run: Run) -> None:
         self._run, self._last, self._seconds, self._waiting = run, run.start, 0.0, 0.0
-        self._reported, self._begin = run.start, time.time()
+        self._reported, self._begin, self._clock = run.start, time.time(), time.monotonic()
         self._history = run.output / "provenance.json"
         if not run.world.is_main or run.is_new:
             return
@@ -80,7 +83,7 @@ class CostOfRun(Hook):
             return
         starts[-1] |= {
             "begin": self._begin,
-            "end": time.time(),
+            "end": self._begin + time.monotonic() - self._clock,
             "last_step": self._last,
             "seconds": round(self._seconds, 3),
             "seconds_waiting": round(self._waiting, 3),
@@ -132,6 +135,6 @@ def _from_reports(start: dict[str, Any], metrics: Path, batch_size: int) -> dict
         if step > last and rate:
             lap = (step - last) * batch_size / rate
             last, seconds, waiting = step, seconds + lap, waiting + lap * (wait or 0)
-    end = metrics.stat().st_mtime
-    begin = time.mktime(time.strptime(start["time"][:19], "%Y-%m-%dT%H:%M:%S"))
+    begin = datetime.strptime(start["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    end = max(metrics.stat().st_mtime, begin + seconds)  # of a clock that may have been put back
     return {"begin": begin, "end": end, "last_step": last, "seconds": seconds, "seconds_waiting": waiting}

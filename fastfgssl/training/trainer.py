@@ -129,6 +129,8 @@ def _train(
         while not (stopped or reporter.is_finished(step)):
             # does any rank want to stop, or has it met too many damaged samples? answered when the step is made
             flag.ask(_UNFIT if data.verdict() else stop_signal() or 0)
+            if step == start and (stopped := flag.answer()):
+                break  # it has come while weights were fetched, or the operator was compiled
             # the next batch
             world.heartbeats.at("making batch", step + 1)
             with on_this_rank(f"making batch {step + 1}"), clock.waiting():

@@ -89,6 +89,19 @@ def test_so_it_is_in_a_process_of_its_own(make_config, tmp_path):
 
 
 @pytest.mark.slow
+def test_neither_a_bare_locale_nor_odd_names_are_in_the_way(make_config, tmp_path):
+    write_config(make_config(train__steps=2), tmp_path / "config.yaml")
+    bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    output = tmp_path / os.fsdecode(b"--r\xffun\n\xe2\x80\xae[bold]")
+    for steps in (2, 3):
+        command = [sys.executable, str(TOOL), "--config", str(tmp_path / "config.yaml")]
+        command += [f"output={output}", f"train.steps={steps}"]
+        done = subprocess.run(command, capture_output=True, env=os.environ | bare)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert [record["step"] for record in read_metrics(output)] == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_more_ranks_than_images_is_one_line(make_config, tmp_path):
     config = make_config(train__batch_size=2)
     write_config(config, tmp_path / "config.yaml")

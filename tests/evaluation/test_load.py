@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,22 @@ def test_the_backbone_is_ready_to_use_and_to_train_on(make_config, tmp_path):
     torch.testing.assert_close(backbone(images), maps[-1].mean(dim=(2, 3)))
     backbone(images).sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_a_checkpoint_cannot_have_a_module_run_that_nobody_has_named(make_config, tmp_path, monkeypatch):
+    """As one from the web does, beside which a file of Python lies."""
+    path = save_untrained(make_config(), tmp_path)
+    state = torch.load(path, weights_only=True)
+    state["config"]["objective"] = "lying.beside"
+    torch.save(state, path)
+    (tmp_path / "lying").mkdir()
+    (tmp_path / "lying" / "beside.py").write_text("from fastfgssl.objectives.fgssl import build as build\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"its objective is lying.beside, .* set FASTFGSSL_OBJECTIVES=lying.beside$"):
+        load(path)
+    assert "lying" not in sys.modules
+    monkeypatch.setenv("FASTFGSSL_OBJECTIVES", "other.one,lying.beside")
+    load(path)
 
 
 def test_loading_draws_no_numbers_of_the_caller(make_config, tmp_path):

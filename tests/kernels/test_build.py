@@ -6,15 +6,16 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fastfgssl.kernels import build
+from fastfgssl.kernels import cache as cache_of
 from fastfgssl.kernels.build import PLUGIN, TENSORS, BuildError
+from fastfgssl.runtime.console import log_to, make_console
+from helpers.command import Command
 from helpers.further import further
-from helpers.paths import ROOT
 
 
 def build_plugin(cache: Path | None = None) -> Path:
@@ -60,16 +61,10 @@ def test_a_second_build_is_found_in_the_cache(fake_compiler, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # of a library
 
 
-def test_a_command_says_that_it_builds(fake_compiler, tmp_path):
-    code = (
-        "from pathlib import Path\n"
-        "from fastfgssl.kernels.build import PLUGIN, build\n"
-        "from fastfgssl.runtime.console import log_to, make_console\n"
-        "log_to(make_console())\n"
-        f"build(PLUGIN, Path({str(tmp_path / 'cache')!r}))"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert re.fullmatch(r"building \S+\.so with \S+ \(once\)\n", told.stdout), told.stderr
+def test_a_command_says_that_it_builds(fake_compiler, tmp_path, capsys):
+    log_to(make_console())
+    build_plugin(tmp_path / "cache")
+    assert re.fullmatch(r"building \S+\.so with \S+ \(once\)\n", capsys.readouterr().out)
 
 
 def test_other_flags_sources_or_dali_build_anew(fake_compiler, tmp_path, monkeypatch):
@@ -146,6 +141,7 @@ RANK = """
 import shutil, sys
 from pathlib import Path
 from fastfgssl.kernels import build
+from fastfgssl.kernels import cache as cache_of
 which = shutil.which
 build.shutil.which = lambda name: None if name == "nvcc" else which(name)
 print(build.build(build.PLUGIN, Path(sys.argv[1])))
@@ -153,8 +149,8 @@ print(build.build(build.PLUGIN, Path(sys.argv[1])))
 
 
 def test_ranks_that_start_together_build_once(fake_compiler, tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path / "cache")]
-    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(3)]
+    (tmp_path / "rank.py").write_text(RANK)
+    ranks = [Command(tmp_path / "rank.py", tmp_path / "cache") for _ in range(3)]
     paths = {rank.communicate(timeout=60)[0].strip() for rank in ranks}
     assert len(paths) == 1
     assert Path(paths.pop()).read_text() == "library\n"
@@ -167,7 +163,7 @@ def test_a_damaged_library_is_built_anew(fake_compiler, tmp_path, damage):
     path = build_plugin(tmp_path / "cache")
     whole = path.read_bytes()
     if damage == "no checksum":
-        build._checksum_file(path).unlink()
+        cache_of.checksum_file(path).unlink()
     else:
         path.write_bytes({"cut": whole[:3], "empty": b"", "zeros": bytes(len(whole))}[damage])
     assert build_plugin(tmp_path / "cache") == path
@@ -175,11 +171,57 @@ def test_a_damaged_library_is_built_anew(fake_compiler, tmp_path, damage):
     assert calls(fake_compiler) == 2 * CALLS
 
 
+@pytest.mark.parametrize("what", ["folder", "library", "checksum"])
+@pytest.mark.parametrize("how", ["others may write it", *further("another owns it")])
+def test_what_others_could_have_put_in_the_cache_is_not_loaded(fake_compiler, tmp_path, monkeypatch, what, how):
+    cache = tmp_path / "cache"
+    path = build_plugin(cache)
+    bad = {"folder": cache, "library": path, "checksum": cache_of.checksum_file(path)}[what]
+    if how == "others may write it":
+        bad.chmod(bad.stat().st_mode | 0o020)
+    elif os.getuid() == 0:
+        os.chown(bad, 4711, -1)
+    else:
+        pytest.skip("only root can give files away")
+    if what != "folder":
+        assert build_plugin(cache) == path  # built anew
+        assert calls(fake_compiler) == 2 * CALLS
+        assert cache_of.is_own(bad)
+        return
+    with pytest.raises(
+        BuildError, match=rf"^cannot build in the cache {cache}: others own it or may write there.*CACHE$"
+    ):
+        build_plugin(cache)
+    monkeypatch.setenv("FASTFGSSL_CACHE", str(cache))
+    monkeypatch.setattr(cache_of.tempfile, "tempdir", str(tmp_path))
+    assert build_plugin().parent == tmp_path / f"fastfgssl-{os.getuid()}"
+
+
+@pytest.mark.parametrize("umask", [0o002, *further(0o077)])
+def test_a_cache_is_this_users_whatever_the_umask(fake_compiler, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        path = build_plugin(tmp_path / "cache")
+        modes = {file.name: file.stat().st_mode & 0o777 for file in (path.parent, path)}
+        assert modes == {"cache": 0o755 & ~umask, path.name: 0o644 & ~umask}
+        assert build_plugin(tmp_path / "cache") == path
+    finally:
+        os.umask(before)
+    assert calls(fake_compiler) == CALLS
+
+
+def test_what_a_killed_build_has_left_is_removed(fake_compiler, tmp_path):
+    left = tmp_path / "cache" / "building-1"
+    left.mkdir(parents=True)
+    build_plugin(tmp_path / "cache")
+    assert not left.exists()
+
+
 def test_a_file_system_without_locks_builds_all_the_same(fake_compiler, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(build.fcntl, "flock", refuse)
+    monkeypatch.setattr(cache_of.fcntl, "flock", refuse)
     assert build_plugin(tmp_path / "cache").exists()
 
 
@@ -187,7 +229,7 @@ def test_where_the_home_folder_is_read_only_a_folder_of_this_user_alone_serves(f
     (tmp_path / "home").touch()  # the tests may run as root, who may write everywhere
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("FASTFGSSL_CACHE", raising=False)
-    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cache_of.tempfile, "tempdir", str(tmp_path))
     built = build_plugin()
     own = tmp_path / f"fastfgssl-{os.getuid()}"
     assert built.parent == own

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from helpers.command import Command
 from helpers.paths import ROOT
 
 SCRIPT = ROOT / "tests" / "helpers" / "dying_rank.py"
@@ -19,7 +20,7 @@ SLOW = pytest.mark.slow
 SOON = 30.0  # seconds on a busy machine; a rank that waits for another waits for a thousand
 
 
-def start_ranks(how: str, archive_path, output) -> list[subprocess.Popen]:
+def start_ranks(how: str, archive_path, output) -> list[Command]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -27,10 +28,7 @@ def start_ranks(how: str, archive_path, output) -> list[subprocess.Popen]:
     for rank in range(2):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
         environment = os.environ | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        command = [sys.executable, str(SCRIPT), how, str(archive_path), str(output)]
-        ranks.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+        ranks.append(Command(SCRIPT, how, archive_path, output, environment=environment))
     return ranks
 
 

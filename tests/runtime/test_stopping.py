@@ -72,9 +72,11 @@ def test_a_second_signal_ends_at_once_wherever_the_program_waits(number):
     process.send_signal(number)  # as torchrun passes on what a terminal sent already
     time.sleep(2.5)
     assert process.poll() is None
+    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number
+    wait_until(lambda: not is_running(child))
     assert errors == f"ended at once by a second {number.name}\n"
 
 

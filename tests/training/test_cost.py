@@ -26,6 +26,12 @@ def test_the_share_of_time_that_was_training():
     assert cost.ettr == pytest.approx(207 * 200 / 230 / 300)
 
 
+def test_a_clock_that_is_put_back_between_two_starts_gives_no_share_above_one():
+    start = {"step": 0, "last_step": 10, "seconds": 90.0, "seconds_waiting": 0.0, "begin": 5000.0, "end": 5100.0}
+    later = start | {"step": 10, "last_step": 20, "begin": 1000.0, "end": 1100.0}
+    assert cost_of([start, later])[5:] == (200.0, 0.9)
+
+
 class Kill(Hook):
     """What ends a process without its `finally`, as far as this process can live on."""
 
