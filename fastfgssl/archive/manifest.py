@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
-from fastfgssl.runtime.files import sha256_of
+from fastfgssl.runtime.files import sha256_of, user_path
 
 FORMAT = "fastfgssl-archive"
 VERSION = 2
@@ -52,7 +52,8 @@ class Archive:
     """A prepared archive of N samples, numbered from 0 in the order of the shards, opened for reading.
 
     Opening reads the manifest and the table, of which more than 64 MiB only the footer; a row is read when asked for.
-    Safe to use after a fork.
+    Safe to use after a fork. Pickled, it is where it lies and what it was: who opens it again maps its table anew, and
+    raises UserError if another archive lies there by then.
     """
 
     path: Path
@@ -102,6 +103,9 @@ class Archive:
         self._checked: set[tuple[int, str]] = set()
         self._views: dict[tuple[int, str], np.ndarray] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.path, self.shards, self.fingerprint)
+
     @classmethod
     def open(cls, path: str | Path, *, check_table: bool = True, shards: Shards | None = None) -> Archive:
         """Opens the archive in the folder `path`, with its shards or with the place that they come from.
@@ -113,7 +117,7 @@ class Archive:
         """
         if "://" in str(path):
             raise UserError(f"{path} is no folder: training reads archives from object stores by data.cache=DIR")
-        path = Path(path)
+        path = user_path(path)
         manifest = read_manifest(path)
         for file in (manifest["table"], *(manifest["shards"] if shards is None else ())):
             try:
@@ -219,6 +223,13 @@ class Archive:
             fits &= bool((size <= facts["bytes"]).all())
         if not fits:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
+
+
+def _reopened(path: Path, shards: Shards | None, fingerprint: str) -> Archive:
+    archive = Archive.open(path, shards=shards)
+    if archive.fingerprint != fingerprint:
+        raise UserError(f"archive {path} is another one by now: it was replaced or added to; begin again")
+    return archive
 
 
 @contextmanager

@@ -11,19 +11,19 @@ import csv
 import math
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastfgssl.archive.building.workers import expect_workers
-from fastfgssl.runtime.environment import available_cores
+from fastfgssl.archive.building.workers import NO_ITEM, Death, Watch, run_tasks
+from fastfgssl.runtime.environment import available_cores, require_alone
 from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.files import user_path
 
 MIN_SIDE = 32  # below it a wave is hardly three pixels long
 CANVAS_SIDE = 96  # smaller images are drawn at a multiple of their size and averaged
@@ -34,6 +34,7 @@ HAIR_OVERSAMPLING = 3  # ImageDraw does not anti-alias
 MELANIN = (0.35, 0.70, 1.05)
 HAEMOGLOBIN = (0.10, 0.75, 0.55)
 
+_CHUNK = 8  # images that a worker is given at once
 _SCENE, _TEXTURE, _ORDER, _SPLIT = range(4)  # what a stream of random numbers is for
 
 
@@ -79,8 +80,10 @@ def write_phantoms(
     Columns of the table: image (path below `out`), label (name of the texture), group (one an image) and split (a
     quarter of each class, give or take one image, is `val`, the rest `fit`). `quality` is JPEG's, 1 to 95; `workers`
     processes share the work (default: one a core) and leave no trace in the bytes; `on_progress` is told how many
-    images are done. `UserError` for bad arguments, a failed write, or an `out` that is not new, empty or unfinished.
+    images are done, now and then. `UserError` for bad arguments, a failed write, or an `out` that is not new, empty or unfinished.
     """
+    require_alone("a folder of phantoms")
+    out = user_path(out)
     workers = available_cores() if workers is None else workers
     _check_at_least(images=(count, 1), seed=(seed, 0), quality=(quality, 1), workers=(workers, 1))
     _check_at_least(width=(width, MIN_SIDE), height=(height, MIN_SIDE))
@@ -89,19 +92,19 @@ def write_phantoms(
     unfinished = out / "labels.csv.partial"  # there from the start until it becomes the table
     if out.exists() and not (out.is_dir() and (unfinished.exists() or not any(out.iterdir()))):
         raise UserError(f"{out} exists and is not an empty folder: name a new one")
-    write = partial(_write_image, out=out, seed=seed, width=width, height=height, quality=quality)
-    labels: list[int] = []
+    labels: dict[int, int] = {}
     with file_errors("write", out):
         out.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
         shutil.rmtree(out / "images", ignore_errors=True)
         (out / "images").mkdir()
-        expect_workers(__name__)
-        with ProcessPoolExecutor(min(workers, count), get_context("forkserver")) as pool:
-            for label in pool.map(write, range(count), chunksize=8):
-                labels.append(label)
+        chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+        write = _Writer(out, seed, width, height, quality)
+        with closing(run_tasks(write, chunks, min(workers, count), after_death=_after_death)) as written:
+            for of_chunk in written:
+                labels |= of_chunk
                 on_progress(len(labels))
-        _write_table(unfinished, labels, seed)
+        _write_table(unfinished, [labels[index] for index in range(count)], seed)
         unfinished.replace(out / "labels.csv")
 
 
@@ -113,10 +116,28 @@ def _write_table(file: Path, labels: list[int], seed: int) -> None:
             table.writerow([_image_path(i), TEXTURES[label], f"{i:06d}", split])
 
 
-def _write_image(index: int, *, out: Path, seed: int, width: int, height: int, quality: int) -> int:
-    image, label = phantom_image(index, seed=seed, width=width, height=height)
-    Image.fromarray(image).save(out / _image_path(index), quality=quality)
-    return label
+def _after_death(death: Death) -> Any:
+    if death.item != NO_ITEM:
+        raise UserError(f"phantom {death.item} {death.reason}: if memory ran out, take fewer --workers")
+    return death.task
+
+
+class _Writer(NamedTuple):
+    """Writes phantoms, and returns the label of each: what a worker does."""
+
+    out: Path
+    seed: int
+    width: int
+    height: int
+    quality: int
+
+    def __call__(self, indices: range, watch: Watch) -> dict[int, int]:
+        labels = {}
+        for index in indices:
+            watch.begin(index)
+            image, labels[index] = phantom_image(index, seed=self.seed, width=self.width, height=self.height)
+            Image.fromarray(image).save(self.out / _image_path(index), quality=self.quality)
+        return labels
 
 
 def _image_path(index: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastfgssl.runtime.console import Parser, log_to, make_console, print_line
+from fastfgssl.runtime.environment import rank_environment
 
 if TYPE_CHECKING:
     from fastfgssl.config.schema import Config
@@ -31,7 +32,9 @@ def main() -> int:
     if arguments.replay is not None:
         console = make_console()
         log_to(console)
-        print_line(console, replay(config, arguments.replay))
+        rank, size, *_ = rank_environment()
+        told = replay(config, arguments.replay)
+        print_line(console, f"rank {rank}: {told}" if size > 1 else told)  # each of its own images
         return 0
     return exit_code(run_shown(pretrain, config, "pretraining"))
 

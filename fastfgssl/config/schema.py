@@ -36,6 +36,7 @@ _DAY = 86400.0
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
     section = "data"
+    paths = frozenset({"path", "cache"})
 
     path: str
     """Folder of a prepared archive (fastfgssl prepare), or its URL in an object store, such as s3://bucket/archive."""
@@ -92,6 +93,7 @@ class DataConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
     section = "model"
+    paths = frozenset({"weights"})
 
     backbone: str = "resnet50"
     """A torchvision ResNet (resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ...), or timm/NAME, such as
@@ -232,6 +234,8 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
+    paths = frozenset({"output", "output_fallback"})
+
     objective: str = "fgssl"
     """What is learned: `fgssl`; to compare with it `barlow`, `vicreg`, `simclr`, `byol` or `simsiam`; in fine-tuning
     `supervised.progressive`, `supervised.joint` or `supervised.plain`; or a module of yours such as `package.module`

