@@ -79,8 +79,9 @@ def write_phantoms(
 
     Columns of the table: image (path below `out`), label (name of the texture), group (one an image) and split (a
     quarter of each class, give or take one image, is `val`, the rest `fit`). `quality` is JPEG's, 1 to 95; `workers`
-    processes share the work (default: one a core) and leave no trace in the bytes; `on_progress` is told how many
-    images are done, now and then. `UserError` for bad arguments, a failed write, or an `out` that is not new, empty or unfinished.
+    processes share the work (default: one a core) and leave no trace in the bytes; `on_progress` is told now and then
+    how many images are done. `UserError` for bad arguments, a failed write, or an `out` that is not new, empty or
+    unfinished.
     """
     require_alone("a folder of phantoms")
     out = user_path(out)

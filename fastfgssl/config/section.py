@@ -37,7 +37,7 @@ class Section:
         for name, hint in field_types(cls).items():
             key, value = self._key(name), getattr(self, name)
             if dataclasses.is_dataclass(hint):
-                must = f"a {getattr(hint, '__name__', hint)}; load_config makes one of a file"
+                must = f"an instance of {hint.__name__}, such as load_config makes"
                 require(isinstance(value, typing.cast(type, hint)), key, value, must)
                 continue
             value = convert(key, value, hint)

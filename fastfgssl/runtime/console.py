@@ -184,7 +184,7 @@ def print_table(
             table.add_column(_cell(name), justify="right" if all(map(_is_number, cells)) else "left")
     for line in lines:
         table.add_row(*line)
-    if columns is not None and not console.is_terminal:  # lines of a file may be longer
+    if not console.is_terminal:  # lines of a file may be longer
         console.width = max(_WIDE, Measurement.get(console, console.options.update(max_width=10**5), table).maximum)
     console.print(table)
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.runtime.errors import UserError
 from helpers.further import further
 from helpers.images import encode, fixed_key, gradient, write_files
 from helpers.paths import TOOLS
@@ -141,3 +143,33 @@ def test_what_the_system_forbids_is_told_before_the_work(tmp_path, command):
         (tmp_path / "closed").chmod(0o700)
     message = FORBIDDEN[command].format(tmp_path.resolve())
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_options_made_in_python_have_their_types_or_name_the_option(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = PrepareOptions(
+        sources=["~/a", tmp_path / "b", "s3://bucket/c"],
+        lists=["~/list"],
+        out="~/archive",
+        labels="~/labels.csv",
+        key="~/key",
+        workers=np.int64(2),
+        shard_size=np.float32(1),
+        short_side=64.0,
+    )
+    assert options.sources == (tmp_path / "a", tmp_path / "b", "s3://bucket/c")
+    assert (options.out, options.labels, options.key) == tuple(tmp_path / n for n in ("archive", "labels.csv", "key"))
+    assert options.lists == (tmp_path / "list",)
+    assert [type(value) for value in (options.workers, options.shard_size, options.short_side)] == [int, float, int]
+    for wrong, message in {
+        "sources": ("folder", r"^sources = 'folder': must be a list, as \['folder'\]"),
+        "out": (3, "^out = 3: must be a path"),
+        "key": (b"key", "^key = b'key': must be a path"),
+        "workers": ("two", "^workers = 'two': must be an integer"),
+        "max_ratio": (None, "^max-ratio = None: must be a number"),
+        "overwrite": (1, "^overwrite = 1: must be true or false"),
+        "duplicates": ("dorp", "^duplicates = 'dorp': must be one of drop, keep; did you mean 'drop'"),
+        "depth": ([8], r"^depth = \[8\]: must be an integer"),
+    }.items():
+        with pytest.raises(UserError, match=message[1]):
+            PrepareOptions(**{"sources": ["a"], "out": "archive", wrong: message[0]})
