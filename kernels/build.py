@@ -174,15 +174,22 @@ def _load_errors(path: Path) -> Iterator[None]:
 def _caches() -> list[Path]:
     """In the home folder; where that is read-only, one of this user in /tmp, unless others made it or may write."""
     if explicit := os.environ.get("FASTFGSSL_CACHE"):
-        return [Path(explicit)]
-    caches = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfgssl"]
+        return [_at_home(explicit)]
+    of_user = _at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    caches = [] if of_user.parts[0] == "~" else [of_user / "fastfgssl"]  # a user without a home, as of a container
     own = Path(tempfile.gettempdir()) / f"fastfgssl-{os.getuid()}"
     with suppress(OSError):
         own.mkdir(mode=0o700, exist_ok=True)
         status = own.lstat()
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
             caches.append(own)
+    if not caches:
+        raise BuildError("there is no home folder to build the operators in: set FASTFGSSL_CACHE")
     return caches
+
+
+def _at_home(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises where there is no home
 
 
 _OUTPUT = "library.so"

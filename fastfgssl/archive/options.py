@@ -134,7 +134,8 @@ class PrepareOptions:
     """Only say what would be done."""
 
     def __post_init__(self) -> None:
-        for name, hint in field_types(type(self)).items():
+        cls: type = self.__class__
+        for name, hint in field_types(cls).items():
             object.__setattr__(self, name, _converted(name, getattr(self, name), hint))
         if not self.sources and not self.lists:
             raise UserError("give at least one source: a folder, an image file, a zip or tar, a URL, or --list")

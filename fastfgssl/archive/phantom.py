@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -123,7 +124,8 @@ def _after_death(death: Death) -> Any:
     return death.task
 
 
-class _Writer(NamedTuple):
+@dataclass(frozen=True)
+class _Writer:
     """Writes phantoms, and returns the label of each: what a worker does."""
 
     out: Path

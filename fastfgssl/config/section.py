@@ -37,8 +37,8 @@ class Section:
         for name, hint in field_types(cls).items():
             key, value = self._key(name), getattr(self, name)
             if dataclasses.is_dataclass(hint):
-                must = f"an instance of {hint.__name__}, such as load_config makes"
-                require(isinstance(value, typing.cast(type, hint)), key, value, must)
+                kind = typing.cast(type, hint)
+                require(isinstance(value, kind), key, value, f"an instance of {kind.__name__}, as load_config makes it")
                 continue
             value = convert(key, value, hint)
             object.__setattr__(self, name, expand_home(value) if name in self.paths else value)

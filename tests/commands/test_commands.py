@@ -106,6 +106,27 @@ def test_a_diagnosis_is_kept_without_a_reader(make_config, tmp_path):
     assert json.loads(told.read_text())["verdict"]
 
 
+@pytest.mark.slow
+def test_other_commands_keep_what_they_make_without_a_reader(make_config, tmp_path, archive_path):
+    settings = {"train__heads": ["all"], "train__steps": 3, "output": str(tmp_path / "tuned")}
+    config = make_config(objective="supervised.plain", **settings)
+    write_config(config, tmp_path / "config.yaml")
+    unread("finetune", "--config", tmp_path / "config.yaml")
+    assert [record["step"] for record in read_metrics(Path(config.output)) if "loss" in record] == [1, 2, 3]
+    best = tmp_path / "tuned" / "checkpoints" / "best.pt"
+    unread("predict", "--checkpoint", best, "--data", archive_path, "--out", tmp_path / "predictions.csv")
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 85
+    unread("export", "--checkpoint", best, "--format", "torch.export", "--out", tmp_path / "network.pt2")
+    assert (tmp_path / "network.pt2.md").exists()
+    out = tmp_path / "comparison"
+    words = ("--objectives", "fgssl.joint,untrained", "--seeds", 1, "--out", out)
+    write_config(make_config(train__steps=2), tmp_path / "config.yaml")
+    unread("compare", "--config", tmp_path / "config.yaml", *words)
+    assert json.loads((out / "comparison.json").read_text())["equal_images"]
+    unread("bench", "loss", "--rehearse", "--json", tmp_path / "bench.json")
+    assert json.loads((tmp_path / "bench.json").read_text())
+
+
 @pytest.fixture
 def scored(make_config, phantom_folder, tmp_path) -> list:
     """The words after `evaluate` that score a network on classes whose names look like markup."""

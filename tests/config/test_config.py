@@ -284,7 +284,7 @@ def test_a_configuration_made_in_python_has_plain_types_or_names_the_key(tmp_pat
 
 def test_a_section_of_another_type_is_named():
     base = load_config_of_defaults()
-    with pytest.raises(UserError, match=r"^optim = \{'lr': 1\}: must be an instance of OptimConfig, such as"):
+    with pytest.raises(UserError, match=r"^optim = \{'lr': 1\}: must be an instance of OptimConfig, as load"):
         dataclasses.replace(base, optim={"lr": 1})
 
 
