@@ -39,6 +39,7 @@ _OPTIMISATION = ["-std=c++20", "-O3", "-fPIC"]
 _HOST_ONLY = ["-march=native", "-ffp-contract=off"]
 _CUDA_ARCHITECTURES = (80, 90, 100)
 _OLDEST_GCC = 11
+_OUTPUT = "library.so"
 
 
 class BuildError(RuntimeError):
@@ -174,9 +175,9 @@ def _load_errors(path: Path) -> Iterator[None]:
 def _caches() -> list[Path]:
     """In the home folder; where that is read-only, one of this user in /tmp, unless others made it or may write."""
     if explicit := os.environ.get("FASTFGSSL_CACHE"):
-        return [_at_home(explicit)]
-    of_user = _at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    caches = [] if of_user.parts[0] == "~" else [of_user / "fastfgssl"]  # a user without a home, as of a container
+        return [Path(os.path.expanduser(explicit))]  # noqa: PTH111 - Path's raises where there is no home
+    of_user = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")  # noqa: PTH111
+    caches = [] if of_user.startswith("~") else [Path(of_user, "fastfgssl")]  # ~: a user without a home
     own = Path(tempfile.gettempdir()) / f"fastfgssl-{os.getuid()}"
     with suppress(OSError):
         own.mkdir(mode=0o700, exist_ok=True)
@@ -186,13 +187,6 @@ def _caches() -> list[Path]:
     if not caches:
         raise BuildError("there is no home folder to build the operators in: set FASTFGSSL_CACHE")
     return caches
-
-
-def _at_home(path: str) -> Path:
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises where there is no home
-
-
-_OUTPUT = "library.so"
 
 
 class _Commands(NamedTuple):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shlex
 
-from fastfgssl.archive.phantom import TEXTURES, write_phantoms
+from fastfgssl.archive.phantom import write_phantoms
+from fastfgssl.archive.phantom_scene import TEXTURES
 from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line
 from fastfgssl.runtime.files import user_path
 

@@ -194,11 +194,6 @@ class Workers:
         for death in events:
             if isinstance(death, Death):
                 self._dead_starts += death.item == NO_ITEM
-                if death.item == NO_ITEM and death.reason == _ended_how(_UNGUARDED):
-                    raise UserError(
-                        "each worker imports the script that is run, which asks for workers again: put what it does"
-                        " below `if __name__ == '__main__':`"
-                    )
                 if self._dead_starts >= _STARTS:
                     raise UserError(
                         f"workers end before they begin ({death.reason}): if memory ran out, take fewer --workers"
@@ -216,7 +211,7 @@ def expect_workers(*modules: str) -> None:
 
     Workers are no forks of this process, which would copy the locks of threads (rich's, pyarrow's, torch's).
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, which imports the user's script
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
         os._exit(_UNGUARDED)
     multiprocessing.set_forkserver_preload(list(modules))
     with _ignored_interrupt():
@@ -285,11 +280,12 @@ def _death(worker: _Worker, task: Any) -> Death:
     worker.process.join(_JOIN_SECONDS)
     code = worker.process.exitcode or 0
     worker.pipe.close()
-    return Death(task, item, stage, _ended_how(code), False)
-
-
-def _ended_how(code: int) -> str:
-    return f"killed its worker ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+    if code == _UNGUARDED:
+        raise UserError(
+            "each worker imports the script that is run: put what it does below `if __name__ == '__main__':`"
+        )
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return Death(task, item, stage, f"killed its worker ({how})", False)
 
 
 @contextmanager
