@@ -281,9 +281,8 @@ def _death(worker: _Worker, task: Any) -> Death:
     code = worker.process.exitcode or 0
     worker.pipe.close()
     if code == _UNGUARDED:
-        raise UserError(
-            "each worker imports the script that is run: put what it does below `if __name__ == '__main__':`"
-        )
+        guard = "`if __name__ == '__main__':`"
+        raise UserError(f"each worker imports the script that is run: put what it does below {guard}") from None
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return Death(task, item, stage, f"killed its worker ({how})", False)
 
