@@ -95,9 +95,9 @@ def score_network(
     if protocol == "finetuned" and network.archive == archive.fingerprint:
         own = training_samples(archive, network.config.data, seed=network.config.seed)
     with start_world(device) as world:
-        log.info("scoring on %s", device_name(world))
         model = network.model.to(world.device).to(memory_format=torch.channels_last)
         extractor = FeatureExtractor(model, network.config, archive, world.device, batch_size)
+        log.info("scoring on %s", device_name(world))
         report = run_protocol(
             extractor,
             archive,
