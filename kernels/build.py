@@ -37,6 +37,7 @@ _OPTIMISATION = ["-std=c++20", "-O3", "-fPIC"]
 _HOST_ONLY = ["-march=native", "-ffp-contract=off"]
 _CUDA_ARCHITECTURES = (80, 90, 100)
 _OLDEST_GCC = 11
+_OUTPUT = "library.so"
 
 
 class BuildError(RuntimeError):
@@ -114,6 +115,8 @@ def build(library: Library, folder: Path | None = None) -> Path:
         except OSError as error:
             refused.append(f"{place}: {error.strerror or error}")
             log.info("the cache %s", refused[-1])
+    if not refused:
+        raise BuildError("there is no home folder to build the operators in: set FASTFGSSL_CACHE")
     raise BuildError(f"cannot build in the cache {'; nor in '.join(refused)}; set FASTFGSSL_CACHE")
 
 

@@ -21,9 +21,14 @@ _DRAFT = "building-"
 
 
 def folders() -> list[Path]:
-    """The folder that was chosen, or one in the home folder; then one of this user in /tmp, unless others made it."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    found = [Path(os.environ.get("FASTFGSSL_CACHE") or home / "fastfgssl")]
+    """The folder that was chosen, or one in the home folder; then one of this user in /tmp, unless others made it.
+
+    None for a user without a home in whose place others have been.
+    """
+    chosen = os.environ.get("FASTFGSSL_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/fastfgssl"
+    found = [Path(os.path.expanduser(chosen))]  # noqa: PTH111 - Path's raises where there is no home
+    if str(found[0]).startswith("~"):
+        found = []
     own = Path(tempfile.gettempdir()) / f"fastfgssl-{os.getuid()}"
     with suppress(OSError):
         own.mkdir(mode=0o700, exist_ok=True)

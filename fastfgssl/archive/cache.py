@@ -85,6 +85,13 @@ class ShardCache:
             if not (self.folder / MANIFEST).exists() or (self.folder / MANIFEST).read_bytes() != stored:
                 write_whole(self.folder / MANIFEST, lambda file: file.write(stored))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_system", "_opening")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._system, self._opening = (0, None), Lock()
+
     @contextmanager
     def present(self, shard: int, stop: Event | None = None) -> Iterator[Path]:
         """The file of a shard, which stays there during the body; waits until it has come.

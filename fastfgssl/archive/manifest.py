@@ -20,14 +20,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from fastfgssl.archive.damage import most_bad, verdict
 from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
-from fastfgssl.runtime.files import sha256_of
+from fastfgssl.runtime.files import sha256_of, user_path
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ class Archive:
     """A prepared archive of N samples, numbered from 0 in the order of the shards, opened for reading.
 
     Opening reads the manifest and the table, of which more than 64 MiB only the footer; a row is read when asked for.
-    Safe to use after a fork.
+    Safe to use after a fork. Pickled, it is where it lies and what it was: who opens it again maps its table anew, and
+    raises UserError if another archive lies there by then.
     """
 
     path: Path
@@ -108,6 +109,9 @@ class Archive:
         self._checked: set[tuple[int, str]] = set()
         self._views: dict[tuple[int, str], np.ndarray] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.path, self.shards, self.fingerprint)
+
     @classmethod
     def open(
         cls,
@@ -127,7 +131,7 @@ class Archive:
         """
         if "://" in str(path):
             raise UserError(f"{path} is no folder: training reads archives from object stores by data.cache=DIR")
-        path = Path(path)
+        path = user_path(path)
         manifest = read_manifest(path)
         facts = manifest["table"]
         if problem := _problem_of(path, facts):
@@ -258,6 +262,13 @@ def _require_most_shards(path: Path, manifest: dict, max_bad_share: float) -> No
         raise UserError(verdict(samples, of_all, max_bad_share, problems[:_NAMED], "", remedy))
     more = f", and {len(bad) - _NAMED} more shards" if len(bad) > _NAMED else ""
     log.warning("%s%s: their %d samples are left out when they are met", "; ".join(problems[:_NAMED]), more, samples)
+
+
+def _reopened(path: Path, shards: Shards | None, fingerprint: str) -> Archive:
+    archive = Archive.open(path, shards=shards, max_bad_share=1.0)  # it was taken before
+    if archive.fingerprint != fingerprint:
+        raise UserError(f"archive {path} is another one by now: it was replaced or added to; begin again")
+    return archive
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from fastfgssl.archive.building.parts import PartOptions
 from fastfgssl.archive.building.shards import SHARD_BYTES
@@ -20,10 +21,15 @@ from fastfgssl.archive.images.slides import SlideSettings
 from fastfgssl.archive.labels.drawing import read_shares
 from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.sources.base import SourceOptions
+from fastfgssl.archive.sources.opening import path_or_url
+from fastfgssl.config.convert import convert
+from fastfgssl.config.section import field_types
 from fastfgssl.runtime.errors import UserError, require_one_of
+from fastfgssl.runtime.files import user_path
 
 MIB = 1 << 20
 _MOST_MIB = 1 << 42  # of which the bytes are still a number of the system's
+_PATHS = ("out", "key", "labels")
 _LABELS = ("labels", "labels_preset", "labels_from")
 
 
@@ -32,7 +38,7 @@ class PrepareOptions:
     """What `prepare` is asked to do."""
 
     sources: Sequence[Path | str] = ()
-    """Folders, single files, containers, and URLs (strings)."""
+    """Folders, single files, containers, and URLs."""
     out: Path
     """The archive's folder. If it holds one already, what is new is added to it; it must lie in none of the sources."""
     lists: Sequence[Path] = ()
@@ -130,6 +136,9 @@ class PrepareOptions:
     """Only say what would be done."""
 
     def __post_init__(self) -> None:
+        cls: type = self.__class__
+        for name, hint in field_types(cls).items():
+            object.__setattr__(self, name, _converted(name, getattr(self, name), hint))
         if not self.sources and not self.lists:
             raise UserError("give at least one source: a folder, an image file, a zip or tar, a URL, or --list")
         limits = ("max_pixels", "max_bytes", "max_seconds", "max_memory", "max_ratio", "max_expanded")
@@ -146,18 +155,10 @@ class PrepareOptions:
             raise UserError(f"max-unreadable must be between 0 and 1, not {self.max_unreadable}")
         if self.labels_preset is not None:
             require_one_of("labels-preset", self.labels_preset, PRESETS)
-        if self.labels_from is not None:
-            require_one_of("labels-from", self.labels_from, ("folders",))
-        require_one_of("duplicates", self.duplicates, ("drop", "keep"))
-        if self.near_duplicates is not None:
-            require_one_of("near-duplicates", self.near_duplicates, ("report", "group", "drop"))
-        if self.members is not None:
-            require_one_of("members", self.members, ("json", "cls"))
         if self.members == "cls" and all(getattr(self, name) is None for name in _LABELS):
             raise UserError(
                 "--members cls writes each image's class: give --labels, --labels-preset or --labels-from too"
             )
-        require_one_of("by", self.by, ("group", "image"))
         if self.split is not None:
             read_shares(self.split)
         elif self.by != "group" or self.seed:
@@ -173,7 +174,6 @@ class PrepareOptions:
         if self.group_column is not None and self.labels is None:
             raise UserError("group-column names a column of the labels: give --labels too")
         if self.engine is not None:
-            require_one_of("engine", self.engine, ("ray",))
             if self.part is not None:
                 raise UserError("--engine ray shares the work out itself: leave out --part")
         elif self.ray_address is not None:
@@ -274,3 +274,24 @@ class PrepareOptions:
         slide = SlideSettings(mpp=self.mpp, tile=self.tile or SlideSettings.tile)
         file = FileSettings(image=image, dicom=dicom, slide=slide)
         return PartOptions(file, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    """What an option was given, as the type that it has; a `UserError` that names it if that cannot be."""
+    key = name.replace("_", "-")
+    if name in ("sources", "lists"):
+        if isinstance(value, (str, os.PathLike)) or not hasattr(value, "__iter__"):
+            raise UserError(f"{key} = {value!r}: must be a list, as [{str(value)!r}]")
+        return tuple(_path(key, one) for one in value)
+    if name in _PATHS:
+        return _path(key, value) if value is not None or name == "out" else None
+    if isinstance(value, str) and (hint is str or str in get_args(hint)):
+        return value  # also one that means something elsewhere, as null
+    return convert(key, value, hint)
+
+
+def _path(key: str, value: Any) -> Path | str:
+    """A path, in which `~` is the home folder; of sources, a URL stays one."""
+    if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
+        raise UserError(f"{key} = {value!r}: must be a path")
+    return path_or_url(str(value)) if key == "sources" and isinstance(value, str) else user_path(os.fspath(value))

@@ -1,66 +1,24 @@
-"""Phantoms: seeded dermoscopy-like images whose classes differ in fine texture alone.
-
-An image is a scene (skin, light, hair, a lesion) and one texture inside the lesion, each with random numbers of its
-own, so no scene can know the class. Textures are waves of one length, about a tenth of the image's short side, of one
-histogram: classes share their colours and their coarse spectrum, and differ in how the waves are arranged.
-"""
+"""A folder of phantoms (phantom_scene.py), with a table of their classes."""
 
 from __future__ import annotations
 
 import csv
-import math
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
-from numbers import Integral
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from fastfgssl.archive.building.workers import expect_workers
-from fastfgssl.runtime.environment import available_cores
+from fastfgssl.archive.building.workers import NO_ITEM, Death, Watch, run_tasks
+from fastfgssl.archive.phantom_scene import MIN_SIDE, TEXTURES, check_at_least, phantom_image, splits
+from fastfgssl.runtime.environment import available_cores, require_alone
 from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.files import user_path
 
-MIN_SIDE = 32  # below it a wave is hardly three pixels long
-CANVAS_SIDE = 96  # smaller images are drawn at a multiple of their size and averaged
-WAVES_PER_SIDE = 10.0  # too many to survive in a 16 x 16 thumbnail, few enough to be seen at 64 x 64
-HAIR_OVERSAMPLING = 3  # ImageDraw does not anti-alias
-
-# How strongly the two pigments of skin absorb red, green and blue light.
-MELANIN = (0.35, 0.70, 1.05)
-HAEMOGLOBIN = (0.10, 0.75, 0.55)
-
-_SCENE, _TEXTURE, _ORDER, _SPLIT = range(4)  # what a stream of random numbers is for
-
-
-class Phantom(NamedTuple):
-    """image: uint8 [height, width, 3], RGB. label: index into `TEXTURES`."""
-
-    image: np.ndarray
-    label: int
-
-
-def phantom_image(index: int, *, seed: int, width: int, height: int) -> Phantom:
-    """Image `index` of the endless sequence that `seed` names: a pure function of its arguments.
-
-    Of the images kC to kC + C - 1, where C is `len(TEXTURES)`, every class has one. `index` and `seed` are integers
-    >= 0, `width` and `height` pixels >= `MIN_SIDE`; otherwise `UserError`.
-    """
-    _check_at_least(index=(index, 0), seed=(seed, 0), width=(width, MIN_SIDE), height=(height, MIN_SIDE))
-    label = _label(index, seed)
-    rng = _generator(seed, _SCENE, index)
-    scale = math.ceil(CANVAS_SIDE / min(width, height))
-    scene = _draw_scene(rng, height * scale, width * scale)
-    texture = _texture(TEXTURES[label], scene, _generator(seed, _TEXTURE, index))
-    image = _render(scene, texture)
-    if scale > 1:
-        image = image.reshape(height, scale, width, scale, 3).mean(axis=(1, 3))
-    image += rng.uniform(1, 4) * rng.standard_normal((height, width, 1), dtype=np.float32)  # the camera's noise
-    return Phantom(np.clip(np.rint(image), 0, 255).astype(np.uint8), label)
+_CHUNK = 8  # images that a worker is given at once
 
 
 def write_phantoms(
@@ -78,30 +36,33 @@ def write_phantoms(
 
     Columns of the table: image (path below `out`), label (name of the texture), group (one an image) and split (a
     quarter of each class, give or take one image, is `val`, the rest `fit`). `quality` is JPEG's, 1 to 95; `workers`
-    processes share the work (default: one a core) and leave no trace in the bytes; `on_progress` is told how many
-    images are done. `UserError` for bad arguments, a failed write, or an `out` that is not new, empty or unfinished.
+    processes share the work (default: one a core) and leave no trace in the bytes; `on_progress` is told now and then
+    how many images are done. `UserError` for bad arguments, a failed write, or an `out` that is not new, empty or
+    unfinished.
     """
+    require_alone("a folder of phantoms")
+    out = user_path(out)
     workers = available_cores() if workers is None else workers
-    _check_at_least(images=(count, 1), seed=(seed, 0), quality=(quality, 1), workers=(workers, 1))
-    _check_at_least(width=(width, MIN_SIDE), height=(height, MIN_SIDE))
+    check_at_least(images=(count, 1), seed=(seed, 0), quality=(quality, 1), workers=(workers, 1))
+    check_at_least(width=(width, MIN_SIDE), height=(height, MIN_SIDE))
     if quality > 95:
         raise UserError(f"quality must be at most 95, not {quality}")
     unfinished = out / "labels.csv.partial"  # there from the start until it becomes the table
     if out.exists() and not (out.is_dir() and (unfinished.exists() or not any(out.iterdir()))):
         raise UserError(f"{out} exists and is not an empty folder: name a new one")
-    write = partial(_write_image, out=out, seed=seed, width=width, height=height, quality=quality)
-    labels: list[int] = []
+    labels: dict[int, int] = {}
     with file_errors("write", out):
         out.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
         shutil.rmtree(out / "images", ignore_errors=True)
         (out / "images").mkdir()
-        expect_workers(__name__)
-        with ProcessPoolExecutor(min(workers, count), get_context("forkserver")) as pool:
-            for label in pool.map(write, range(count), chunksize=8):
-                labels.append(label)
+        chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+        write = _Writer(out, seed, width, height, quality)
+        with closing(run_tasks(write, chunks, min(workers, count), after_death=_after_death)) as written:
+            for of_chunk in written:
+                labels |= of_chunk
                 on_progress(len(labels))
-        _write_table(unfinished, labels, seed)
+        _write_table(unfinished, [labels[index] for index in range(count)], seed)
         unfinished.replace(out / "labels.csv")
 
 
@@ -109,192 +70,34 @@ def _write_table(file: Path, labels: list[int], seed: int) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["image", "label", "group", "split"])
-        for i, (label, split) in enumerate(zip(labels, _splits(labels, seed), strict=True)):
+        for i, (label, split) in enumerate(zip(labels, splits(labels, seed), strict=True)):
             table.writerow([_image_path(i), TEXTURES[label], f"{i:06d}", split])
 
 
-def _write_image(index: int, *, out: Path, seed: int, width: int, height: int, quality: int) -> int:
-    image, label = phantom_image(index, seed=seed, width=width, height=height)
-    Image.fromarray(image).save(out / _image_path(index), quality=quality)
-    return label
+def _after_death(death: Death) -> Any:
+    if death.item != NO_ITEM:
+        raise UserError(f"phantom {death.item} {death.reason}: if memory ran out, take fewer --workers")
+    return death.task
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes phantoms, and returns the label of each: what a worker does."""
+
+    out: Path
+    seed: int
+    width: int
+    height: int
+    quality: int
+
+    def __call__(self, indices: range, watch: Watch) -> dict[int, int]:
+        labels = {}
+        for index in indices:
+            watch.begin(index)
+            image, labels[index] = phantom_image(index, seed=self.seed, width=self.width, height=self.height)
+            Image.fromarray(image).save(self.out / _image_path(index), quality=self.quality)
+        return labels
 
 
 def _image_path(index: int) -> str:
     return f"images/{index:06d}.jpg"
-
-
-def _label(index: int, seed: int) -> int:
-    block, place = divmod(index, len(TEXTURES))
-    return int(_generator(seed, _ORDER, block).permutation(len(TEXTURES))[place])
-
-
-def _splits(labels: list[int], seed: int) -> list[str]:
-    """Every fourth image is for validation, counted class after class, within a class in random order."""
-    order = np.lexsort((_generator(seed, _SPLIT, 0).random(len(labels)), np.array(labels)))
-    splits = np.full(len(labels), "fit")
-    splits[order[3::4]] = "val"
-    return splits.tolist()
-
-
-def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
-
-
-def _check_at_least(**values: tuple[int, int]) -> None:
-    for name, (value, lowest) in values.items():
-        if not isinstance(value, Integral) or value < lowest:
-            raise UserError(f"{name} must be an integer of at least {lowest}, not {value!r}")
-
-
-class _Scene(NamedTuple):
-    """All of an image but its texture. Maps are float32 [H, W], as large as the canvas."""
-
-    lesion: np.ndarray  # how much of the lesion's pigment lies here, about 0 outside and 1 inside
-    u: np.ndarray  # distance from the lesion's centre in waves, along a random direction, slightly warped
-    v: np.ndarray  # the same, across that direction
-    pigment: list[float]  # optical density of the lesion in red, green and blue
-    contrast: float  # the share of that density by which the texture raises and lowers it
-    melanin: np.ndarray  # of the skin
-    haemoglobin: np.ndarray  # of the skin
-    light: np.ndarray  # lamp, vignette and hair
-    tint: list[float]  # of the light, in red, green and blue
-
-
-def _draw_scene(rng: np.random.Generator, height: int, width: int) -> _Scene:
-    noise = partial(_smooth_noise, rng, height, width)
-    short = min(height, width)
-    y = ((np.arange(height, dtype=np.float32) + 0.5 - height / 2) / short)[:, None]
-    x = ((np.arange(width, dtype=np.float32) + 0.5 - width / 2) / short)[None, :]
-
-    tilt_x, tilt_y = rng.normal(0, 0.18, 2).tolist()
-    light = rng.uniform(0.85, 1.05) + tilt_x * x + tilt_y * y - rng.uniform(0, 0.6) * (x * x + y * y)
-    light *= 1 - 0.85 * _draw_hair(rng, height, width)
-    melanin = rng.uniform(0.05, 0.5) * (1 + 0.12 * noise(6) + 0.1 * noise(60))
-    haemoglobin = rng.uniform(0.1, 0.55) * (1 + 0.15 * noise(4))
-
-    x, y = x - rng.uniform(-0.1, 0.1), y - rng.uniform(-0.1, 0.1)
-    along, across = _rotate(x, y, rng.uniform(0, math.pi))
-    inside = rng.uniform(0.3, 0.46) - np.hypot(along, across / rng.uniform(0.7, 1))  # an ellipse ...
-    inside += 0.05 * noise(3) + 0.015 * noise(10)  # ... with a ragged outline
-    lesion = 0.5 + 0.5 * np.tanh(inside / rng.uniform(0.02, 0.08))
-    waves = WAVES_PER_SIDE * rng.uniform(0.9, 1.1)
-    u, v = _rotate(waves * x, waves * y, rng.uniform(0, math.tau))
-    dose, blood = rng.uniform(0.5, 1.3), rng.uniform(-0.05, 0.5)
-    return _Scene(
-        lesion=lesion * (1 + 0.18 * noise(5) + 0.1 * noise(30)),
-        u=u + 0.2 * noise(waves / 2),
-        v=v + 0.2 * noise(waves / 2),
-        pigment=[(dose * m + blood * h) * rng.uniform(0.8, 1.2) for m, h in zip(MELANIN, HAEMOGLOBIN, strict=True)],
-        contrast=rng.uniform(0.25, 0.55),
-        melanin=melanin,
-        haemoglobin=haemoglobin,
-        light=light,
-        tint=rng.uniform(0.85, 1, 3).tolist(),
-    )
-
-
-def _draw_hair(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Opacity, float32 [height, width] in 0..1, of up to eight bent hairs; half of the images have none."""
-    size = np.array([width, height]) * HAIR_OVERSAMPLING
-    canvas = Image.new("L", tuple(size.tolist()))
-    draw = ImageDraw.Draw(canvas)
-    parabola = np.linspace(-0.5, 0.5, 24)
-    for _ in range(rng.integers(1, 9) if rng.random() < 0.5 else 0):
-        bent = parabola + 1j * rng.normal(0, 0.6) * parabola**2
-        turned = bent * np.exp(1j * rng.uniform(0, math.tau)) * rng.uniform(0.4, 1.4) * min(size)
-        x, y = rng.random(2) * size
-        thickness = max(1, round(rng.uniform(0.003, 0.008) * min(size)))
-        points = list(zip((x + turned.real).tolist(), (y + turned.imag).tolist(), strict=True))
-        draw.line(points, fill=int(rng.integers(110, 230)), width=thickness, joint="curve")
-    return np.asarray(canvas.reduce(HAIR_OVERSAMPLING), np.float32) / 255
-
-
-def _smooth_noise(rng: np.random.Generator, height: int, width: int, cells: float) -> np.ndarray:
-    """float32 [height, width] of mean 0 and deviation near 1, with `cells` independent values along the short side."""
-    grid = [round(cells * side / min(height, width)) + 1 for side in (height, width)]
-    coarse = Image.fromarray(rng.standard_normal(grid, dtype=np.float32))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """The coordinates of the points (x, y) on axes turned by `angle`."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    return cos * x + sin * y, cos * y - sin * x
-
-
-def _texture(name: str, scene: _Scene, rng: np.random.Generator) -> np.ndarray:
-    """float32 [H, W], distributed evenly over -1..1 inside the lesion whatever the texture."""
-    relief = _RELIEFS[name](scene.u, scene.v, rng)
-    step = max(1, min(relief.shape) // CANVAS_SIDE)  # a sample is enough for the quantiles
-    sample = relief[::step, ::step][scene.lesion[::step, ::step] > 0.5]
-    ranks = np.linspace(0, 1, 33)
-    return np.interp(relief, np.quantile(sample, ranks), 2 * ranks - 1).astype(np.float32)
-
-
-def _render(scene: _Scene, texture: np.ndarray) -> np.ndarray:
-    """float32 [H, W, 3], 0..255 or a little beyond: light that the skin's and the lesion's pigments let through."""
-    density = scene.lesion * (1 + scene.contrast * texture)
-    image = np.empty((*density.shape, 3), np.float32)
-    for c in range(3):
-        skin = MELANIN[c] * scene.melanin + HAEMOGLOBIN[c] * scene.haemoglobin
-        image[..., c] = 255 * scene.tint[c] * scene.light * np.exp(-skin - scene.pigment[c] * density)
-    return image
-
-
-def _wave(u: np.ndarray, v: np.ndarray, turn: float, phase: float) -> np.ndarray:
-    """A wave of length 1 that runs in the direction `turn`; both it and `phase` in whole turns."""
-    return np.cos(math.tau * (math.cos(math.tau * turn) * u + (math.sin(math.tau * turn) * v + phase)))
-
-
-def _globules(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Round spots, close-packed: three waves whose crests meet, as their phases sum to zero."""
-    a, b = rng.random(2).tolist()
-    return _wave(u, v, 0, a) + _wave(u, v, 1 / 3, b) + _wave(u, v, 2 / 3, -a - b)
-
-
-def _network(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A mesh of cords around pale holes, where globules have spots."""
-    return -_globules(u, v, rng)
-
-
-def _crosshatch(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Lines in two directions at right angles."""
-    return np.maximum(_wave(u, v, 0, rng.random()), _wave(u, v, 1 / 4, rng.random()))
-
-
-def _dashes(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Staggered short strokes, all of one direction: two waves 50 degrees apart."""
-    return _wave(u, v, 0.07, rng.random()) + _wave(u, v, -0.07, rng.random())
-
-
-def _ridges(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Parallel ridges."""
-    return _wave(u, v, 0, rng.random())
-
-
-def _streaks(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Spokes about the lesion's centre, which fork wherever they would become too broad."""
-    octave = np.maximum(np.log2(math.tau * np.hypot(u, v) + 1e-6), 2)  # 2 to its power is how many spokes fit
-    lower = np.floor(octave)
-    fork = np.clip(4 * (octave - lower) - 1.5, 0, 1)
-    angle = np.exp2(lower) * np.arctan2(v, u)
-    return (1 - fork) * np.cos(angle) + fork * np.cos(2 * angle)
-
-
-def _gyri(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Winding ridges, as on a brain: a dozen waves from all sides."""
-    turns = (np.arange(12) + rng.random(12)) / 24
-    return sum((_wave(u, v, turn, rng.random()) for turn in turns.tolist()), start=np.zeros_like(u))
-
-
-# From place, in waves, to the relief of the texture; the lesion is darker where it is higher.
-_RELIEFS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
-    "network": _network,
-    "globules": _globules,
-    "crosshatch": _crosshatch,
-    "dashes": _dashes,
-    "ridges": _ridges,
-    "streaks": _streaks,
-    "gyri": _gyri,
-}
-TEXTURES = tuple(_RELIEFS)

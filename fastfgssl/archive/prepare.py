@@ -29,7 +29,7 @@ from fastfgssl.archive.listing import Listing, find_images
 from fastfgssl.archive.options import MIB, PrepareOptions
 from fastfgssl.archive.sources.base import display
 from fastfgssl.archive.summary import Progress, Summary
-from fastfgssl.runtime.environment import available_cores
+from fastfgssl.runtime.environment import available_cores, require_alone
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import check_writable
 
@@ -48,6 +48,8 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
     """
     start = time.monotonic()
     share = options.share()
+    if share is None:  # several tasks of a cluster may each do a share
+        require_alone("an archive", advice=", or give each a --part")
     place = Place(options.out, overwrite=options.overwrite)
     if options.engine is None and not options.dry_run:
         expect_workers(PartMaker.__module__, "nvidia.dali.fn")

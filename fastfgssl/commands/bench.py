@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import asdict
-from pathlib import Path
 
 from fastfgssl.benchmarks import SUITES
 from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
-from fastfgssl.runtime.environment import rank_environment
+from fastfgssl.runtime.environment import require_alone
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.runtime.files import check_writable, write_json
+from fastfgssl.runtime.files import check_writable, user_path, write_json
 
 
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("suite", choices=(*SUITES, "all"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the records there")
     parser.add_argument(
-        "--profile", type=Path, metavar="DIR", help="write a Chrome trace of each case there, on a GPU NVTX ranges too"
+        "--profile",
+        type=user_path,
+        metavar="DIR",
+        help="write a Chrome trace of each case there, on a GPU NVTX ranges too",
     )
-    parser.add_argument("--real", type=Path, metavar="ARCHIVE", help="a prepared archive for input, train and scaling")
+    parser.add_argument(
+        "--real", type=user_path, metavar="ARCHIVE", help="a prepared archive for input, train and scaling"
+    )
     parser.add_argument(
         "--index-samples",
         type=int,
@@ -43,10 +47,10 @@ def main() -> int:
     from fastfgssl.benchmarks.measure import CheckFailed, Settings
     from fastfgssl.benchmarks.page import COLUMNS, row
     from fastfgssl.benchmarks.trace import Traces
+    from fastfgssl.kernels.build import BuildError
     from fastfgssl.runtime.distributed import start_world
 
-    if rank_environment().size > 1:
-        raise UserError("the benchmark runs alone: start it without torchrun; `scaling` starts its ranks itself")
+    require_alone("a benchmark", advice="; `scaling` starts its ranks itself")
     if args.real is not None:
         Archive.open(args.real)
     for file in (args.json, args.profile and args.profile / "trace.json"):
@@ -70,6 +74,8 @@ def main() -> int:
                         if args.json:
                             write_json(args.json, records)
                         print_line(beside, f"{name}: {record.case}: {record.value:.4g} {record.unit}")
+                except BuildError as error:  # no compiler, or a cache that cannot be written
+                    raise UserError(str(error)) from None
                 except CheckFailed as error:
                     print_line(beside, f"error: suite {name} computes wrong results: {error}")
                     wrong = True

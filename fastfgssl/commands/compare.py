@@ -17,6 +17,7 @@ from typing import Any
 from fastfgssl.commands.train import config_parser
 from fastfgssl.runtime.console import log_to, make_console, print_line, print_table
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.files import user_path
 
 _OBJECTIVES = "fgssl.progressive,fgssl.joint,barlow,simclr,vicreg,byol,simsiam,untrained"
 _OF_THE_COMMAND = {"output": "--out", "objective": "--objectives"}
@@ -43,7 +44,9 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="of training for the second table; default: what the fastest took"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/comparison"), metavar="DIR", help="default %(default)s")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("runs/comparison"), metavar="DIR", help="default %(default)s"
+    )
     args = parser.parse_args()
     for override in args.overrides:
         if (option := _OF_THE_COMMAND.get(override.partition("=")[0])) is not None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from fastfgssl.commands import run_command
 from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
+from fastfgssl.runtime.environment import require_alone
+from fastfgssl.runtime.files import user_path
 
 CONFIG = "demo"
 PROTOCOLS = {"matching": "top1", "knn": "balanced_accuracy"}
@@ -20,10 +22,11 @@ PROTOCOLS = {"matching": "top1", "knn": "balanced_accuracy"}
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for all of it")
+    parser.add_argument("--out", type=user_path, default=Path("demo"), metavar="DIR", help="folder for all of it")
     parser.add_argument("--images", type=int, default=1600, help="default %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replaces a value of the configuration demo")
     args = parser.parse_args()
+    require_alone("the demonstration")
     start = time.monotonic()
     images, archive, run = args.out / "images", args.out / "archive", args.out / "run"
     if not archive.exists():

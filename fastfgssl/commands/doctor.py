@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
-from fastfgssl.runtime.environment import rank_environment
+from fastfgssl.runtime.environment import require_alone
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.runtime.files import check_writable, write_json
+from fastfgssl.runtime.files import check_writable, user_path, write_json
 
 if TYPE_CHECKING:
     from fastfgssl.config.schema import Config
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="replaces a value of the file")
     parser.add_argument("--seconds", type=float, default=3.0, help="that each part is timed for (default %(default)g)")
     parser.add_argument("--ranks", type=int, metavar="N", help="of this machine (default: its GPUs, or 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes everything as JSON too")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="writes everything as JSON too")
     parser.add_argument(
         "--plan",
         action="store_true",
@@ -39,8 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.config is None and not arguments.plan:
         parser.error("the following arguments are required: --config")
-    if rank_environment().size > 1:
-        raise UserError("the doctor runs alone: start it without torchrun; --ranks says how many to plan for")
+    require_alone("a diagnosis", advice="; --ranks says how many to plan for")
     if not 0.05 <= arguments.seconds <= 600:
         raise UserError(f"--seconds {arguments.seconds:g}: must be from 0.05 to 600")
     if arguments.json:

@@ -11,11 +11,10 @@ has all of them, of each class too.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
-from fastfgssl.runtime.files import check_writable, write_json
+from fastfgssl.runtime.console import Parser, log_to, make_console, print_line, print_table
+from fastfgssl.runtime.files import check_writable, user_path, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,11 +29,11 @@ _NO_SHARES = ("quadratic_weighted_kappa", "brier_score")
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--checkpoint", required=True, type=user_path, metavar="FILE")
     parser.add_argument("--data", required=True, metavar="DIR|URL", help="a prepared archive")
     parser.add_argument("--cache", metavar="DIR", help="for shards of a URL (default: data.cache of the checkpoint)")
     parser.add_argument("--protocol", required=True, choices=("matching", "knn", "linear", "finetuned"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the report as JSON too")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="writes the report as JSON too")
     parser.add_argument(
         "--untrained",
         type=int,
@@ -70,6 +69,7 @@ def main() -> None:
 
     from fastfgssl.evaluation.checkpoint import evaluate
 
+    log_to(make_console(stderr=True))
     if args.json:
         check_writable(args.json)  # before minutes go into scores that could not be kept
     report = evaluate(

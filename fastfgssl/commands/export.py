@@ -9,20 +9,25 @@ with code that loads the file and prepares images, and OUT.preprocessing.json.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastfgssl.runtime.console import Parser, make_console, print_table
+from fastfgssl.runtime.files import user_path
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="FILE", help="or a run's folder, for its newest checkpoint"
+        "--checkpoint",
+        required=True,
+        type=user_path,
+        metavar="FILE",
+        help="or a run's folder, for its newest checkpoint",
     )
     parser.add_argument(
         "--format", required=True, choices=("torchvision", "timm", "safetensors", "onnx", "torch.export")
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".pth, .safetensors, .onnx or .pt2")
+    parser.add_argument(
+        "--out", required=True, type=user_path, metavar="FILE", help=".pth, .safetensors, .onnx or .pt2"
+    )
     parser.add_argument(
         "--part",
         choices=("backbone", "hierarchy", "classifier"),
@@ -30,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--scores",
-        type=Path,
+        type=user_path,
         action="append",
         default=[],
         metavar="JSON",

@@ -6,15 +6,16 @@ fastfgssl phantom images --images 1000
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
-from fastfgssl.archive.phantom import TEXTURES, write_phantoms
+from fastfgssl.archive.phantom import write_phantoms
+from fastfgssl.archive.phantom_scene import TEXTURES
 from fastfgssl.runtime.console import Parser, ProgressLine, make_console, print_line
+from fastfgssl.runtime.files import user_path
 
 
 def main() -> None:
     parser = Parser(description=f"{__doc__}\nThe classes: {', '.join(TEXTURES)}.")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make: images/ and labels.csv")
+    parser.add_argument("out", type=user_path, metavar="OUT", help="folder to make: images/ and labels.csv")
     parser.add_argument("--images", type=int, metavar="N", required=True, help="how many")
     parser.add_argument("--width", type=int, metavar="PIXELS", default=600, help="default %(default)s")
     parser.add_argument("--height", type=int, metavar="PIXELS", default=450, help="default %(default)s")

@@ -9,9 +9,9 @@ not be decoded.
 from __future__ import annotations
 
 from argparse import BooleanOptionalAction
-from pathlib import Path
 
-from fastfgssl.runtime.console import Parser, make_console, print_line, print_table
+from fastfgssl.runtime.console import Parser, log_to, make_console, print_line, print_table
+from fastfgssl.runtime.files import user_path
 
 _SHOWN = 5  # images that could not be decoded
 
@@ -19,10 +19,14 @@ _SHOWN = 5  # images that could not be decoded
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="FILE", help="or a run's folder, for its newest checkpoint"
+        "--checkpoint",
+        required=True,
+        type=user_path,
+        metavar="FILE",
+        help="or a run's folder, for its newest checkpoint",
     )
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder of images, or an archive")
-    parser.add_argument("--out", required=True, type=Path, metavar="CSV")
+    parser.add_argument("--data", required=True, type=user_path, metavar="DIR", help="folder of images, or an archive")
+    parser.add_argument("--out", required=True, type=user_path, metavar="CSV")
     parser.add_argument(
         "--flips",
         action=BooleanOptionalAction,
@@ -37,6 +41,7 @@ def main() -> None:
 
     from fastfgssl.evaluation.prediction import predict
 
+    log_to(make_console(stderr=True))
     predicted = predict(
         args.checkpoint,
         args.data,

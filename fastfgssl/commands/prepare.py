@@ -21,7 +21,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from fastfgssl.archive.labels.drawing import read_shares
 from fastfgssl.archive.labels.presets import PRESETS
@@ -33,6 +33,7 @@ from fastfgssl.archive.summary import Progress, Summary
 from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.console import Parser, ProgressLine, log_to, make_console, print_line, print_table
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.files import user_path
 
 _LIMITS = (
     ("max-pixels", int, "images with more are quarantined undecoded"),
@@ -60,7 +61,7 @@ def main() -> int | None:
     options = PrepareOptions(**{name: value for name, value in vars(arguments).items() if name != "verify"})
     console = make_console()
     log_to(console)
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn()
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with ProgressLine(console, *columns) as line:
 
         def show(progress: Progress) -> None:
@@ -93,11 +94,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SOURCE",
         help="folder of images, DICOM files, zips and tars; one such file; URL, as s3://BUCKET/DIR or dicomweb+https://HOST/ROOT",
     )
-    add("--out", type=Path, metavar="DIR", help="the archive to make")
+    add("--out", type=user_path, metavar="DIR", help="the archive to make")
     add(
         "--list",
         dest="lists",
-        type=Path,
+        type=user_path,
         action="append",
         default=[],
         metavar="FILE",
@@ -105,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add(
         "--labels",
-        type=Path,
+        type=user_path,
         metavar="TABLE",
         help="CSV, or FILE.xlsx[:SHEET], with the columns image, label, and perhaps a group and split",
     )
@@ -200,7 +201,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, kind, what in _LIMITS:
         default = getattr(PrepareOptions, name.replace("-", "_"))
         add(f"--{name}", type=kind, metavar="N", default=default, help=f"{what} (default {default:g})")
-    add("--key", type=Path, metavar="FILE", help="key of the names, made if absent (default OUT.private/key)")
+    add("--key", type=user_path, metavar="FILE", help="key of the names, made if absent (default OUT.private/key)")
     add(
         "--nested",
         type=int,
@@ -217,7 +218,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--dry-run", action="store_true", help="say what there is to do, and do nothing")
     add(
         "--verify",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="check every byte of an archive instead; exit code 1 if it is damaged",
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastfgssl.runtime.console import Parser, log_to, make_console, print_line
+from fastfgssl.runtime.environment import rank_environment
 
 if TYPE_CHECKING:
     from fastfgssl.config.schema import Config
@@ -52,7 +53,9 @@ def replay_shown(replay: Callable[[Config, int], str], config: Config, step: int
     """Prints what comes of a step of `pretrain` or `finetune` that is made again; the exit code."""
     console = make_console()
     log_to(console)
-    print_line(console, replay(config, step))
+    told = replay(config, step)
+    rank, size, *_ = rank_environment()
+    print_line(console, f"rank {rank}: {told}" if size > 1 else told)  # each of its own images
     return 0
 
 

@@ -36,9 +36,9 @@ from fastfgssl.evaluation.protocols import Protocol
 from fastfgssl.evaluation.report import BatchStatistics
 from fastfgssl.evaluation.split import labelled_split
 from fastfgssl.pretraining import pretrain
-from fastfgssl.runtime.environment import rank_environment
+from fastfgssl.runtime.environment import require_alone
 from fastfgssl.runtime.errors import UserError, require_one_of
-from fastfgssl.runtime.files import check_writable, sha256_of, write_json
+from fastfgssl.runtime.files import check_writable, sha256_of, user_path, write_json
 from fastfgssl.runtime.versions import versions
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.hooks import Hook
@@ -78,22 +78,22 @@ def compare(
     require(seconds is None or seconds > 0, "seconds", seconds, "greater than 0")
     require_one_of("protocol", protocol, _PROTOCOLS)
     require_one_of("batch_statistics", batch_statistics, get_args(BatchStatistics))
-    if rank_environment().size > 1:
-        raise UserError("a comparison is made by one process, on one GPU: start it without torchrun or srun")
+    require_alone("a comparison")
+    out = user_path(out)
     require_entrants(config, objectives)
     archive = open_archive(config.data)
     if not archive.has_column("label"):
         raise UserError(f"{archive.path} has no labels, which score a comparison: prepare it with --labels")
     labelled_split(archive)
-    check_writable(Path(out) / "comparison.json")
+    check_writable(out / "comparison.json")
     scoring = Scoring(archive, protocol, batch_statistics, config.train.device)
-    comparison = _Comparison(config, Path(out) / "runs", scoring, hooks, stop_signal)
+    comparison = _Comparison(config, out / "runs", scoring, hooks, stop_signal)
     try:
         results = comparison.results(objectives, range(config.seed, config.seed + seeds), seconds)
     except _Stopped as stopped:
         log.info("the comparison is stopped; run the same command to go on")
         return Outcome(None, stopped.number)
-    write_json(Path(out) / "comparison.json", results)
+    write_json(out / "comparison.json", results)
     return Outcome(results, None)
 
 

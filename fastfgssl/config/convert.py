@@ -35,7 +35,7 @@ def convert(key: str, value: Any, to: Any) -> Any:
         return convert(key, value, next(option for option in options if option is not types.NoneType))
     if origin is tuple:
         parts = value.split(",") if isinstance(value, str) else value
-        if not hasattr(parts, "__iter__") or isinstance(parts, dict):
+        if not hasattr(parts, "__iter__") or isinstance(parts, (dict, bytes)) or getattr(parts, "ndim", 1) != 1:
             raise UserError(f"{key} = {value!r}: must be a list, such as {_list_of(options[0])}")
         return tuple(convert(key, part, options[0]) for part in parts)
     converted = _convert_scalar(value, to)
@@ -78,7 +78,7 @@ def _convert_scalar(value: Any, to: type) -> bool | int | float | str | None:
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
         return None
     if to is str:
-        return str(value)
+        return None if "\0" in str(value) else str(value)  # which no name of a file may hold
     if to is int and not isinstance(value, float):
         with suppress(ValueError):  # text such as 1e3
             return int(str(value))

@@ -17,6 +17,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
     section = "data"
+    paths = frozenset({"path", "cache"})
 
     path: str
     """Folder of a prepared archive (fastfgssl prepare), or its URL in an object store, such as s3://bucket/archive."""

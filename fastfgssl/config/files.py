@@ -22,7 +22,7 @@ from fastfgssl.config.schema import Config
 from fastfgssl.config.section import field_types
 from fastfgssl.config.text_loader import TextLoader
 from fastfgssl.runtime.errors import UserError, nearest
-from fastfgssl.runtime.files import write_whole
+from fastfgssl.runtime.files import user_path, write_whole
 
 MEANT_BEFORE = {"data.view_sizes": "pixels"}
 """What a run meant that began before a key existed, where that is not the key's default: the run goes on so."""
@@ -63,7 +63,7 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
             flat.pop(_ALTERNATIVES.get(key, ""), None)
     views = flat.get(_VIEWS)
     if isinstance(views, str) and views.endswith((".yaml", ".yml")):
-        flat[_VIEWS] = _read_preset(Path(views))
+        flat[_VIEWS] = _read_preset(user_path(views))
     return config_from_values(flat)
 
 
@@ -125,8 +125,8 @@ def list_keys(cls: type = Config, prefix: str = "") -> tuple[Key, ...]:
 
 def _find(file: str | Path) -> Path:
     """The file, or that of a configuration of the package which is called so."""
-    path = Path(file)
-    if path.suffix or path.name != str(file) or path.is_file():
+    path = user_path(file)
+    if path.suffix or path.name != str(path) or path.is_file():
         return path
     known = {config.stem: config for config in sorted(_CONFIGS.glob("*.yaml"))}
     if path.name not in known:

@@ -36,6 +36,7 @@ _DAY = 86400.0
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
     section = "model"
+    paths = frozenset({"weights"})
 
     backbone: str = "resnet50"
     """A torchvision ResNet (resnet18 to resnet152, wide_resnet50_2, resnext50_32x4d, ...), or timm/NAME, such as
@@ -120,7 +121,6 @@ class TrainConfig(Section):
     timeout: float = 600.0
     """Seconds, at most a day, that ranks wait for each other, once the first step is done, before they end with an
     error."""
-
     write_patience: float = 300.0
     """Seconds that training pauses, and tries again, for a disk that takes no checkpoint or report, before it ends; of
     several ranks at most half of `timeout`."""
@@ -176,6 +176,7 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
+    paths = frozenset({"output", "output_fallback"})
     objective: str = "fgssl"
     """What is learned: `fgssl`; to compare with it `barlow`, `vicreg`, `simclr`, `byol` or `simsiam`; in fine-tuning
     `supervised.progressive`, `supervised.joint` or `supervised.plain`; or a module of yours such as `package.module`

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from fastfgssl.config.convert import convert
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.files import expand_home
 
 
 def require(condition: bool, key: str, value: object, must: str) -> None:
@@ -28,12 +29,19 @@ class Section:
     """A dataclass of the configuration: what it is made of has the types of its fields, whoever makes it."""
 
     section: ClassVar[str] = ""
+    paths: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may name a file or folder; `~` in front of one is the home folder."""
 
     def __post_init__(self) -> None:
         cls: type = self.__class__
         for name, hint in field_types(cls).items():
-            if not dataclasses.is_dataclass(hint):
-                object.__setattr__(self, name, convert(self._key(name), getattr(self, name), hint))
+            key, value = self._key(name), getattr(self, name)
+            if dataclasses.is_dataclass(hint):
+                kind = typing.cast(type, hint)
+                require(isinstance(value, kind), key, value, f"an instance of {kind.__name__}, as load_config makes it")
+                continue
+            value = convert(key, value, hint)
+            object.__setattr__(self, name, expand_home(value) if name in self.paths else value)
         self._check()
 
     def _check(self) -> None:

@@ -143,6 +143,7 @@ def _decoded(encoded: DataNode, spec: GraphSpec, dtype: Any) -> DataNode:
         encoded,
         device="mixed" if spec.decodes_on_gpu else "cpu",
         hw_decoder_load=spec.hw_decoder_load,
+        jpeg_fancy_upsampling=True,  # of chroma, on a GPU as on a CPU: otherwise the two make other edges of one file
         output_type=types.RGB if spec.channels == 3 else types.GRAY,
         dtype=dtype,
     )

@@ -11,6 +11,7 @@ import weakref
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,9 @@ class Reader:
         self._is_away = False  # nothing could be read since one was given up: nor is waited for others
         self._lost: dict[int, str] = {}  # those that cannot be brought here, and why
         weakref.finalize(self, OPEN_SHARDS.release, self._owner)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._archive,)
 
     def close(self) -> None:
         """Closes the shards; reading opens them again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -18,8 +19,11 @@ from fastfgssl.evaluation.split import ScoringSplit
 from fastfgssl.evaluation.training_samples import training_samples
 from fastfgssl.models import Network
 from fastfgssl.models.classifier import ClassifyingNetwork
-from fastfgssl.runtime.distributed import start_world
+from fastfgssl.runtime.distributed import device_name, start_world
+from fastfgssl.runtime.environment import require_alone
 from fastfgssl.runtime.errors import UserError, require_one_of
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -44,12 +48,13 @@ def evaluate(
     `data.path` and `data.cache` of a configuration; cache=None takes the checkpoint's. split, batch_statistics, seed,
     label_fraction: see `run_protocol`. untrained: scores a network like the checkpoint's with random weights of this
     seed instead. device: auto, cuda or cpu. Raises `UserError` for a word that is none of these, a file that is no
-    checkpoint, or an archive that lacks what is needed.
+    checkpoint, an archive that lacks what is needed, or if this process is one of several ranks.
     """
     require_one_of("protocol", protocol, get_args(Protocol))
     require_one_of("batch_statistics", batch_statistics, get_args(BatchStatistics))
     if split is not None:
         require_one_of("split", split, get_args(ScoringSplit))
+    require_alone("an evaluation")
     network = load_pretrained(checkpoint)
     of_weights = {"training": network.config.seed}
     if untrained is not None:
@@ -92,6 +97,7 @@ def score_network(
     with start_world(device) as world:
         model = network.model.to(world.device).to(memory_format=torch.channels_last)
         extractor = FeatureExtractor(model, network.config, archive, world.device, batch_size)
+        log.info("scoring on %s", device_name(world))
         report = run_protocol(
             extractor,
             archive,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,11 +25,12 @@ from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.config.section import require
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import PretrainedClassifier, load
-from fastfgssl.runtime.distributed import start_world
-from fastfgssl.runtime.environment import cores_per_rank
+from fastfgssl.runtime.distributed import device_name, start_world
+from fastfgssl.runtime.environment import cores_per_rank, require_alone
 from fastfgssl.runtime.errors import UserError, file_errors
-from fastfgssl.runtime.files import check_writable, write_whole
+from fastfgssl.runtime.files import check_writable, user_path, write_whole
 
+log = logging.getLogger(__name__)
 _UNDECODED = "does not decode, or is not what was stored; `fastfgssl prepare --verify` says more"
 
 _NAMES_AT_ONCE = 4096
@@ -68,7 +70,8 @@ def predict(
     without images, and if `out` cannot be written.
     """
     require(batch_size > 0, "batch size", batch_size, "greater than 0")
-    data, out = Path(data).expanduser(), Path(out).expanduser()
+    require_alone("a table of predictions")
+    data, out = user_path(data), user_path(out)
     classifier = load(checkpoint)
     if not isinstance(classifier, PretrainedClassifier):
         raise UserError(f"{checkpoint}: tells no classes apart: it was pretrained without labels; fine-tune it first")
@@ -77,6 +80,7 @@ def predict(
     check_writable(out)
     found = Predicted(Counter(dict.fromkeys(classifier.classes, 0)), {})
     with start_world(device) as world:
+        log.info("predicting on %s", device_name(world))
         classifier = classifier.to(world.device).to(memory_format=torch.channels_last)
         if (data / MANIFEST).exists():
             rows = _of_archive(classifier, Archive.open(data), world.device, batch_size)

@@ -19,6 +19,7 @@ from fastfgssl.models.weights import averaged_weights
 from fastfgssl.objectives import build_objective, require_trusted
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.files import user_path
 from fastfgssl.training.checkpoint import load_checkpoint, load_newest_checkpoint
 
 
@@ -117,7 +118,7 @@ def load(checkpoint: str | Path) -> PretrainedBackbone | PretrainedClassifier:
 
 def load_pretrained(checkpoint: str | Path) -> Pretrained:
     """The network of a checkpoint, with the configuration that it was trained with; `checkpoint` as for `load`."""
-    path = Path(checkpoint).expanduser()
+    path = user_path(checkpoint)
     state = _newest_of(path) if path.is_dir() else load_checkpoint(path)
     try:
         config = config_of_run(state["config"])

@@ -19,8 +19,9 @@ from fastfgssl.export.timm import Timm
 from fastfgssl.export.torch_export import TorchExport
 from fastfgssl.export.torchvision import Torchvision
 from fastfgssl.models.classifier import ClassifyingNetwork
+from fastfgssl.runtime.environment import require_alone
 from fastfgssl.runtime.errors import UserError, file_errors, require_one_of
-from fastfgssl.runtime.files import check_writable, staged
+from fastfgssl.runtime.files import check_writable, staged, user_path
 
 FORMATS: dict[str, Format] = {
     format.name: format for format in (Torchvision(), Timm(), Safetensors(), Onnx(), TorchExport())
@@ -60,12 +61,13 @@ def export_checkpoint(
     require_one_of("--format", format, FORMATS)
     if part is not None:
         require_one_of("--part", part, get_args(PartName))
-    target, out = FORMATS[format], Path(out).expanduser()
+    require_alone("an export")
+    target, out = FORMATS[format], user_path(out)
     if out.suffix not in target.suffixes:
         raise UserError(f"--out {out}: a file of --format {format} ends with {' or '.join(target.suffixes)}")
     if out.exists() and not out.is_file():
         raise UserError(f"--out {out}: is no file; name one")
-    tables = [read_scores(Path(file)) for file in scores]
+    tables = [read_scores(user_path(file)) for file in scores]
     check_writable(out)
     pretrained = load_pretrained(checkpoint)
     name: PartName = part or ("classifier" if isinstance(pretrained.model, ClassifyingNetwork) else "backbone")

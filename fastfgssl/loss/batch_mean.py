@@ -22,9 +22,11 @@ def batch_mean(losses: Tensor, weights: Tensor, *, group: ProcessGroup | None = 
 
     Returns [], 0 with gradients of 0 if no row counts.
     """
-    own = torch.stack((losses.sum(), weights.sum()))
-    with torch.no_grad():
-        total, weight = (own if group is None else sum_over_ranks(own, group)).unbind()
+    own = torch.stack((losses.sum(), weights.detach().sum()))
+    if group is None:
+        return own[0] / torch.where(own[1] > 0, own[1], 1)
+    with torch.no_grad():  # which forward mode passes over: there the sum over ranks refuses
+        total, weight = sum_over_ranks(own, group).unbind()
         weight = torch.where(weight > 0, weight, 1)
-    share = own[0] * ((1 if group is None else place_in(group).size) / weight)
-    return total / weight + (share - share.detach())  # the value of all rows, the derivatives of this rank's
+    share = own[0] * (place_in(group).size / weight)
+    return total / weight + (share - share.detach())  # the value of all rows, the gradient of this rank's

@@ -24,7 +24,7 @@ def synchronise_batch_norm(model: nn.Module, world: World) -> nn.Module:
 
 def _synchronised(norm: nn.modules.batchnorm._BatchNorm, world: World) -> nn.Module:
     if world.device.type == "cuda":
-        new = nn.SyncBatchNorm.convert_sync_batchnorm(norm, world.group)
+        new = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # of all ranks; a group that it held could not be copied
     else:
         new = _HostSyncBatchNorm(norm, world)
     # timm's norms with an activation have it as a part, and run it themselves

@@ -76,13 +76,14 @@ def load_weights(module: nn.Module, file: str | Path, config: ModelConfig, *, ne
     new: what names of tensors begin with that stay as they are. Raises `UserError` if the file lacks any of the other
     tensors, or holds one of another shape or with NaN.
     """
-    source, state = f"{KEY} = {file}", read_state_dict(Path(file))
+    source, found = f"{KEY} = {file}", read_state_dict(Path(file))
     wanted = {name: value for name, value in module.state_dict().items() if not name.startswith(new)}
-    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in wanted))
-    state = {name: state[prefix + name] for name in wanted if prefix + name in state}
+    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in found for name in wanted))
+    state = {name: found[prefix + name] for name in wanted if prefix + name in found}
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
-        raise UserError(f"{source}: lacks {missing[0]} and {len(missing) - 1} more of {config.backbone}")
+        has = _what_it_has(found, wanted)
+        raise UserError(f"{source}: lacks {missing[0]} and {len(missing) - 1} more of {config.backbone}{has}")
     for name, value in state.items():
         state[name] = value = _fit_channels(value, wanted[name], f"{source}: {name}")
         if value.shape != wanted[name].shape:
@@ -92,6 +93,15 @@ def load_weights(module: nn.Module, file: str | Path, config: ModelConfig, *, ne
             )
     require_finite(state, source)
     module.load_state_dict(state, strict=False)
+
+
+def _what_it_has(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """What stands before the names that are wanted, in a file that has them under others; else its first names."""
+    probe = next(iter(wanted))
+    for prefix in sorted(name.removesuffix(probe) for name in found if name.endswith(probe)):
+        if prefix and all(prefix + name in found for name in wanted if not name.endswith("num_batches_tracked")):
+            return f", but has them all behind {prefix!r}: save them without it"
+    return f"; it has {', '.join([*found][:3]) or 'nothing'}{', ...' if len(found) > 3 else ''}"
 
 
 def _fit_channels(weight: Tensor, wanted: Tensor, name: str) -> Tensor:

@@ -71,7 +71,6 @@ def target_momentum(first: float, progress: float) -> float:
 def build(config: Config, world: World, *, fresh: bool) -> BYOL:
     """Draws initial weights from torch's global generator: seed it before."""
     network = build_network(config, fresh=fresh, projector=PROJECTOR, predictor=PREDICTOR)
-    # copied before it is placed: batch norms over ranks hold a process group, which cannot be copied
     target = copy.deepcopy(network)
     target.predictor = Perceptron(target.dim, ())
     network, target = (place_model(each, config, world) for each in (network, target.requires_grad_(False)))

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import Progress, ProgressColumn, TaskID
 from rich.table import Table
@@ -141,11 +141,29 @@ class _Outlet:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that takes no text for markup; where it is no terminal, of a fixed width."""
-    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    """A console that takes no text for markup; where it is no terminal, of a fixed width.
+
+    What variables such as FORCE_COLOR say makes a file no terminal, and one that cannot move its cursor is none either.
+    """
+    is_terminal = _is_terminal(sys.stderr if stderr else sys.stdout)
+    console = Console(
+        stderr=stderr,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        force_terminal=is_terminal,
+        force_interactive=is_terminal,
+    )
     if not console.is_terminal:
         console.width = _WIDE
     return console
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    except ValueError:  # closed
+        return False
 
 
 def print_line(console: Console, text: str) -> None:
@@ -168,7 +186,7 @@ def print_table(
             table.add_column(_cell(name), justify="right" if all(map(_is_number, cells)) else "left")
     for line in lines:
         table.add_row(*line)
-    if columns is not None and not console.is_terminal:  # lines of a file may be longer
+    if not console.is_terminal:  # lines of a file may be longer
         console.width = max(_WIDE, Measurement.get(console, console.options.update(max_width=10**5), table).maximum)
     console.print(table)
 
@@ -214,16 +232,26 @@ def log_to(console: Console) -> None:
     logger.propagate = False
 
 
-class ProgressLine:
-    """Progress of countable work: a live line on a terminal, plain lines now and then elsewhere.
+class _Bar(Progress):
+    """With the text of its task on a line of its own, cut where the terminal ends."""
 
-    columns: of the live line, in rich's terms; quiet: shows nothing.
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if text := task.fields["text"]:
+                yield Text(_visible(text), no_wrap=True, overflow="ellipsis")
+
+
+class ProgressLine:
+    """Progress of countable work: a live line on a terminal, and its text below; plain lines now and then elsewhere.
+
+    columns: of the live line, in rich's terms, for 80 columns of a terminal; quiet: shows nothing.
     """
 
     def __init__(self, console: Console, *columns: ProgressColumn, quiet: bool = False, transient: bool = True) -> None:
         self._console, self._quiet = console, quiet
         self.is_live = console.is_terminal and not quiet
-        self._bar = Progress(*columns, console=console, transient=transient, disable=not self.is_live)
+        self._bar = _Bar(*columns, console=console, transient=transient, disable=not self.is_live)
         self._task: TaskID = self._bar.add_task("", total=None, text="")
         self._shown = -_SECONDS_BETWEEN_LINES
 
@@ -235,7 +263,7 @@ class ProgressLine:
         self._bar.stop()
 
     def update(self, done: int, total: int, text: str | None = None) -> None:
-        """Moves the live line; `text` stands beside it."""
+        """Moves the live line; `text` stands below it."""
         self._bar.update(self._task, completed=done, total=total)
         if text is not None:
             self._bar.update(self._task, text=text)

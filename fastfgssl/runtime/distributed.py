@@ -53,9 +53,21 @@ class World:
         """The world of one process."""
         return cls(rank=0, size=1, local_rank=0, local_size=1, device=device, group=None, control=None)
 
+    def __deepcopy__(self, memo: object) -> World:
+        return self  # what is copied with it, such as a network whose norms know their ranks, has the same place
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+
+def device_name(world: World) -> str:
+    """What the ranks compute on, in words."""
+    if world.device.type == "cuda":
+        ranks = f", a GPU for each of {world.size} ranks" if world.size > 1 else ""
+        return f"{torch.cuda.get_device_name(world.device)} ({world.device}){ranks}"
+    ranks = f", {world.size} ranks" if world.size > 1 else ""
+    return f"the CPU{ranks}{'' if torch.cuda.is_available() else ': torch sees no GPU'}"
 
 
 @contextmanager

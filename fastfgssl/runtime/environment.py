@@ -1,7 +1,7 @@
 """What the launcher and the machine tell a process: its place among ranks, its cores, the memory it took.
 
 torchrun says it in RANK and its like. srun says it in SLURM_* variables, which every process of an allocation inherits,
-so only those of a step with several tasks count. Without either, a process is on its own.
+so only those of a step with several tasks count. Without either, a process is on its own, unless mpirun started it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import NamedTuple
 from fastfgssl.runtime.errors import UserError
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# how many processes Open MPI, MVAPICH, MPICH (Intel MPI's is one), and the launchers of Cray started
+_MPIRUN = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE")
 # Slurm numbers the steps that nobody started with srun (batch script, interactive shell) from the top
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 # below the ports that Linux gives to outgoing connections, which begin at 32768
@@ -31,7 +33,11 @@ class RankEnvironment(NamedTuple):
 
 
 def rank_environment() -> RankEnvironment:
-    """Reads torchrun's variables, or else those of a step of srun. `UserError` if some lack or contradict others."""
+    """Reads torchrun's variables, or else those of a step of srun.
+
+    Raises `UserError` if some lack or contradict others, or if mpirun started several processes: each would take itself
+    for the only one.
+    """
     if _is_set_by_torchrun():
         missing = [name for name in _TORCHRUN if name not in os.environ]
         if missing:
@@ -51,6 +57,11 @@ def rank_environment() -> RankEnvironment:
         )
         source = "the variables of srun"
     else:
+        if name := next((name for name in _MPIRUN if os.environ.get(name, "1") not in ("", "0", "1")), None):
+            raise UserError(
+                f"{name}={os.environ[name]}: mpirun has started several processes, which is no way to start ranks here;"
+                " start with torchrun or srun, or unset the variable for a process of its own"
+            )
         return RankEnvironment(rank=0, size=1, local_rank=0, local_size=1)
     if not (place.rank < place.size and place.local_rank < place.local_size <= place.size):
         raise UserError(
@@ -58,6 +69,12 @@ def rank_environment() -> RankEnvironment:
             f" {place.local_size}; start anew with torchrun or srun"
         )
     return place
+
+
+def require_alone(what: str, *, advice: str = "") -> None:
+    """Raises `UserError`, ending with `advice`, if this process is one of several ranks: each would do all of it."""
+    if rank_environment().size > 1:
+        raise UserError(f"{what} is the work of one process: start it without torchrun or srun{advice}")
 
 
 def rendezvous_variables() -> dict[str, str]:

@@ -16,6 +16,16 @@ from typing import Any, BinaryIO
 from fastfgssl.runtime.errors import file_errors
 
 
+def expand_home(text: str) -> str:
+    """A path, or a URL, as a user typed it, with their home folder for a `~` in front, where no shell has put it."""
+    return os.path.expanduser(text)  # noqa: PTH111 - Path's raises for an unknown user, and makes a URL a path
+
+
+def user_path(path: str | Path) -> Path:
+    """`expand_home` of a path. The type of an argument of a command."""
+    return Path(expand_home(str(path)))
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, nbytes: int = 0) -> None:
     """Gives `path` what `write` writes, once all of it is on the disk; until then, and after an error, what it had.
 

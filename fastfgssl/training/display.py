@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fastfgssl.runtime.console import ProgressLine
 from fastfgssl.training.hooks import Hook, Moment, Run
@@ -19,13 +20,12 @@ class Terminal(Hook):
         self._run = run
         self._line = ProgressLine(
             self._console,
-            TextColumn(self._name),
-            BarColumn(bar_width=24),
+            TextColumn(self._name, markup=False, table_column=Column(max_width=24, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
             quiet=not run.world.is_main,
             transient=False,
         )

@@ -1,5 +1,8 @@
 """Losses and gradients that are not finite: the update is skipped on the device, and the host learns of it later.
 
+Under a loss scale (float16) the scaler skips it and lowers the scale, which mends what was too large for that type
+alone: such steps are counted, and end no run.
+
 Nothing waits for it: a flag of each update stays on the device until the host meets the device anyway, at a report or
 a checkpoint. Ranks decide alike, from gradients that they have exchanged.
 """
@@ -31,6 +34,9 @@ _UNREAD = 4096  # steps whose flags wait on the device; those before them are fo
 _REMEMBERED = 256  # steps whose samples are known when the host learns of them
 
 
+RESCALED, SKIPPED = 1, 2
+
+
 class Diverged(UserError):
     """Too many updates in a row were not finite, on every rank alike."""
 
@@ -52,9 +58,9 @@ class Guard:
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def step(self, parameters: Sequence[nn.Parameter], norm: Tensor | None) -> None:
-        """The optimiser's step, which changes nothing where a gradient is not finite; norm: of all, where it is known.
+        """The optimiser's step, which changes nothing where a gradient is not finite.
 
-        Under a loss scale the scaler skips it, and lowers the scale; the flag counts what no lower scale would help.
+        norm: of all gradients, where it is known.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if norm is None:  # of none, where a backbone is frozen that is all there is
@@ -63,11 +69,11 @@ class Guard:
         if self._scaler.is_enabled():
             scale = self._scaler._get_scale_async()
             assert scale is not None, "backward has scaled a loss"
-            self._flags.append(flag * (scale <= 1))
+            self._flags.append(flag * (1 + (scale <= 1)))
             self._scaler.step(self._optimizer)
             self._scaler.update()
             return
-        self._flags.append(flag)
+        self._flags.append(SKIPPED * flag)
         if not self._skips:
             self._optimizer.step()
             return
@@ -78,11 +84,14 @@ class Guard:
         finally:
             del optimizer.found_inf
 
-    def read(self, updates: int) -> list[list[bool]]:
-        """Which updates of each step since the last call were not finite, of the newest ones; waits for the device."""
+    def read(self, updates: int) -> list[list[int]]:
+        """What became of the updates of each step since the last call, of the newest ones; waits for the device.
+
+        0: made; `RESCALED`: skipped, and the loss scale lowered; `SKIPPED`: skipped, and no lower scale would help.
+        """
         if not self._flags:
             return []
-        flags = torch.stack(list(self._flags)).cpu().reshape(-1, updates).bool()
+        flags = torch.stack(list(self._flags)).cpu().reshape(-1, updates).int()
         self._flags.clear()
         if flags.any():
             for buffer, kept in zip(self._buffers, self._kept, strict=True):
@@ -100,6 +109,8 @@ class NonfiniteSteps:
         self._run = run
         self._made: deque[tuple[int, np.ndarray]] = deque(maxlen=_REMEMBERED)
         self.count, self.in_a_row = (state["count"], state["in_a_row"]) if state else (0, 0)
+        self.has_last = False
+        """Whether the last step that was settled was skipped."""
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps."""
@@ -109,7 +120,7 @@ class NonfiniteSteps:
         """Notes the samples of a step."""
         self._made.append((step, ids))
 
-    def settle(self, step: int, flags: Sequence[Sequence[bool]], lr: float) -> None:
+    def settle(self, step: int, flags: Sequence[Sequence[int]], lr: float) -> None:
         """Takes up what `Guard.read` says after `step` steps, on every rank.
 
         Raises `Diverged` after train.nonfinite_limit in a row.
@@ -117,11 +128,13 @@ class NonfiniteSteps:
         longest, last = 0, 0
         bad: dict[int, Sequence[bool]] = {}
         for at, of_updates in enumerate(flags, step - len(flags) + 1):
-            self.in_a_row = self.in_a_row + 1 if any(of_updates) else 0
-            if any(of_updates):
-                bad[at] = of_updates
+            self.has_last = any(of_updates)
+            self.count += self.has_last
+            skipped = [flag == SKIPPED for flag in of_updates]
+            self.in_a_row = self.in_a_row + 1 if any(skipped) else 0
+            if any(skipped):
+                bad[at] = skipped
                 longest, last = max(longest, self.in_a_row), at
-        self.count += len(bad)
         if bad:
             with shared_errors(self._run.world):
                 if self._run.world.is_main:

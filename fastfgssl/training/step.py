@@ -72,8 +72,8 @@ class TrainingStep:
                 logs = self._accumulate(update, wrapped, micro_batches, self._numerics, log=log)
             yield logs
 
-    def skipped(self) -> list[list[bool]]:
-        """Which updates of each step since the last call were not finite, and so not made; waits for the device."""
+    def skipped(self) -> list[list[int]]:
+        """Which updates of each step since the last call were not made, see `Guard.read`; waits for the device."""
         return self.guard.read(len(self.objective.updates))
 
     def state_dict(self) -> dict[str, Any]:

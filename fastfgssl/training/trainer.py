@@ -16,13 +16,13 @@ from fastfgssl.config.schema import Config
 from fastfgssl.data.batch import Batch
 from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, on_this_rank, shared_errors
-from fastfgssl.runtime.distributed import World, set_timeout
+from fastfgssl.runtime.distributed import World, device_name, set_timeout
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import checkpoint_path
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.metrics import Clock, read_logs
 from fastfgssl.training.nonfinite import Diverged, NonfiniteSteps, remedy, require_finite
-from fastfgssl.training.plan import is_frozen, set_rates
+from fastfgssl.training.plan import is_frozen, set_rates, warn_of_lengths
 from fastfgssl.training.replay import diagnose
 from fastfgssl.training.reporter import Reporter, epoch_of
 from fastfgssl.training.saving import checkpoints_of, find_newest, save
@@ -117,6 +117,9 @@ def _train(
         log.info("%s is complete: %d of %d steps are done", run.output, start, steps)
         return Outcome(start, None, checkpoint_path(checkpoints_of(config), start))
 
+    if world.is_main:
+        log.info("steps %d to %d of %s, on %s", start + 1, steps, run.output, device_name(world))
+        warn_of_lengths(run)
     step, stopped, flag = start, 0, SharedFlag(world)
     skipped = NonfiniteSteps(run, state.get("skipped") if state else None)
     with ExitStack() as opened, lost_ranks("reporting or saving"):
@@ -164,7 +167,7 @@ def _train(
                 _save(run, data, make_step, step, _beside(skipped, reporter))
             reporter.call(Moment(step, report, batch))
             if is_report:
-                if not skipped.in_a_row:
+                if not skipped.has_last:
                     require_finite(run, step, [name for name in objective.weights if not math.isfinite(report[name])])
                 clock.lap(step)  # what hooks took is no time of training
             # a checkpoint, else after them: a run that is killed in between makes and reports the step again

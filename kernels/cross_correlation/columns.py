@@ -157,7 +157,8 @@ def loss_and_terms(
     """
     on_diagonal, off_diagonal = standardised.totals[0], squared_norm[0]
     if diagonal_in_product:
-        off_diagonal = off_diagonal - standardised.totals[1]
+        # where there is nothing else, rounding leaves a difference below 0; a NaN stays one
+        off_diagonal = (off_diagonal - standardised.totals[1]).clamp_min(0)
     loss = on_weight * on_diagonal + off_weight * off_diagonal
     return loss, torch.stack([on_diagonal, off_diagonal, standardised.totals[4]])
 

@@ -257,10 +257,12 @@ def _finish_view(gradient, x, statistics, sums, rows, columns, n, N, D, factor):
 def _loss_kernel(squared_norm, totals, loss, terms, on_weight, off_weight, diagonal_weight):
     """loss = on_weight on + off_weight off; terms [3]: on = sum (1 - C_ii)^2, off, and how many columns are dead.
 
-    off = sum C_ij^2 - diagonal_weight sum C_ii^2: 1 where the squared norm has the diagonal, 0 where it has not.
+    off = sum C_ij^2 - diagonal_weight sum C_ii^2, at least 0: 1 where the squared norm has the diagonal, 0 where it has
+    not.
     """
     on_diagonal, dead = tl.load(totals), tl.load(totals + 4)
     off_diagonal = tl.load(squared_norm) - diagonal_weight * tl.load(totals + 1)
+    off_diagonal = tl.where(off_diagonal < 0, 0.0, off_diagonal)  # by rounding; a NaN stays one
     tl.store(loss, on_weight * on_diagonal + off_weight * off_diagonal)
     tl.store(terms, on_diagonal)
     tl.store(terms + 1, off_diagonal)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastfgssl.archive.prepare import PrepareOptions, prepare
+from fastfgssl.runtime.errors import UserError
 from helpers.further import further
 from helpers.images import encode, fixed_key, gradient, write_files
 from helpers.paths import TOOLS
@@ -25,13 +27,13 @@ BAD_COMMANDS = {
     "images --out new --short-side x": "argument --short-side: invalid int value: 'x'",
     "images --out new --short-side 0": "short-side must be above 0, not 0",
     "images --out new --workers -1": "workers must be above 0, not -1",
-    "images --out new --shard-size nan": "shard-size must be above 0, not nan",
+    "images --out new --shard-size nan": "shard-size = nan: must be a number",
     "nowhere --out new": "the source nowhere does not exist",
     "texts --out new": "no images below texts, only 1 x .txt",
     "images --out folder": "folder holds other files and no archive: choose an empty folder or a new one",
     "images --out archive --short-side 9": "archive was made without --short-side: add to it in the same way",
     "images --out new --min-side -1": "min-side must be 0, for no limit, or above, not -1",
-    "images --out new --min-contrast nan": "min-contrast must be 0, for no limit, or above, not nan",
+    "images --out new --min-contrast nan": "min-contrast = nan: must be a number",
     "images --out new --max-aspect 0.5": "max-aspect is the long side by the short one, so it must be 0",
     "images --out new --modality CT,DXX": "modality 'DXX' is none of DICOM's, such as CT, MG or DX; did you mean 'DX'?",
     "images --out new --modality ,": "modality must be codes of DICOM such as MG,DX, not ','",
@@ -141,3 +143,33 @@ def test_what_the_system_forbids_is_told_before_the_work(tmp_path, command):
         (tmp_path / "closed").chmod(0o700)
     message = FORBIDDEN[command].format(tmp_path.resolve())
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_options_made_in_python_have_their_types_or_name_the_option(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = PrepareOptions(
+        sources=["~/a", tmp_path / "b", "s3://bucket/c"],
+        lists=["~/list"],
+        out="~/archive",
+        labels="~/labels.csv",
+        key="~/key",
+        workers=np.int64(2),
+        shard_size=np.float32(1),
+        short_side=64.0,
+    )
+    assert options.sources == (tmp_path / "a", tmp_path / "b", "s3://bucket/c")
+    assert (options.out, options.labels, options.key) == tuple(tmp_path / n for n in ("archive", "labels.csv", "key"))
+    assert options.lists == (tmp_path / "list",)
+    assert [type(value) for value in (options.workers, options.shard_size, options.short_side)] == [int, float, int]
+    for wrong, message in {
+        "sources": ("folder", r"^sources = 'folder': must be a list, as \['folder'\]"),
+        "out": (3, "^out = 3: must be a path"),
+        "key": (b"key", "^key = b'key': must be a path"),
+        "workers": ("two", "^workers = 'two': must be an integer"),
+        "max_ratio": (None, "^max-ratio = None: must be a number"),
+        "overwrite": (1, "^overwrite = 1: must be true or false"),
+        "duplicates": ("dorp", "^duplicates = 'dorp': must be one of drop, keep; did you mean 'drop'"),
+        "depth": ([8], r"^depth = \[8\]: must be an integer"),
+    }.items():
+        with pytest.raises(UserError, match=message[1]):
+            PrepareOptions(**{"sources": ["a"], "out": "archive", wrong: message[0]})

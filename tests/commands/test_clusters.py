@@ -15,6 +15,7 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -79,7 +80,7 @@ def test_two_nodes_of_torchrun_train_as_one_process_does(make_config, tmp_path):
     assert (change - expected).norm() < 0.01 * expected.norm()
 
 
-def srun(arguments: list) -> list[Command]:
+def srun(arguments: list, **options: Any) -> list[Command]:
     """The tool on two nodes with a task each, as srun starts it in an allocation."""
     job = next(job for job in count(os.getpid()) if is_free(20_000 + 10 * job % 12_000))
     variables = {
@@ -91,7 +92,7 @@ def srun(arguments: list) -> list[Command]:
         "SLURM_LOCALID": "0",
     }
     nodes = [variables | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node)} for node in (0, 1)]
-    return [Command(TOOL, *arguments, environment=elsewhere(node)) for node in nodes]
+    return [Command(TOOL, *arguments, environment=elsewhere(node), **options) for node in nodes]
 
 
 def test_tasks_of_srun_train_together_stop_on_a_warning_and_go_on(make_config, tmp_path):
@@ -106,6 +107,18 @@ def test_tasks_of_srun_train_together_stop_on_a_warning_and_go_on(make_config, t
     assert [f"stopped after step {done} of 2000" in out for out in printed] == [True, False]
     finish(srun(["--config", tmp_path / "config.yaml", f"train.steps={done + 2}"]), code=0)
     assert [record["step"] for record in read_metrics(output)] == list(range(1, done + 3))
+
+
+def test_ranks_go_on_to_the_end_without_a_reader(make_config, tmp_path):
+    """As behind `torchrun ... | head`."""
+    config = make_config(train__steps=30, train__heads=[0])
+    write_config(config, tmp_path / "config.yaml")
+    read, written = os.pipe()
+    os.close(read)
+    finish(srun(["--config", tmp_path / "config.yaml"], stdout=written), code=0)
+    os.close(written)
+    assert [record["step"] for record in read_metrics(Path(config.output))] == list(range(1, 31))
+    assert (Path(config.output) / "checkpoints" / "step_000000030.pt").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -17,12 +18,14 @@ import pytest
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.commands import COMMANDS, evaluate
+from fastfgssl.commands import prepare as prepare_command
 from fastfgssl.config.files import write_config
 from fastfgssl.pretraining import pretrain
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.sinks import read_metrics
 from helpers.command import run_command, run_here
 from helpers.further import further
+from helpers.images import encode, gradient, write_files
 from helpers.paths import TOOLS
 
 MODULE = (sys.executable, "-m", "fastfgssl")
@@ -103,6 +106,27 @@ def test_a_diagnosis_is_kept_without_a_reader(make_config, tmp_path):
     assert json.loads(told.read_text())["verdict"]
 
 
+@pytest.mark.slow
+def test_other_commands_keep_what_they_make_without_a_reader(make_config, tmp_path, archive_path):
+    settings = {"train__heads": ["all"], "train__steps": 3, "output": str(tmp_path / "tuned")}
+    config = make_config(objective="supervised.plain", **settings)
+    write_config(config, tmp_path / "config.yaml")
+    unread("finetune", "--config", tmp_path / "config.yaml")
+    assert [record["step"] for record in read_metrics(Path(config.output)) if "loss" in record] == [1, 2, 3]
+    best = tmp_path / "tuned" / "checkpoints" / "best.pt"
+    unread("predict", "--checkpoint", best, "--data", archive_path, "--out", tmp_path / "predictions.csv")
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 85
+    unread("export", "--checkpoint", best, "--format", "torch.export", "--out", tmp_path / "network.pt2")
+    assert (tmp_path / "network.pt2.md").exists()
+    out = tmp_path / "comparison"
+    words = ("--objectives", "fgssl.joint,untrained", "--seeds", 1, "--out", out)
+    write_config(make_config(train__steps=2), tmp_path / "config.yaml")
+    unread("compare", "--config", tmp_path / "config.yaml", *words)
+    assert json.loads((out / "comparison.json").read_text())["equal_images"]
+    unread("bench", "loss", "--rehearse", "--json", tmp_path / "bench.json")
+    assert json.loads((tmp_path / "bench.json").read_text())
+
+
 @pytest.fixture
 def scored(make_config, phantom_folder, tmp_path) -> list:
     """The words after `evaluate` that score a network on classes whose names look like markup."""
@@ -168,3 +192,45 @@ def test_a_benchmark_that_is_stopped_ends_its_ranks(tmp_path, number):
         assert time.monotonic() < deadline + 60
         time.sleep(0.2)
     assert not list(tmp_path.iterdir())  # nor what it wrote to measure
+
+
+ALONE = {
+    "prepare": "images --out {new}",
+    "evaluate": "--checkpoint none --data none --protocol knn --json {new}",
+    "compare": "--config demo --objectives untrained data.path=none --out {new}",
+    "predict": "--checkpoint none --data none --out {new}",
+    "export": "--checkpoint none --format torchvision --out {new}.pth",
+    "doctor": "--config demo data.path=none --json {new}",
+    "bench": "loss --json {new}",
+    "demo": "--out {new}",
+    "phantom": "{new} --images 3",
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_what_one_process_does_is_refused_to_several_ranks(name, tmp_path, monkeypatch, capsys):
+    """Each would do all of it, and write into the same files."""
+    main = importlib.import_module(f"fastfgssl.commands.{name}").main
+    ranks = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
+    for variables in (ranks, {"OMPI_COMM_WORLD_SIZE": 2}):
+        with pytest.MonkeyPatch.context() as patch:
+            for variable, value in variables.items():
+                patch.setenv(variable, str(value))
+            assert run_here(main, *ALONE[name].format(new=tmp_path / "new").split()) == 2
+        assert re.fullmatch(
+            r"error: .* start(:? it without torchrun or srun| with torchrun or srun).*\n", capsys.readouterr().err
+        )
+        assert not list(tmp_path.iterdir())
+    assert {*ALONE} | {"train", "finetune"} == {*COMMANDS}
+
+
+def test_a_tilde_in_an_option_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "images", {"1.png": encode(gradient(30, 30), "PNG")})
+    assert run_here(prepare_command.main, "--out=~/archive", "~/images", "--key=~/key", "--workers=1") == 0
+    assert run_here(prepare_command.main, "--verify=~/archive") == 0
+    assert {"archive", "key"} <= {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "~").exists()
+    for file in (TOOLS.parent / "fastfgssl" / "commands").glob("*.py"):
+        assert "type=Path" not in file.read_text(), f"{file.name}: a path as it was typed; take user_path"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,8 @@ SOURCES = ("*.h", "*.cuh", "*.cc", "*.cu")
 class Installed:
     """The package in a folder of its own; `program` is the command that pip made."""
 
-    def __init__(self, site: Path, wheel: Path, outside: Path) -> None:
+    def __init__(self, site: Path, wheel: Path, outside: Path, not_in_sdist: set[str]) -> None:
+        self.not_in_sdist = not_in_sdist
         self.wheel, self.outside, self.program = wheel, outside, site / "bin" / "fastfgssl"
         self._variables = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
@@ -50,7 +52,9 @@ def installed(tmp_path_factory) -> Installed:
     shutil.copytree(ROOT, checkout, ignore=ignored)
     build("setup.py", "-q", "sdist", "--dist-dir", dist, cwd=checkout)
     (archive,) = dist.glob("*.tar.gz")
+    of_checkout = {str(path.relative_to(checkout)) for path in checkout.rglob("*") if path.is_file()}
     with tarfile.open(archive) as tar:
+        in_sdist = {name.partition("/")[2] for name in tar.getnames()}
         tar.extractall(folder, filter="data")
     shutil.rmtree(checkout)
     pip = ("-m", "pip", "-q", "--disable-pip-version-check")
@@ -58,7 +62,12 @@ def installed(tmp_path_factory) -> Installed:
     build(*pip, "wheel", *offline, "--no-build-isolation", "-w", dist, ".", cwd=folder / archive.name[:-7])
     (wheel,) = dist.glob("*.whl")
     build(*pip, "install", *offline, "--target", site, wheel, cwd=folder)
-    return Installed(site, wheel, outside)
+    of_builds = re.compile(r"(build|dist|[^/]*\.egg-info|\.[^/]*)(/|$)|.*\.py[cod]$")
+    return Installed(site, wheel, outside, {name for name in of_checkout - in_sdist if not of_builds.match(name)})
+
+
+def test_the_sdist_has_all_that_tests_tools_and_documents_need(installed):
+    assert not installed.not_in_sdist
 
 
 def test_the_wheel_has_what_is_read_at_run_time(installed):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from fastfgssl.config.files import config_from_values, config_to_values, load_config, write_config
+from fastfgssl.config.files import config_from_values, config_to_values, list_keys, load_config, write_config
 from fastfgssl.config.help import describe_keys
 from fastfgssl.runtime.errors import UserError
 from helpers.paths import ROOT
@@ -194,7 +200,6 @@ def test_the_batch_must_split_evenly(file, batch_size, accumulate, world_size, f
 
 
 def test_the_shipped_configurations_are_valid():
-
     files = sorted((ROOT / "configs").glob("*.yaml"))
     assert files
     for path in files:
@@ -226,3 +231,70 @@ def test_apex_takes_what_makes_one_update_of_a_batch(objective, fits):
     else:
         with pytest.raises(UserError, match=r"optim\.backend"):
             config_from_values(values)
+
+
+ODD = [
+    np.float32(0.5),
+    np.int64(2),
+    np.bool_(True),
+    np.str_("auto"),
+    np.array([8, 4, 2]),
+    np.array(3),
+    torch.tensor(2.0),
+    torch.tensor([0.5, 0.25]),
+    Path("some/where"),
+    b"bytes",
+    16.0,
+    2.5,
+    10**400,
+    True,
+    None,
+    {"a": 1},
+    [np.float64(1), "2", 3, 4],
+    object(),
+    "nul\0",
+]
+
+
+def test_a_configuration_made_in_python_has_plain_types_or_names_the_key(tmp_path):
+    """What is checked is what is saved: numbers of numpy and paths are converted, the rest is refused."""
+    known, base, converted = {key.name: key for key in list_keys()}, load_config_of_defaults(), 0
+    for name in known:
+        section, _, field = name.rpartition(".")
+        for value in ODD:
+            refusal, config = None, base
+            try:
+                part = dataclasses.replace(getattr(base, section) if section else base, **{field: value})
+                config = dataclasses.replace(base, **{section: part}) if section else part
+            except UserError as error:
+                refusal = str(error)
+            if refusal is not None:
+                assert field in refusal, (name, value)
+                assert "\n" not in refusal
+                continue
+            converted += 1
+            flat = config_to_values(config)
+            for item in flat[name] if isinstance(flat[name], list) else [flat[name]]:
+                assert type(item) in (bool, int, float, str, type(None)), (name, value)
+            assert config_from_values(json.loads(json.dumps(flat))) == config
+    assert converted > 200
+
+
+def test_a_section_of_another_type_is_named():
+    base = load_config_of_defaults()
+    with pytest.raises(UserError, match=r"^optim = \{'lr': 1\}: must be an instance of OptimConfig, as load"):
+        dataclasses.replace(base, optim={"lr": 1})
+
+
+def test_a_tilde_in_front_of_a_path_is_the_home_folder(tmp_path, monkeypatch):
+    """No shell puts it there behind `data.path=`, nor in a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("data: {path: ~/archive, cache: ~/cache}\ntrain: {steps: 1}")
+    (tmp_path / "views.yaml").write_text("base: paper")
+    config = load_config("~/config.yaml", ["output=~/run", "output_fallback=~/other", "model.weights=~/weights.pth"])
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, window=3))
+    paths = (config.data.path, config.data.cache, config.output, config.output_fallback, config.model.weights)
+    assert paths == tuple(f"{tmp_path}/{name}" for name in ("archive", "cache", "run", "other", "weights.pth"))
+    assert load_config("~/config.yaml", ["data.views=~/views.yaml"]).data.views.startswith("{")
+    for path in ("s3://bucket/~/archive", "runs/~", "./~", "~nobody-of-this-name/x"):
+        assert load_config("~/config.yaml", [f"data.path={path}"]).data.path == path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,13 @@ def test_batches_equal_those_of_a_local_archive_within_the_budget(bucket, url, a
     names = [name for name in bucket.read if name.endswith(".tar")]
     assert len(names) > len(set(names)) == len(archive.shard_sizes)  # some went, and came again
     assert not list(tmp_path.glob("*/shards/*.part"))
+
+
+def test_a_copy_of_it_reads_the_same(bucket, url, archive_path, tmp_path):
+    copied = pickle.loads(pickle.dumps(open_cached(url, tmp_path, 1 << 30)))
+    ids = np.arange(copied.num_samples)
+    for a, b in zip(Reader(copied).read(ids), Reader(Archive.open(archive_path)).read(ids), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_shard_gets_its_name_while_nobody_counts(bucket, url, archive_path, tmp_path):

@@ -122,7 +122,8 @@ def test_the_doctor_does_not_run_under_torchrun(doctor, config_file, monkeypatch
         monkeypatch.setenv(name, str(value))
     assert doctor("--config", config_file)[::2] == (
         2,
-        "error: the doctor runs alone: start it without torchrun; --ranks says how many to plan for\n",
+        "error: a diagnosis is the work of one process: start it without torchrun or srun;"
+        " --ranks says how many to plan for\n",
     )
 
 

@@ -138,7 +138,8 @@ def test_the_command_counts_and_names_what_it_could_not_decode(checkpoint, tmp_p
     folder = write_files(tmp_path / "images", FILES | {f"c/{n}.png": b"" for n in range(9)})
     words = ("--checkpoint", checkpoint, "--data", folder, "--device", "cpu")
     assert run_here(main, *words, "--out", tmp_path / "out.csv") == 0
-    told = capsys.readouterr().out
+    told, beside = capsys.readouterr()
+    assert beside.startswith("predicting on the CPU")
     assert all(name in told for name in CLASSES)
     assert "could not be decoded: b/empty.png: empty file" in told
     assert "and 7 more" in told

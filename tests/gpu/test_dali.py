@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
+from PIL import Image
 
+from fastfgssl.data.decode import Encoded, build_decoder
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import load_pretrained
@@ -18,7 +21,8 @@ from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.step import TrainingStep
 from helpers.gpu import DEVICE_ID, GPU, never_waits, rehearsed
-from helpers.loader import BATCH, loader, tensors
+from helpers.images import encode
+from helpers.loader import BATCH, loader, spec, tensors
 from helpers.runs import losses
 
 pytestmark = pytest.mark.gpu
@@ -36,6 +40,20 @@ def test_batches_are_those_of_the_cpu(archive_path, name):
             assert x.is_contiguous(memory_format=torch.channels_last)
             # decoders and resampling differ by a grey level or two; solarise turns some of them over
             assert (x.cpu() - y).abs().mean() < 0.1
+
+
+def test_chroma_is_upsampled_as_on_the_cpu():
+    """Colours of half the resolution, which a decoder of a GPU repeats unless it is told to interpolate."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, :33], image[:, 33:] = (200, 30, 40), (30, 60, 200)
+    data = encode(Image.fromarray(image), "JPEG", quality=95, subsampling="4:2:0")
+    truth, repeated = (simplejpeg.decode_jpeg(data, fastupsample=fast) for fast in (False, True))
+    decoder = build_decoder(lambda: Encoded([np.frombuffer(data, np.uint8)]), spec(device_id=DEVICE_ID, batch_size=1))
+    decoded = np.asarray(decoder.run()[0].as_cpu().at(0))
+    error, error_of_repeating = (
+        np.abs(each[:, 30:36] - truth[:, 30:36].astype(float)).mean() for each in (decoded, repeated)
+    )
+    assert error < 2 < 5 < error_of_repeating
 
 
 @pytest.mark.parametrize("half", [False, True])

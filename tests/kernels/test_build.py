@@ -240,6 +240,26 @@ def test_where_the_home_folder_is_read_only_a_folder_of_this_user_alone_serves(f
         build_plugin()
 
 
+def test_a_user_without_a_home_builds_in_a_folder_of_their_own(tmp_path, monkeypatch):
+    """As that of a container who has no name; `~` is no folder here."""
+    for name in ("HOME", "XDG_CACHE_HOME", "FASTFGSSL_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_name(user: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", no_name)
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    (own,) = build._caches()
+    assert own == tmp_path / f"fastfgssl-{os.getuid()}"
+    own.chmod(0o777)
+    with pytest.raises(BuildError, match=r"no home folder .* set FASTFGSSL_CACHE"):
+        build._caches()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FASTFGSSL_CACHE", "~/cache")
+    assert build._caches() == [tmp_path / "cache"]
+
+
 def test_a_library_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):
     """As from a file system that allows no execution."""
     (tmp_path / "library.so").write_text("no library")

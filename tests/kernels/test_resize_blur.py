@@ -15,7 +15,7 @@ from nvidia.dali import fn
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from fastfgssl.archive.phantom import phantom_image
+from fastfgssl.archive.phantom_scene import phantom_image
 from fastfgssl.kernels import build
 from fastfgssl.kernels.blur.reference import blur_reference
 from fastfgssl.kernels.resize.reference import resize_reference

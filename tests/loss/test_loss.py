@@ -285,3 +285,16 @@ def test_what_is_not_finite_is_named_in_debug_mode(monkeypatch, value):
     monkeypatch.setenv("FASTFGSSL_DEBUG", "1")
     with pytest.raises(ValueError, match=f"z2: 1 of 30 numbers are not finite, first {value} in row 2, column 3"):
         cross_correlation_loss(z1, z2)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_no_term_is_negative_where_columns_are_orthogonal(algorithm):
+    z = torch.ones(1, 1)
+    while len(z) < 256:  # Hadamard's matrix, after Sylvester
+        z = torch.cat((torch.cat((z, z), 1), torch.cat((z, -z), 1)))
+    z = z[:, 1:].contiguous()
+    for D in (64, 128, 255):
+        terms = cross_correlation_terms(z[:, :D], z[:, :D], Options(algorithm=algorithm))
+        assert 0 <= terms.off_diagonal < 1e-3
+    z[3, 5] = torch.nan
+    assert cross_correlation_terms(z, z, Options(algorithm=algorithm)).off_diagonal.isnan()  # a NaN is not hidden

@@ -203,3 +203,15 @@ def test_weights_of_another_width_are_not_taken_for_another_number_of_channels(t
     torch.save(model(width=0.25).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(UserError, match=r"conv1.weight is \[16, 3, 7, 7\], but resnet18 has \[8, 1, 7, 7\]"):
         model(weights=str(tmp_path / "wide.pth"), in_channels=1)
+
+
+def test_weights_under_other_names_say_what_the_file_has(tmp_path):
+    state = model().backbone.state_dict()
+    torch.save({f"encoder_q.{name}": value for name, value in state.items()}, tmp_path / "moco.pth")
+    with pytest.raises(UserError, match=r"but has them all behind 'encoder_q\.': save them without it"):
+        model(weights=str(tmp_path / "moco.pth"))
+    torch.save({f"block{index}.weight": torch.zeros(1) for index in range(9)}, tmp_path / "other.pth")
+    with pytest.raises(
+        UserError, match=r"lacks conv1.weight .*; it has block0.weight, block1.weight, block2.weight, ..."
+    ):
+        model(weights=str(tmp_path / "other.pth"))

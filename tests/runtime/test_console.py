@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from fastfgssl.runtime.console import ProgressLine, make_console, print_line, print_table
+from fastfgssl.runtime.distributed import World
+from fastfgssl.training import display
+from fastfgssl.training.hooks import Moment
 
 NAMES = ["melanoma [/in situ]", "nevus [benign]", ":warning: [red]", "naevus naïf 痣", "a\x1b[31mb\udce9\n"]
 SHOWN = [*NAMES[:-1], r"a\x1b[31mb\udce9\n"]
@@ -146,3 +152,58 @@ run_tool(main)"""
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == {15: (143, "terminated\n"), 2: (130, "interrupted\n")}[number]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "started"]  # and no temporary folder
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CLICOLOR_FORCE"])
+def test_no_variable_makes_a_file_a_terminal(monkeypatch, capsys, variable):
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    console = make_console()
+    with ProgressLine(console) as line:
+        assert not line.is_live
+        line.line("x" * 150, always=True)
+    print_table(console, [("a", "1" * 150)], title="of a file", columns=["name", "count"])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    print_table(console, [("a", "2" * 300)])
+    assert "2" * 300 in capsys.readouterr().out
+    assert "x" * 150 in shown
+    assert "1" * 150 in shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch, term):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", term)
+    with ProgressLine(make_console()) as line:
+        assert not line.is_live
+        line.line("1 of 5", always=True)
+        assert sys.stdout.getvalue() == "1 of 5\n"
+
+
+def test_a_run_at_80_columns_shows_how_far_it_is(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    for name, value in {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}.items():
+        monkeypatch.setenv(name, value)
+    weights = dict.fromkeys(["loss_0", "loss_1", "loss_2", "loss_all"], 1.0)
+    hook = display.Terminal(make_console(), "fgssl.progressive-seed-[0]")
+    hook.begin(
+        SimpleNamespace(
+            world=World.alone(torch.device("cpu")), start=0, steps=100000, objective=SimpleNamespace(weights=weights)
+        )
+    )
+    logs = {"loss": 1.5, "images_per_second": 1234.5, "data_wait": 0.25, "lr": 1e-4, "epoch": 1.0, **weights}
+    for step in (12345, 12346):
+        hook(Moment(step, logs, None))
+        time.sleep(0.15)
+    hook.end()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", sys.stdout.getvalue())
+    *_, bar, text = [line for line in shown.replace("\r", "\n").splitlines() if line.strip()]
+    assert re.fullmatch(r"fgssl.progressive-seed-. \S* 12346/100000 0:00:\d\d eta \S+", " ".join(bar.split()))
+    assert text.startswith("loss 1.5 (0:1 1:1 2:1 all:1)  1234 images/s")
+    assert max(len(line) for line in (bar, text)) <= 80

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from fastfgssl.models.batch_norm import synchronise_batch_norm
 from fastfgssl.runtime.agreement import SharedFlag, lost_ranks, on_this_rank, require_agreement, shared_errors
+from fastfgssl.runtime.collectives import sum_over_ranks
 from fastfgssl.runtime.console import run_tool
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.runtime.errors import RankError, UserError
@@ -57,9 +60,12 @@ def network_of(options: dict) -> nn.Module:
 def with_synchronised_norms_of_each_kind(world, images):
     outputs, part = [], slice(world.rank * 2, world.rank * 2 + 2)
     for options in KINDS:
-        network = synchronise_batch_norm(network_of(options), world)
+        network = copy.deepcopy(synchronise_batch_norm(network_of(options), world))  # as an average of weights is made
         shown = [network(batch[part]) for batch in images]
         outputs.append((torch.stack(shown).detach(), network.state_dict(), network.eval()(images[0]).detach()))
+    # forward mode over ranks is refused, not left out in silence
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        sum_over_ranks(forward_ad.make_dual(torch.ones(2), torch.ones(2)), world.group)
     return outputs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -37,7 +38,11 @@ def set_variables(monkeypatch):
     """Replaces all variables of launchers; None leaves one out."""
 
     def replace(variables: dict[str, str | None]) -> None:
-        for name in [*TORCHRUN, "MASTER_ADDR", "MASTER_PORT", *(name for name in os.environ if "SLURM" in name)]:
+        for name in [
+            *TORCHRUN,
+            "MASTER_ADDR",
+            *(name for name in os.environ if re.match("SLURM|OMPI|PMI|MV2|MASTER", name)),
+        ]:
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             if value is not None:
@@ -170,3 +175,20 @@ def test_a_tool_that_cannot_tell_its_rank_says_so_in_one_line(set_variables, cap
         run_tool(rank_environment)
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("error: WORLD_SIZE and LOCAL_RANK and LOCAL_WORLD_SIZE not set")
+
+
+MPIRUN = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize("variables", [MPIRUN, {"PMI_SIZE": "4", "PMI_RANK": "0"}, {"MV2_COMM_WORLD_SIZE": "2"}])
+def test_processes_of_mpirun_are_refused(set_variables, variables):
+    """Each would train alone in the folder of all."""
+    set_variables(variables)
+    with pytest.raises(UserError, match=rf"^{next(iter(variables))}=\d: mpirun has .* start with torchrun or srun"):
+        rank_environment()
+    set_variables(variables | SRUN)  # srun sets PMI_SIZE too
+    assert rank_environment().size == 11
+    set_variables(variables | TORCHRUN)  # torchrun that mpirun has started, once a machine
+    assert rank_environment().size == 16
+    set_variables(dict.fromkeys(variables, "1"))
+    assert rank_environment() == ALONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,3 +56,14 @@ def test_a_run_that_goes_on_needs_no_weights_to_begin_with(make_config, tmp_path
     assert pretrain(make_config(train__steps=2, **settings))[:2] == (2, None)
     with pytest.raises(UserError, match=r"weights\.pt"):
         pretrain(make_config(train__steps=1, **settings | {"output": str(tmp_path / "new")}))
+
+
+def test_a_run_says_what_it_runs_on_and_what_does_not_fit_into_it(make_config, caplog):
+    with caplog.at_level("INFO"):
+        pretrain(make_config(train__steps=2, train__heads=[0], optim__warmup_epochs=1))
+    said = [message for message in caplog.messages if message.startswith(("steps", "optim"))]
+    assert len(said) == 2
+    assert re.fullmatch(r"steps 1 to 2 of .*run, on the CPU(: torch sees no GPU)?", said[0])
+    assert said[1] == (
+        "optim.warmup_epochs = 1: is 7 steps, and the run has 2: the learning rate does not reach its peak"
+    )

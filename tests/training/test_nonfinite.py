@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,36 @@ def test_a_step_is_made_again_and_says_where_it_is_not_finite(make_config, capsy
     assert sorted(Path(config.output).rglob("*")) == files  # it writes nothing
     assert run_here(command.main, "--config", tmp_path / "config.yaml", "--replay", 0) == 2
     assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_a_batch_that_float16_cannot_hold_costs_one_step_and_no_statistics(make_config, monkeypatch):
+    """Its forward pass leaves infinities in running means, and lowers the loss scale once."""
+    calls = []
+
+    def build(config, world, *, fresh):
+        objective = fgssl.build(config, world, fresh=fresh)
+        first = next(module for module in objective.model.modules() if isinstance(module, torch.nn.Conv2d))
+
+        def enlarge(module, inputs):
+            calls.append(1)
+            return (inputs[0] * 1e6,) if len(calls) == 5 else None  # of two calls a step
+
+        first.register_forward_pre_hook(enlarge)
+        return objective
+
+    register("overflowing", build)
+    small = partial(torch.amp.GradScaler, init_scale=16.0)  # so that nothing else is too large
+    monkeypatch.setattr(torch.amp, "GradScaler", small)
+    config = make_config(
+        objective="overflowing", train__heads=[2], train__precision="float16", train__checkpoint_every=1
+    )
+    assert pretrain(config).steps_done == 4
+    states = [load_checkpoint(path) for path in list_checkpoints(Path(config.output) / "checkpoints")]
+    assert [state["step"] for state in states] == [0, 2, 3, 4]
+    assert all(value.isfinite().all() for state in states for value in state["model"].values())
+    before, after, later = (states[place]["model"]["backbone.bn1.running_mean"] for place in (1, 2, 3))
+    assert torch.equal(before, after)
+    assert not torch.equal(after, later)
+    assert states[2]["scaler"]["scale"] == states[1]["scaler"]["scale"] / 2
+    assert [record.get("skipped_steps") for record in records(config)] == [None, None, 1, 1]
+    assert not list(Path(config.output).glob("nonfinite*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import types
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fastfgssl.config.schema import Config, DataConfig, ModelConfig, OptimConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.optim import LARS, build_optimizer
+from fastfgssl.training.plan import warn_of_lengths
 from fastfgssl.training.schedule import learning_rate_factor, set_learning_rate
 
 
@@ -183,3 +185,20 @@ def test_no_warm_up_begins_at_the_peak_and_warm_up_can_be_the_whole_run():
         0.5 * (1 + math.cos(0.9 * math.pi))
     )
     assert learning_rate_factor(4, steps=5, warmup_steps=5, final=0) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "epochs", "warns"),
+    [
+        ("warmup_epochs", 2, False),
+        ("warmup_epochs", 2.5, True),
+        ("freeze_epochs", 2, True),
+        ("freeze_epochs", 1, False),
+    ],
+)
+def test_a_part_of_the_schedule_that_leaves_nothing_of_the_run_is_told(caplog, key, epochs, warns):
+    config = Config(
+        data=DataConfig(path="a"), train=TrainConfig(steps=20, batch_size=10), optim=OptimConfig(**{key: epochs})
+    )
+    warn_of_lengths(SimpleNamespace(config=config, num_samples=100, steps=20))
+    assert [f"optim.{key} = {epochs:g}: is" in message for message in caplog.messages] == [True] * warns

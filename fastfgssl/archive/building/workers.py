@@ -25,6 +25,7 @@ from fastfgssl.runtime.errors import UserError
 NO_ITEM = -1
 _LOOK_EVERY = 0.5  # seconds between two looks at how long workers have been at their items
 _STARTS = 3  # of a worker that dies before it begins anything
+_UNGUARDED = 70  # exit code of a worker that, importing the script that needs it, would need workers itself
 _JOIN_SECONDS = 5.0  # a process in the middle of a call to a file server that does not answer cannot end
 
 
@@ -210,6 +211,8 @@ def expect_workers(*modules: str) -> None:
 
     Workers are no forks of this process, which would copy the locks of threads (rich's, pyarrow's, torch's).
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(_UNGUARDED)
     multiprocessing.set_forkserver_preload(list(modules))
     with _ignored_interrupt():
         multiprocessing.forkserver.ensure_running()
@@ -277,6 +280,9 @@ def _death(worker: _Worker, task: Any) -> Death:
     worker.process.join(_JOIN_SECONDS)
     code = worker.process.exitcode or 0
     worker.pipe.close()
+    if code == _UNGUARDED:
+        guard = "`if __name__ == '__main__':`"
+        raise UserError(f"each worker imports the script that is run: put what it does below {guard}") from None
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return Death(task, item, stage, f"killed its worker ({how})", False)
 

@@ -13,6 +13,7 @@ from fastfgssl.archive.sources.listed import ListSource
 from fastfgssl.archive.sources.network import public
 from fastfgssl.archive.sources.remote import RemoteSource
 from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.files import user_path
 
 
 def path_or_url(text: str) -> Path | str:
@@ -20,7 +21,7 @@ def path_or_url(text: str) -> Path | str:
     protocol, found, rest = text.partition("://")
     if found and protocol == "file":
         return Path(rest)
-    return text if found else Path(text)
+    return text if found else user_path(text)
 
 
 def open_sources(
