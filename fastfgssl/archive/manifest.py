@@ -119,7 +119,9 @@ class Archive:
             try:
                 size = (path / file["name"]).stat().st_size
             except OSError as error:
-                raise UserError(f"archive {path} is incomplete: {file['name']}: {error.strerror}") from error
+                raise UserError(
+                    f"archive {path} is incomplete: {file['name']}: {error.strerror}", errno=error.errno
+                ) from error
             if size != file["bytes"]:
                 raise UserError(f"archive {path} is damaged: {file['name']} has {size} bytes, not {file['bytes']}")
         facts = manifest["table"]
@@ -226,6 +228,8 @@ def _table_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not pyarrow's verdict on the bytes
+            raise UserError(f"cannot read {path / TABLE}: {error.strerror}", errno=error.errno) from error
         raise UserError(f"archive {path} is damaged: {TABLE}: {in_a_line(error)}; copy or prepare it again") from error
 
 
@@ -236,7 +240,7 @@ def read_manifest(path: Path) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not an archive: it has no {MANIFEST}; `fastfgssl prepare` makes one") from None
     except OSError as error:
-        raise UserError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
+        raise UserError(f"cannot read {path / MANIFEST}: {error.strerror}", errno=error.errno) from error
     return parse_manifest(stored, path / MANIFEST)
 
 
