@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastfgssl.runtime.errors import STORAGE_EXIT_CODE
 from helpers.faults import Fault
 
 
@@ -55,7 +56,7 @@ def test_an_error_that_passes_ends_no_run(training, archive_path, error):
 def test_a_shard_that_cannot_be_read_for_good_is_one_line(training, archive_path):
     training.clear()
     ended = training.run(Fault(archive_path / "shards", 3, "EIO", from_then_on=True))
-    assert ended.code == 2
+    assert ended.code == STORAGE_EXIT_CODE
     assert ended.errors[0].startswith(f"error: cannot read {archive_path / 'shards'}")
     training.check_left(ended)
     training.check_whole(training.run())
@@ -88,3 +89,23 @@ def test_a_run_waits_for_a_disk(training):
         training.check_whole(ended)
         assert ended.printed.count("training pauses, and this is tried again for 20 s") == 1
         assert ended.printed.count("training goes on after a pause") == 1
+
+
+def test_a_record_that_cannot_be_written_ends_no_run(training):
+    calls = training.calls(training.output)
+    n = next(n for n, call in enumerate(calls, 1) if "provenance.json" in call and n > len(calls) / 2)
+    ended = training.run(Fault(training.output, n, "EROFS"))
+    assert ended.failed
+    training.check_whole(ended)
+
+
+@pytest.mark.parametrize(("action", "from_then_on", "part"), [("kill", False, 2), ("ENOSPC", True, 1)])
+def test_the_best_weights_are_whole_and_found_again(finetuning, action, from_then_on, part):
+    calls = finetuning.calls(finetuning.output)
+    writing = [n for n, call in enumerate(calls, 1) if "/best.pt" in call]
+    for n in writing[part :: len(writing) // 2]:
+        finetuning.clear()
+        ended = finetuning.run(Fault(finetuning.output, n, action, from_then_on))
+        assert ended.failed
+        finetuning.check_left(ended)
+        finetuning.check_whole(finetuning.run())
