@@ -5,10 +5,13 @@ The long form, every call and every error, is `make soak`.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fastfgssl.runtime.errors import STORAGE_EXIT_CODE
 from helpers.faults import Fault
+from helpers.runs import losses
 
 
 def test_a_run_killed_at_each_call_of_a_checkpoints_writing_goes_on_bit_for_bit(training):
@@ -76,6 +79,25 @@ def test_what_a_full_disk_does_not_take_is_saved_in_the_fallback(training, tmp_p
     assert ended.code == 0
     assert "from step 3 on" in ended.printed
     assert list((tmp_path / "elsewhere").iterdir()) == []  # the output folder has a later one
+
+
+def test_a_run_whose_disk_is_full_goes_on_with_its_fallback(training, tmp_path):
+    training.clear()
+    calls = training.calls(training.output)
+    full = next(n for n, call in enumerate(calls, 1) if call.startswith("write") and "metrics.jsonl" in call) + 1
+    overrides = (f"output_fallback={tmp_path / 'elsewhere'}", "train.write_patience=300")
+    ended = training.run(Fault(training.output, full, "ENOSPC", from_then_on=True), *overrides)
+    assert ended.code == 0, ended.printed
+    training.check_left(ended)
+    (place,) = (tmp_path / "elsewhere").iterdir()
+    kept = ["metrics.jsonl", "step_000000001.pt", "step_000000003.pt"]
+    assert sorted(file.name for file in place.iterdir()) == kept
+    assert [json.loads(line)["step"] for line in (place / "metrics.jsonl").read_text().splitlines()] == [2, 3]
+    ended = training.run(Fault(training.output), *overrides, "train.steps=4")
+    assert ended.code == 0, ended.printed
+    assert [record["step"] for record in losses(training.output)] == [1, 2, 3, 4]
+    assert losses(training.output)[:3] == training.losses
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_run_waits_for_a_disk(training):

@@ -59,7 +59,7 @@ class Training:
         whole = folder / "whole"
         ended = driver.run(self.command, *self.arguments(whole), fault=_NO_FAULT)
         assert ended.code == 0, ended.printed
-        self._losses, self._state = losses(whole), _newest(whole)
+        self.losses, self._state = losses(whole), _newest(whole)
 
     def arguments(self, output: Path) -> list[str]:
         values = {
@@ -121,7 +121,7 @@ class Training:
         with counted_as("weights that differ"):
             assert flat(state) == flat(self._state)
         with counted_as("samples lost"):
-            assert losses(self.output) == self._losses
+            assert losses(self.output) == self.losses
         with counted_as("other"):
             events = EventAccumulator(str(self.output)).Reload()
             assert [point.step for point in events.Scalars("loss/loss")] == list(range(1, STEPS + 1))
