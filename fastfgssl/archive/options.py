@@ -76,8 +76,10 @@ class PrepareOptions:
     """Whole slides become tiles of so many microns per pixel; None reads them as other TIFFs."""
     tile: int | None = None
     """Pixels on a side of such a tile; default: 256."""
-    burned_in: Literal["skip", "keep"] = "skip"
-    """What becomes of DICOM images with text in their pixels."""
+    burned_in: Literal["skip", "keep", "mask"] = "skip"
+    """What becomes of images with text in their pixels: left out, kept, or painted over."""
+    find_text: Literal["dicom", "all"] = "dicom"
+    """Which are looked at for text: those of DICOM files, or of all files."""
     min_side: int = 16
     """Pictures with fewer pixels on their short side are left out; 0 takes all."""
     min_contrast: float = 0.25
@@ -147,7 +149,6 @@ class PrepareOptions:
         if self.labels_from is not None:
             require_one_of("labels-from", self.labels_from, ("folders",))
         require_one_of("duplicates", self.duplicates, ("drop", "keep"))
-        require_one_of("burned-in", self.burned_in, ("skip", "keep"))
         if self.near_duplicates is not None:
             require_one_of("near-duplicates", self.near_duplicates, ("report", "group", "drop"))
         if self.members is not None:
@@ -226,7 +227,7 @@ class PrepareOptions:
     def of_pictures(self) -> dict[str, str | int | float | None]:
         """What all pictures of an archive should have in common. A filter that takes all is None."""
         names = ("short_side", "encode", "pages", "frames", "window", "depth", "mpp", "tile", "burned_in")
-        same = {name: getattr(self, name) for name in names}
+        same = {name: getattr(self, name) for name in names} | {"find_text": "all" if self.find_text == "all" else None}
         filters = {name: getattr(self, name) or None for name in ("min_side", "min_contrast", "max_aspect")}
         dicom = header_filters(self.modality, self.leave_out)
         chosen = {"modality": ",".join(dicom.modalities), "leave_out": ",".join(dicom.leave_out)}
@@ -258,6 +259,8 @@ class PrepareOptions:
             max_pixels=self.max_pixels,
             pages=self.pages,
             encode=self.encode,
+            burned_in=self.burned_in,
+            find_text=self.find_text,
             thumbnails=self.near_duplicates is not None,
             filters=PictureFilters(min_side=self.min_side, min_contrast=self.min_contrast, max_aspect=self.max_aspect),
         )
@@ -269,5 +272,5 @@ class PrepareOptions:
             filters=header_filters(self.modality, self.leave_out),
         )
         slide = SlideSettings(mpp=self.mpp, tile=self.tile or SlideSettings.tile)
-        file = FileSettings(image=image, dicom=dicom, slide=slide, burned_in=self.burned_in)
+        file = FileSettings(image=image, dicom=dicom, slide=slide)
         return PartOptions(file, self.max_bytes, self.max_seconds, int(self.max_memory * MIB))

@@ -165,9 +165,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--tile", type=int, metavar="N", help="pixels on a side of such a tile (default 256)")
     add(
         "--burned-in",
-        choices=["skip", "keep"],
-        default="skip",
-        help="DICOM images with text in their pixels (default %(default)s)",
+        choices=["skip", "keep", "mask"],
+        default=PrepareOptions.burned_in,
+        help="images with text in their pixels: left out, kept, or the text painted over (default %(default)s)",
+    )
+    add(
+        "--find-text",
+        choices=["dicom", "all"],
+        default=PrepareOptions.find_text,
+        help="which images are looked at for text: those of DICOM files, or all (default %(default)s)",
     )
     for name, kind, what in _FILTERS:
         default = getattr(PrepareOptions, name.replace("-", "_"))

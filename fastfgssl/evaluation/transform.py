@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fastfgssl.archive.images.image import plain_picture, upright
+from fastfgssl.archive.images.pictures import plain_picture, upright
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.runtime.errors import UserError
 

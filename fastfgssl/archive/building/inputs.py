@@ -29,6 +29,8 @@ class Input(NamedTuple):
 
 def visible(words: str) -> str:
     """A text in which nothing moves a cursor, turns letters round or hides: all that would is spelt out."""
+    if words.isprintable():  # nearly always, and then it has none of these categories
+        return words
     return "".join(
         char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char
         for char in words

@@ -5,20 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from fastfgssl.archive.dicom.pictures import DicomPicture, DicomSettings, looks_like_dicom, read_dicom
+from fastfgssl.archive.dicom.pictures import DicomPicture, DicomSettings, Flags, looks_like_dicom, read_dicom
+from fastfgssl.archive.images.burned_in import without_text
 from fastfgssl.archive.images.image import ImageSettings, encode_picture, prepare_file, read_picture
-from fastfgssl.archive.images.pictures import in_8_bits
 from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
-from fastfgssl.archive.images.text import find_text
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
-from fastfgssl.archive.outcome import NEEDS_MEMORY, Facts, Filtered, NoImage, PreparedImage, Unusable
-
-BURNED_IN = "burned-in text"
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Facts, NoImage, PreparedImage, Unusable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +24,6 @@ class FileSettings:
     image: ImageSettings = field(default_factory=ImageSettings)
     dicom: DicomSettings = field(default_factory=DicomSettings)
     slide: SlideSettings = field(default_factory=SlideSettings)
-    burned_in: Literal["skip", "keep"] = "skip"
-    """What becomes of DICOM images that have text in their pixels, or whose header makes it likely."""
 
 
 def images_of(data: bytes, decoder: TrainingDecoder, settings: FileSettings) -> Iterator[PreparedImage | Unusable]:
@@ -74,19 +68,18 @@ def picture_of(data: bytes, *, max_pixels: int) -> Image.Image:
 
 
 def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
-    why = _text_in(found) if settings.burned_in == "skip" else ""
-    if why:
-        left_out = Filtered(f"{BURNED_IN}: {why}; --burned-in keep takes such images")
-        return left_out.showing(found.picture, found.levels).at(found.part)
     try:
+        pixels, painted = without_text(
+            np.asarray(found.picture), found.levels, settings.image.burned_in, _said_of_text(found.flags)
+        )
         image = encode_picture(
-            found.picture,
+            pixels,
             decoder,
             settings.image,
             levels=found.levels,
             part=found.part,
             facts=found.facts,
-            changes=("DICOM was encoded anew",),
+            changes=("DICOM was encoded anew", *painted),
             notes=found.notes,
         )
     except Unusable as unusable:
@@ -114,19 +107,15 @@ def _of_tile(tile: Tile, group: str, decoder: TrainingDecoder, settings: FileSet
     return image._replace(patient=group)
 
 
-def _text_in(found: DicomPicture) -> str:
-    """Why there may be text in a picture; empty if nothing says so."""
-    flags = found.flags
+def _said_of_text(flags: Flags) -> str:
+    """Why a header makes text likely; empty if it does not."""
     if flags.burned_in:
         return "BurnedInAnnotation is YES"
     if flags.burned_in is None and flags.secondary_capture:
         return "a capture of a screen or a film"
     if flags.burned_in is None and flags.ultrasound_without_regions:
         return "an ultrasound without regions"
-    lines = find_text(in_8_bits(np.asarray(found.picture), found.levels))
-    if len(lines) == 1:
-        return "a line of text was found"
-    return f"{len(lines)} lines of text were found" if lines else ""
+    return ""
 
 
 def _out_of_memory() -> Unusable:

@@ -17,9 +17,10 @@ from typing import Literal
 
 import imagecodecs
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fastfgssl.archive.building.near_duplicates import thumbnail
+from fastfgssl.archive.images.burned_in import without_text
 from fastfgssl.archive.images.filters import PictureFilters
 from fastfgssl.archive.images.formats import identify, read_pictures
 from fastfgssl.archive.images.jpeg import decode_encoded, read_jpeg
@@ -28,8 +29,6 @@ from fastfgssl.archive.images.pictures import (
     SEVERAL,
     Picture,
     as_image,
-    as_levels,
-    exif_orientation,
     in_8_bits,
     refuse_constant,
     same_picture,
@@ -38,7 +37,7 @@ from fastfgssl.archive.images.pictures import (
 from fastfgssl.archive.images.png import read_png
 from fastfgssl.archive.images.training_decoder import TrainingDecoder as TrainingDecoder  # where others look for it
 from fastfgssl.archive.outcome import Facts, Filtered, PreparedImage, Unusable
-from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.errors import UserError, require_one_of
 
 _JPEG_QUALITY = 95
 _PNG_LEVEL = 3  # a third to a fifth of the time of level 6, for 1 to 3 % more bytes
@@ -59,6 +58,10 @@ class ImageSettings:
     PNG. jpeg:N: pictures of 8 bits that are not JPEG become JPEG of quality N, and so does a JPEG that cannot stay.
     png: all become PNG, which loses nothing."""
 
+    burned_in: Literal["skip", "keep", "mask"] = "skip"
+    """What becomes of pictures with text in their pixels, see `burned_in.without_text`."""
+    find_text: Literal["dicom", "all"] = "dicom"
+    """Which are looked at for text: those of DICOM files, or of all."""
     thumbnails: bool = False
     """Whether the structure of each is kept beside it, by which near-duplicates are found."""
     filters: PictureFilters = field(default_factory=PictureFilters)
@@ -67,6 +70,8 @@ class ImageSettings:
     def __post_init__(self) -> None:
         if self.pages not in ("first", "all"):
             raise UserError(f"pages must be first or all, not {self.pages}")
+        require_one_of("burned-in", self.burned_in, ("skip", "keep", "mask"))
+        require_one_of("find-text", self.find_text, ("dicom", "all"))
         if self.encode not in ("keep", "png") and not 1 <= self.quality <= 100:
             raise UserError(f"encode must be keep, png or jpeg:N with N of 1 to 100, not {self.encode}")
 
@@ -155,24 +160,6 @@ def read_picture(data: bytes, *, max_pixels: int) -> Image.Image:
     return Image.fromarray(in_8_bits(picture.pixels, picture.levels))
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned and mirrored as its EXIF says."""
-    return ImageOps.exif_transpose(image) if exif_orientation(image) != 1 else image
-
-
-def plain_picture(image: Image.Image) -> Image.Image:
-    """The picture in mode L, RGB or I;16, as training sees it: transparency is left out, not blended.
-
-    Raises Unusable for floats and for integers that are no levels of 16 bits: only a file is scaled, which is noted.
-    """
-    if image.mode in ("L", "RGB", "I;16"):
-        return image
-    levels = as_levels(image)
-    if image.mode == "F" or levels.note:
-        raise Unusable(f"pixels are {'32-bit floats' if image.mode == 'F' else 'beyond 16 bits'}: rescale them")
-    return as_image(levels.pixels)
-
-
 def _prepare_jpeg(data: bytes, decoder: TrainingDecoder, settings: ImageSettings) -> PreparedImage:
     """A JPEG, decoded once if it is `plain`: every libjpeg decodes such a file to the same pixels, training's too.
 
@@ -221,6 +208,9 @@ def _finish(
 ) -> PreparedImage:
     """With the bytes that are `kept`, if nothing must change."""
     notes = (*picture.notes, NO_PROFILE) if picture.profile else picture.notes
+    if settings.find_text == "all":
+        pixels, painted = without_text(picture.pixels, picture.levels, settings.burned_in)
+        picture, changes = picture._replace(pixels=pixels), [*changes, *painted]
     larger = settings.short_side is not None and min(picture.pixels.shape[:2]) > settings.short_side
     if format == "jpeg" and settings.encode == "png":
         changes.append("JPEG became PNG")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastfgssl.archive.images.levels import Levels, to_levels
 from fastfgssl.archive.outcome import Unusable
@@ -81,6 +81,24 @@ def as_image(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype == np.uint16 and pixels.ndim == 3:
         pixels = (pixels >> 8).astype(np.uint8)
     return Image.fromarray(pixels)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned and mirrored as its EXIF says."""
+    return ImageOps.exif_transpose(image) if exif_orientation(image) != 1 else image
+
+
+def plain_picture(image: Image.Image) -> Image.Image:
+    """The picture in mode L, RGB or I;16, as training sees it: transparency is left out, not blended.
+
+    Raises Unusable for floats and for integers that are no levels of 16 bits: only a file is scaled, which is noted.
+    """
+    if image.mode in ("L", "RGB", "I;16"):
+        return image
+    levels = as_levels(image)
+    if image.mode == "F" or levels.note:
+        raise Unusable(f"pixels are {'32-bit floats' if image.mode == 'F' else 'beyond 16 bits'}: rescale them")
+    return as_image(levels.pixels)
 
 
 def in_8_bits(pixels: np.ndarray, levels: tuple[int, int]) -> np.ndarray:

@@ -39,8 +39,12 @@ class Line(NamedTuple):
     letters: int
 
 
-def find_text(picture: np.ndarray) -> list[Line]:
-    """Lines of text in `picture`, uint8 [H, W] or [H, W, 3], from left to right or turned by a quarter."""
+def find_text(picture: np.ndarray, *, fewest: int = _LETTERS, contrast: int = _CONTRAST) -> list[Line]:
+    """Lines of text in `picture`, uint8 [H, W] or [H, W, 3], from left to right or turned by a quarter.
+
+    fewest: letters that a row has, in a picture of few pieces. contrast: levels by which strokes stand out. With less
+    of either, more of a picture is taken for text.
+    """
     if picture.ndim == 2:
         bands = [picture, 255 - picture]
     else:  # white and coloured strokes on a dark or coloured ground; black ones, and coloured ones on a pale ground
@@ -48,21 +52,21 @@ def find_text(picture: np.ndarray) -> list[Line]:
         bands = [picture.max(axis=2), least, 255 - least]
     lines = []
     for band in bands:
-        letters = _letters(band)
-        lines += _rows(letters)
-        turned = _rows(letters[:, [1, 0, 3, 2]])
+        letters = _letters(band, contrast)
+        lines += _rows(letters, fewest)
+        turned = _rows(letters[:, [1, 0, 3, 2]], fewest)
         lines += [Line(line.top, line.left, line.bottom, line.right, line.letters) for line in turned]
     return lines
 
 
-def _letters(values: np.ndarray) -> np.ndarray:
+def _letters(values: np.ndarray, contrast: int) -> np.ndarray:
     """int64 [N, 4], left, top, right and bottom of strokes that have the size and the even brightness of a letter.
 
     values: uint8 [H, W], where strokes are brighter than what is beside them.
     """
     if min(values.shape) < _STROKE:
         return np.zeros((0, 4), np.int64)
-    strokes = values - _opened(values) >= _CONTRAST  # the opened picture is nowhere brighter
+    strokes = values - _opened(values) >= contrast  # the opened picture is nowhere brighter
     labels, count = ndimage.label(strokes, structure=np.ones((3, 3)))
     if not count:
         return np.zeros((0, 4), np.int64)
@@ -101,7 +105,7 @@ def _opened(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _rows(letters: np.ndarray) -> list[Line]:
+def _rows(letters: np.ndarray, fewest: int) -> list[Line]:
     """Rows of letters of one height whose gaps are narrow beside it, from left to right."""
     tall = letters[:, 3] - letters[:, 1] >= _SIZES[0]
     letters = letters[tall]
@@ -109,7 +113,7 @@ def _rows(letters: np.ndarray) -> list[Line]:
     lefts = letters[:, 0]
     boxes = letters.tolist()
     used = [False] * len(boxes)
-    needed = _LETTERS + max(0, math.ceil(math.log2(max(1, len(boxes)) / _PIECES)))
+    needed = fewest + max(0, math.ceil(math.log2(max(1, len(boxes)) / _PIECES)))
     lines = []
     for first in range(len(boxes)):
         row = [first]

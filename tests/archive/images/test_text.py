@@ -10,7 +10,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from fastfgssl.archive.images import decoded
+from fastfgssl.archive.images import burned_in, decoded
+from fastfgssl.archive.images.burned_in import without_text
+from fastfgssl.archive.images.image import ImageSettings
+from fastfgssl.archive.images.pictures import in_8_bits
 from fastfgssl.archive.images.text import _opened, find_text
 from fastfgssl.archive.outcome import Filtered
 from helpers.dicom import dicom
@@ -76,7 +79,52 @@ def test_opening_equals_scipy():
 
 @pytest.mark.parametrize(("lines", "said"), [(1, "a line of text was found"), (2, "2 lines of text were found")])
 def test_what_was_found_is_said_in_a_filters_words(monkeypatch, lines, said):
-    monkeypatch.setattr(decoded, "find_text", lambda pixels: [None] * lines)
+    monkeypatch.setattr(burned_in, "find_text", lambda pixels: [None] * lines)
     (left_out,) = decoded.images_of(dicom(np.eye(40, dtype=np.uint16)), DECODER, decoded.FileSettings())
     assert isinstance(left_out, Filtered)
     assert str(left_out) == f"burned-in text: {said}; --burned-in keep takes such images"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_text_is_painted_over_and_nothing_far_from_it_is(pictures, dtype):
+    written = overlaid(pictures[3], "DOE^JOHN 12.03.1957", size=16, colour="white").astype(dtype)
+    levels = (0, 255) if dtype == np.uint8 else (0, 255 * 16)
+    written *= 1 if dtype == np.uint8 else 16
+    before = written.copy()
+    painted, changes = without_text(written, levels, "mask")
+    assert changes == ("text was painted over",)
+    assert painted.dtype == dtype
+    np.testing.assert_array_equal(written, before)  # the caller's own
+    letters = overlaid(Image.new("RGB", (320, 240)), "DOE^JOHN 12.03.1957", size=16, colour="white").max(axis=2) > 200
+    changed = (painted != before).any(axis=2)
+    assert changed[letters].all()
+    assert not changed[80:].any()
+    assert find_text(in_8_bits(painted, levels)) == []
+
+
+def test_a_picture_is_left_out_whose_header_tells_of_text_that_is_not_found(pictures):
+    plain = np.asarray(pictures[0])
+    assert without_text(plain, (0, 255), "mask") == (plain, ())
+    with pytest.raises(Filtered, match="BurnedInAnnotation is YES, and no text is found that could be painted over"):
+        without_text(plain, (0, 255), "mask", "BurnedInAnnotation is YES")
+    assert without_text(plain, (0, 255), "keep", "BurnedInAnnotation is YES") == (plain, ())
+
+
+def test_files_other_than_dicom_are_looked_at_if_that_is_asked_for(pictures):
+    def made(file: bytes, **how: str):
+        settings = decoded.FileSettings(image=ImageSettings(**how))
+        (image,) = decoded.images_of(file, DECODER, settings)
+        return image
+
+    for format in ("JPEG", "PNG", "BMP"):
+        files = []
+        for picture in (Image.fromarray(overlaid(pictures[0], WORDS[0], size=16, colour="white")), pictures[0]):
+            picture.save(buffer := io.BytesIO(), format)
+            files.append(buffer.getvalue())
+        written, plain = files
+        assert not isinstance(made(written), Filtered)
+        assert str(made(written, find_text="all")).startswith("burned-in text: ")
+        painted = made(written, find_text="all", burned_in="mask")
+        assert painted.changes[-1] == "text was painted over"
+        assert find_text(np.asarray(Image.open(io.BytesIO(painted.data)))) == []
+        assert made(plain, find_text="all", burned_in="mask") == made(plain)
