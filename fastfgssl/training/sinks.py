@@ -1,8 +1,8 @@
 """Where reports are kept: metrics.jsonl, TensorBoard, metrics.csv, and services (services.py); a hook each.
 
 A sink writes on the first rank whatever a moment has to report. Where `output` does not take it, the run pauses; with
-an `output_fallback` it goes on, and what was not taken is written when it can be. A run that goes on makes, and reports,
-the steps beyond its checkpoint again: metrics.jsonl, metrics.csv and TensorBoard drop what they had of them.
+an `output_fallback` it goes on, and what was not taken is written when it can be. A run that goes on makes the steps
+beyond its checkpoint again, and reports them: metrics.jsonl, metrics.csv and TensorBoard drop what they had of them.
 """
 
 from __future__ import annotations
