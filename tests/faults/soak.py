@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import platform
 import random
 import signal
@@ -28,7 +29,7 @@ from typing import Any, NoReturn
 
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import PrepareOptions, prepare
-from helpers.endurance import Endurance, endure
+from helpers.endurance import ALLOWED, Endurance, endure
 from helpers.faults import ERRORS, Driver, Fault
 from helpers.faulty_runs import HARMS, Finetuning, Harm, Preparing, Training
 from helpers.paths import ROOT
@@ -169,7 +170,8 @@ class Results:
         commits = list(dict.fromkeys(record["commit"] for record in self.cases.values()))
         lines = [
             f"{len(struck)} faults in {minutes:.0f} minutes by `make soak` ({time.strftime('%Y-%m-%d')}, Linux"
-            f" {platform.release()}, Python {platform.python_version()}, two cores that other work kept busy; commits"
+            f" {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores under a load of"
+            f" {os.getloadavg()[2]:.0f}; commits"
             f" {', '.join(commits)}): {harmed} of them did harm.",
             "",
             f"| fault | tried | of | went on at once | {' | '.join(HARMS)} | noticed after, s: median, most |",
@@ -265,7 +267,8 @@ def main() -> int:
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     arguments.out.write_text(f"{before}{BEGIN}\n{results.table()}\n{END}{after}")
     print(results.table())
-    return int(any(record["harm"] for record in results.cases.values()))
+    grew = results.endurance is not None and Endurance(**results.endurance["growth"]).growth > ALLOWED
+    return int(grew or any(record["harm"] for record in results.cases.values()))
 
 
 if __name__ == "__main__":

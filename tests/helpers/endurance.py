@@ -22,6 +22,9 @@ SAMPLES = 40
 WARM_UP = 0.2
 """Share of its steps after which nothing may grow any more."""
 
+ALLOWED = 0.02
+"""Growth, as a share, that is within what an allocator does."""
+
 
 class Held(NamedTuple):
     """What a process holds."""
