@@ -129,7 +129,12 @@ class TensorBoard(Sink):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._losses = Event, run.objective.weights
-        self._path = run.output / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        # readers take files in the order of their names, which a clock that was set back must not change, nor the
+        # number of a process that was started in the same second
+        with file_errors("read", run.output):
+            before = [path.name.split(".")[3] for path in run.output.glob("events.out.tfevents.*")]
+        number = max([round(time.time()), *(int(text) + 1 for text in before if text.isdecimal())])
+        self._path = run.output / f"events.out.tfevents.{number:010}.{socket.gethostname()}.{os.getpid()}"
         self._patience = _Patience(run, self._path)
         self._writer = RecordWriter
         self._begin(run.first_moment)

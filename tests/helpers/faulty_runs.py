@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,8 @@ def counted_as(kind: str) -> Iterator[None]:
     except Harm:
         raise
     except Exception as error:
-        raise Harm(kind, f"{type(error).__name__}: {str(error) or 'it does not hold'}") from error
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        raise Harm(kind, f"{type(error).__name__}: {error}: {line}") from error
 
 
 class Training:

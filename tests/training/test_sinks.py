@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.training import sinks
 from fastfgssl.training.hooks import Hook, Run
 from fastfgssl.training.sinks import Csv, JsonLines, TensorBoard, read_metrics
 
@@ -152,6 +153,14 @@ def test_a_number_that_is_not_finite_is_null_in_json_and_no_point_of_a_curve(run
         write(sink, run(0), {1: {"loss": math.nan}, 2: {"loss": math.inf}})
     assert [record["loss"] for record in read_metrics(tmp_path)] == [None, None]
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"] == []
+
+
+def test_a_clock_that_is_set_back_between_two_starts_bends_no_curve(run, tmp_path, monkeypatch):
+    for start, clock in ((0, 1.7e9), (2, 1.6e9), (2, 1.6e9 + 1)):
+        monkeypatch.setattr(sinks, "time", SimpleNamespace(time=lambda now=clock: now))
+        write(TensorBoard(), run(start), {step: {"loss": float(start)} for step in range(start + 1, 4)})
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 0.0), (2, 0.0), (3, 2.0)]
 
 
 def test_rows_that_were_not_taken_come_with_the_next(run, tmp_path, caplog):
