@@ -155,9 +155,9 @@ class Results:
 
     def lacks(self, kind: str, number: int) -> bool:
         record = self.cases.get((kind, number))
-        if kind == RANDOMLY and self._random_kills >= RANDOM_KILLS:
-            return False
-        return record is None or record["harm"] is not None
+        if record is not None:
+            return record["harm"] is not None
+        return kind != RANDOMLY or self._random_kills < RANDOM_KILLS
 
     @property
     def _random_kills(self) -> int:
