@@ -25,7 +25,7 @@ test: $(READY)  ## the tests that need no GPU, in $$TEST_WORKERS processes of on
 slow: $(READY)  ## tests of further cases of what `make test` has shown
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n $(TEST_WORKERS) --dist worksteal
 
-soak: $(READY)  ## every fault at every call within $$SOAK_MINUTES; the table goes into docs/reliability.md
+soak: $(READY)  ## every fault at every call, those missing, within $$SOAK_MINUTES; the table goes into docs/reliability.md
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES)
 
 check: $(READY)  ## lint, formatting and types

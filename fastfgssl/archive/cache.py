@@ -9,6 +9,7 @@ All processes of a machine share DIR, and so do runs on several archives: what w
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -184,7 +185,10 @@ def _server_errors(url: str, missing: type[UserError] = UserError) -> Iterator[N
     except FileNotFoundError:
         raise missing(f"{url} does not exist: `fastfgssl prepare` makes an archive to be copied there") from None
     except OSError as error:
-        raise UserError(f"cannot read {url}: {error.strerror or error}; the same command goes on") from error
+        raise UserError(
+            f"cannot read {url}: {error.strerror or error}; the same command goes on",
+            errno=error.errno or errno.EREMOTEIO,  # what libraries raise has often no number
+        ) from error
 
 
 def _shards_below(root: Path) -> Iterator[tuple[float, int, Path]]:

@@ -135,7 +135,7 @@ class Archive:
         manifest = read_manifest(path)
         facts = manifest["table"]
         if problem := _problem_of(path, facts):
-            raise UserError(problem)
+            raise problem
         if shards is None:
             _require_most_shards(path, manifest, max_bad_share)
         # archives of the benchmark, which hold nothing, have no checksums
@@ -236,15 +236,15 @@ class Archive:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
 
 
-def _problem_of(path: Path, facts: dict) -> str:
-    """What is wrong with the size of a file of the archive; empty if nothing."""
+def _problem_of(path: Path, facts: dict) -> UserError | None:
+    """What is wrong with the size of a file of the archive."""
     try:
         size = (path / facts["name"]).stat().st_size
     except OSError as error:
-        return f"archive {path} is incomplete: {facts['name']}: {error.strerror}"
+        return UserError(f"archive {path} is incomplete: {facts['name']}: {error.strerror}", errno=error.errno)
     if size != facts["bytes"]:
-        return f"archive {path} is damaged: {facts['name']} has {size} bytes, not {facts['bytes']}"
-    return ""
+        return UserError(f"archive {path} is damaged: {facts['name']} has {size} bytes, not {facts['bytes']}")
+    return None
 
 
 def _require_most_shards(path: Path, manifest: dict, max_bad_share: float) -> None:
@@ -256,12 +256,13 @@ def _require_most_shards(path: Path, manifest: dict, max_bad_share: float) -> No
         return
     problems = list(bad.values())
     if not max_bad_share:
-        raise UserError(problems[0])
+        raise problems[0]
+    told = [str(problem) for problem in problems[:_NAMED]]
     if samples > most_bad(of_all, max_bad_share):
         remedy = "copy it again, or prepare it anew"
-        raise UserError(verdict(samples, of_all, max_bad_share, problems[:_NAMED], "", remedy))
+        raise UserError(verdict(samples, of_all, max_bad_share, told, "", remedy), errno=problems[0].errno)
     more = f", and {len(bad) - _NAMED} more shards" if len(bad) > _NAMED else ""
-    log.warning("%s%s: their %d samples are left out when they are met", "; ".join(problems[:_NAMED]), more, samples)
+    log.warning("%s%s: their %d samples are left out when they are met", "; ".join(told), more, samples)
 
 
 def _reopened(path: Path, shards: Shards | None, fingerprint: str) -> Archive:
@@ -276,6 +277,8 @@ def _table_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not pyarrow's verdict on the bytes
+            raise UserError(f"cannot read {path / TABLE}: {error.strerror}", errno=error.errno) from error
         raise UserError(f"archive {path} is damaged: {TABLE}: {in_a_line(error)}; copy or prepare it again") from error
 
 
@@ -286,7 +289,7 @@ def read_manifest(path: Path) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not an archive: it has no {MANIFEST}; `fastfgssl prepare` makes one") from None
     except OSError as error:
-        raise UserError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
+        raise UserError(f"cannot read {path / MANIFEST}: {error.strerror}", errno=error.errno) from error
     return parse_manifest(stored, path / MANIFEST)
 
 

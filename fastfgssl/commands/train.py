@@ -60,14 +60,24 @@ def replay_shown(replay: Callable[[Config, int], str], config: Config, step: int
 
 
 def run_shown(verb: Callable[..., Outcome], config: Config, name: str) -> Outcome:
-    """Runs `pretrain` or `finetune`, shows what it does, and lets a signal stop it."""
+    """Runs `pretrain` or `finetune`, shows what it does, and lets a signal stop it.
+
+    What a disk or a server has ended that may be back has an exit code of its own.
+    """
+    from fastfgssl.runtime.errors import STORAGE_EXIT_CODE, UserError
     from fastfgssl.runtime.signals import StopRequest
     from fastfgssl.training.display import Terminal
+    from fastfgssl.training.saving import goes_on
 
     console = make_console()
     log_to(console)
-    with StopRequest() as request:
-        return verb(config, hooks=[Terminal(console, name)], stop_signal=lambda: request.signal_number)
+    try:
+        with StopRequest() as request:
+            return verb(config, hooks=[Terminal(console, name)], stop_signal=lambda: request.signal_number)
+    except UserError as error:
+        if goes_on(config, error):
+            error.exit_code = STORAGE_EXIT_CODE
+        raise
 
 
 def exit_code(outcome: Outcome) -> int:

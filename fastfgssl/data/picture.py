@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fastfgssl.data.batch import Batch
+from fastfgssl.runtime.files import write_whole
 
 _ROWS = 6
 _GAP = 4
@@ -34,7 +35,7 @@ def save_views_picture(
         for row, pixels in enumerate(_to_uint8(pictures[:rows], mean, std)):
             view = Image.fromarray(pixels.numpy()).resize((shown, shown), Image.Resampling.NEAREST)
             sheet.paste(view, (left, _HEADER + row * (shown + _GAP)))
-    sheet.save(file)
+    write_whole(file, lambda opened: sheet.save(opened, format="PNG"))
 
 
 def _to_uint8(views: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

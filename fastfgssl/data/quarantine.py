@@ -8,6 +8,7 @@ makes the same batches. What could not be read is tried again by the next start:
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import logging
@@ -64,6 +65,7 @@ class Quarantine:
         self._file, self._writes = file, writes and file is not None
         self._listed = np.zeros(num_samples, bool)
         self._count = 0
+        self._passing = 0  # of these, what the next start tries again
         self._first: list[str] = []  # what is said of the first
         self._used = num_samples if among is None else len(among)
         self._max_bad_share, self._most = max_bad_share, most_bad(self._used, max_bad_share)
@@ -95,12 +97,19 @@ class Quarantine:
         return self._count / self._used
 
     @property
-    def verdict(self) -> str | None:
-        """In a line why these samples are not to be used any further; None while few enough are listed."""
+    def verdict(self) -> UserError | None:
+        """Why these samples are not to be used any further; None while few enough are listed.
+
+        It has an `errno`, that of a disk or server that may be back, where few enough are damaged.
+        """
         if self._count <= self._most:
             return None
         with self._lock:
-            if self._file is None:
+            is_outage = self._count - self._passing <= self._most
+            if is_outage:
+                listed = f"; all are in {self._file}" if self._file else ""
+                remedy = "what cannot be read for now is tried again by the same command"
+            elif self._file is None:
                 listed, remedy = "", "copy or prepare the archive again, or raise data.max_bad_share to do without them"
             else:
                 listed = f"; all are in {self._file}"
@@ -108,7 +117,8 @@ class Quarantine:
                     "copy or prepare the archive again and remove that list, or raise data.max_bad_share to go on"
                     " without them"
                 )
-            return verdict(self._count, self._used, self._max_bad_share, self._first, listed, remedy)
+            text = verdict(self._count, self._used, self._max_bad_share, self._first, listed, remedy)
+            return UserError(text, errno=errno.EIO if is_outage else None)
 
     def add(self, sample: int, sample_id: str, reason: str, *, may_pass: bool = False) -> None:
         """Lists a sample, then logs it; may_pass: until the next start.
@@ -120,8 +130,8 @@ class Quarantine:
             if not self._listed[sample] and self._write(sample, sample_id, reason):
                 self._tell(sample, sample_id, reason)
             self._require_one_left()
-            if self._count > self._most + _BEYOND and (text := self.verdict):
-                raise UserError(text)
+            if self._count > self._most + _BEYOND and (found := self.verdict):
+                raise found
 
     def substitute(self, ids: np.ndarray) -> np.ndarray:
         """`ids` (int64 [B]) with every listed sample replaced by the next sample number that may stand in for it."""
@@ -166,6 +176,7 @@ class Quarantine:
         if not self._listed[sample]:
             self._listed[sample] = True
             self._count += 1
+            self._passing += reason.startswith(_MAY_PASS)
             if len(self._first) < _SHOWN:
                 self._first.append(f"sample {sample} ({sample_id}): {reason}")
             self._fit -= not self._unfit[sample]
@@ -174,9 +185,8 @@ class Quarantine:
     def _require_one_left(self) -> None:
         if not self._fit:
             where = f"; see {self._file}" if self._file is not None else ""
-            raise UserError(
-                self.verdict or f"none of {self._asked} images can be decoded{where}: {'; '.join(self._first)}"
-            )
+            none = f"none of {self._asked} images can be decoded{where}: {'; '.join(self._first)}"
+            raise self.verdict or UserError(none)
 
     def _tell(self, sample: int, sample_id: str, reason: str) -> None:
         with suppress(Exception):  # it is listed; what a handler of the log makes of it is not worth the run

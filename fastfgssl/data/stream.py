@@ -46,8 +46,8 @@ class ArchiveStream:
         """Whether `config.output` is to list what is met; else nothing is written."""
         self._quarantine = Quarantine(self.archive.num_samples)
 
-    def verdict(self) -> str | None:
-        """Why no more batches are to be made, in a line; None while the archive is good enough."""
+    def verdict(self) -> UserError | None:
+        """Why no more batches are to be made; None while the archive is good enough."""
         return self._quarantine.verdict
 
     @contextmanager
@@ -72,7 +72,7 @@ class ArchiveStream:
                 writes=self.writes,
             )
             if too_many := self.verdict():
-                raise UserError(too_many)
+                raise too_many
             spec = GraphSpec.of(config, self.needs, world, depth=depth_of(self.archive))
             if start < stop:
                 rehearse(self.archive, spec, slots, self._quarantine, stop=stop)

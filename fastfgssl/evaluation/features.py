@@ -156,7 +156,7 @@ class FeatureExtractor:
         ) as loader:
             for step, batch in enumerate(loader):
                 if found := self._quarantine.verdict:
-                    raise UserError(f"{self._archive.path}: {found}")
+                    raise UserError(f"{self._archive.path}: {found}", errno=found.errno)
                 decoded = batch.ids == slots(step).ids
                 if not decoded.any():
                     continue

@@ -15,13 +15,11 @@ from fastfgssl.config.files import config_to_values
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.tallies import measure
 from fastfgssl.evaluation.training_samples import TrainingSamples
-from fastfgssl.training.checkpoint import DamagedCheckpoint, load_checkpoint, write_checkpoint
 from fastfgssl.training.hooks import Hook, Moment, Run
-from fastfgssl.training.saving import checkpoints_of
+from fastfgssl.training.saving import BEST, checkpoints_of, find_best, save_best
 
 log = logging.getLogger(__name__)
 
-BEST = "best.pt"
 _BATCH = 128
 
 
@@ -30,6 +28,7 @@ class Validation(Hook):
 
     After each `evaluate.every` steps, an epoch by default, and at the end. The first rank scores, the others wait. All
     that it remembers is in checkpoints/best.pt, so that a run which is started again goes on as if it had not ended.
+    It is written, found again and waited for as checkpoints are.
     """
 
     wants_logs = True
@@ -37,6 +36,7 @@ class Validation(Hook):
     def __init__(self, archive: Archive, samples: TrainingSamples) -> None:
         self._archive, self._samples = archive, samples
         self._best_step, self._best = 0, -math.inf
+        self._is_elsewhere = False  # in the fallback
         self._satisfied = False
 
     @property
@@ -45,7 +45,7 @@ class Validation(Hook):
 
     def begin(self, run: Run) -> None:
         config = run.config
-        self._run, self._file = run, checkpoints_of(config) / BEST
+        self._run = run
         epoch = math.ceil(run.num_samples / config.train.batch_size)
         self.every = config.evaluate.every or epoch
         if run.world.is_main and not run.is_new:
@@ -60,19 +60,22 @@ class Validation(Hook):
         score = scores[self._run.config.evaluate.metric]
         if score > self._best:  # never so for one that is not a number
             self._best_step, self._best = moment.step, score
-            self._keep(moment.step, score)
+            self._keep(self._state(moment.step, score))
+        elif self._is_elsewhere:
+            self._remember()
         self._decide(moment.step)
 
     def _remember(self) -> None:
         """Takes over the best score of earlier starts; without their file the next score is the best again."""
-        if not self._file.exists():
+        found = find_best(self._run.config)
+        if found is None:
             return
-        try:
-            state = load_checkpoint(self._file)
-        except DamagedCheckpoint as error:
-            log.warning("%s; the next score counts as the best", error)
-            return
+        path, state = found
         self._best_step, self._best = state["step"], state.get("score", -math.inf)
+        if path.name != BEST:  # what there was after it is lost: patience begins anew
+            self._best_step = self._run.start
+        if path != checkpoints_of(self._run.config) / BEST:
+            self._keep(state)
 
     def _score(self) -> dict[str, float]:
         run = self._run
@@ -94,9 +97,9 @@ class Validation(Hook):
             scores["macro_auroc"] = float(np.mean([measured["auroc"][classes.index(name)] for name in wanted]))
         return scores
 
-    def _keep(self, step: int, score: float) -> None:
+    def _state(self, step: int, score: float) -> dict[str, Any]:
         run = self._run
-        state = {
+        return {
             "step": step,
             "score": score,
             "metric": run.config.evaluate.metric,
@@ -107,7 +110,11 @@ class Validation(Hook):
             "config": config_to_values(run.config),
             "archive": self._archive.fingerprint,
         }
-        write_checkpoint(self._file, state)
+
+    def _keep(self, state: dict[str, Any]) -> None:
+        config = self._run.config
+        path = save_best(config, state, seconds=config.train.pause(self._run.world.size))
+        self._is_elsewhere = path.parent != checkpoints_of(config)
 
     def _decide(self, step: int) -> None:
         """Whether it has been long enough since the best score."""

@@ -147,7 +147,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     except (UserError, MemoryError):
         raise
     except OSError as error:
-        raise UserError(f"cannot read the weights {file}: {error.strerror or error}") from None
+        raise UserError(f"cannot read the weights {file}: {error.strerror or error}", errno=error.errno) from None
     except Exception:  # unpickler, zip reader and legacy reader raise what they happen to raise
         raise UserError(f"{KEY} = {file}: {_why_unreadable(file)}") from None
     if isinstance(content, dict):

@@ -44,16 +44,14 @@ def shared_errors(world: World) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        met = str(error)
-    if world.control is None:
-        if met is not None:
-            raise UserError(met)
-        return
-    texts: list[str | None] = [None] * world.size
-    dist.all_gather_object(texts, met, group=world.control)
-    for rank, text in enumerate(texts):
-        if text is not None:
-            raise UserError(text if rank == 0 else f"{text} (on rank {rank})")
+        met = (str(error), error.errno)
+    of_ranks: list[tuple[str, int | None] | None] = [met] * world.size
+    if world.control is not None:
+        dist.all_gather_object(of_ranks, met, group=world.control)
+    for rank, told in enumerate(of_ranks):
+        if told is not None:
+            text, number = told
+            raise UserError(text if rank == 0 else f"{text} (on rank {rank})", errno=number)
 
 
 class SharedFlag:
@@ -115,4 +113,4 @@ def on_this_rank(doing: str) -> Iterator[None]:
     except RankError:
         raise
     except UserError as error:
-        raise RankError(str(error)) from None
+        raise RankError(str(error), errno=error.errno) from None

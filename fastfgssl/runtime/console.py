@@ -1,8 +1,8 @@
 """What commands do around their work: arguments, messages, progress, exit codes. The library itself prints nothing.
 
-Bad input becomes one line and exit code 2, a lost rank 75; Ctrl-C exits quietly with 130, SIGTERM with 143. Output
-can neither end the work nor lose its result: nobody has to listen, as after `| head`, and a name is no markup, whatever
-it looks like, and can be shown on every terminal.
+Bad input becomes one line and exit code 2, a lost rank 75, a run whose disk is away 79; Ctrl-C exits quietly with 130,
+SIGTERM with 143. Output can neither end the work nor lose its result: nobody has to listen, as after `| head`, and a
+name is no markup, whatever it looks like, and can be shown on every terminal.
 """
 
 from __future__ import annotations

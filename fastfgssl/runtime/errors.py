@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+AWAY = frozenset(
+    {
+        *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EREMOTEIO),
+        *(errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    }
+)
+"""What a disk that stumbles, or a file server that is away or starts anew, answers."""
+TAKES_NOTHING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""What a disk answers that is full, or was made read-only: it stays so until somebody has seen to it."""
+STORAGE_EXIT_CODE = 79
+"""Of a run that a disk or a file server has ended, and that goes on when it is back.
+
+Beyond the codes of sysexits.h, and above 75: of several tasks `srun` hands on the highest code, and where one rank
+cannot read, the others end with the 75 of a rank that is lost.
+"""
+
 
 class UserError(Exception):
-    """Bad input from outside: says what is wrong, where (file, sample, key), and what to do."""
+    """Bad input from outside: says what is wrong, where (file, sample, key), and what to do.
+
+    errno: what the system has refused with, where that is it.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: str = "", *, errno: int | None = None) -> None:
+        super().__init__(text)
+        self.errno = errno
 
 
 class RankError(UserError):
@@ -30,7 +54,7 @@ def file_errors(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot {action} {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot {action} {path}: {error.strerror or error}", errno=error.errno) from None
 
 
 def in_a_line(error: BaseException) -> str:

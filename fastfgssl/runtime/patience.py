@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from fastfgssl.runtime.errors import AWAY
 
 T = TypeVar("T")
 
@@ -14,15 +15,13 @@ log = logging.getLogger(__name__)
 
 PAUSES = (0.1, 0.5, 2.0)
 """Seconds before what has failed is tried again."""
-TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT})
-"""What a disk that stumbles, or a file server that starts anew, answers; a full disk says so, and stays full."""
 
 
 def patiently(act: Callable[[], T], doing: str = "", *, may_pass: Callable[[Exception], bool] | None = None) -> T:
     """What `act` returns, tried again after each of `PAUSES` while what it raises may pass.
 
-    `act` begins anew each time. doing: is logged then. may_pass: by default of an OSError of `TRANSIENT`. Raises what
-    it raised last, or the first that will not pass.
+    `act` begins anew each time. doing: is logged then. may_pass: by default of an OSError of `AWAY`; a full disk says
+    so, and stays full. Raises what it raised last, or the first that will not pass.
     """
     for pause in PAUSES:
         try:
@@ -37,7 +36,7 @@ def patiently(act: Callable[[], T], doing: str = "", *, may_pass: Callable[[Exce
 
 
 def _is_transient(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in TRANSIENT
+    return isinstance(error, OSError) and error.errno in AWAY
 
 
 def persistently(act: Callable[[], T], doing: str, seconds: float) -> T:

@@ -67,7 +67,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         with file_errors("write the checkpoint", path):
             patiently(lambda: _write_once(path, state), f"write the checkpoint {path}")
     except UserError as error:
-        raise UserError(f"{error}; earlier checkpoints are untouched") from None
+        raise UserError(f"{error}; earlier checkpoints are untouched", errno=error.errno) from None
 
 
 def _write_once(path: Path, state: dict[str, Any]) -> None:
@@ -169,5 +169,5 @@ def tidy_checkpoints(folder: Path, damaged: list[Path]) -> None:
     with file_errors("tidy up", folder):
         for path in damaged:
             path.replace(path.with_suffix(".damaged"))
-        for half in folder.glob("step_*.partial"):
+        for half in folder.glob("*.partial"):
             half.unlink()

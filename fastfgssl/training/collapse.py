@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from fastfgssl.data.picture import save_views_picture
-from fastfgssl.runtime.errors import file_errors
 from fastfgssl.training.checkpoint import list_checkpoints
-from fastfgssl.training.hooks import Hook, Moment, Run
+from fastfgssl.training.hooks import Hook, Moment, Run, spared
+from fastfgssl.training.saving import keep_as
 
 log = logging.getLogger(__name__)
+
+_KEPT = "before_collapse.pt"
 
 _LASTS = 20  # steps that a sign has to last, so that one odd batch is none
 _BY_THEN = 100  # steps of training, warm-up apart, after which the views of an image are to be like each other
@@ -129,9 +128,11 @@ class CollapseAlarm(Hook):
         run = self._run
         picture = run.output / f"collapse_step_{moment.step}.png"
         data = run.config.data
-        with file_errors("write", picture):
+        with spared(picture):
             save_views_picture(moment.batch, picture, grids=run.objective.needs.grids, mean=data.mean, std=data.std)
-        kept = self._keep(since)
+        kept = None
+        with spared(run.output / "checkpoints" / _KEPT):
+            kept = self._keep(since)
         log.warning(
             "collapse at step %d: %s: %s; views of the step: %s%s",
             moment.step,
@@ -147,11 +148,6 @@ class CollapseAlarm(Hook):
         before = [path for path in list_checkpoints(folder) if int(path.stem.rpartition("_")[2]) < since]
         if not before:
             return None
-        kept = folder / "before_collapse.pt"
-        with file_errors("keep", before[-1]):
-            kept.unlink(missing_ok=True)
-            with suppress(OSError):  # file systems without links
-                os.link(before[-1], kept)
-            if not kept.exists():
-                shutil.copyfile(before[-1], kept)
+        kept = folder / _KEPT
+        keep_as(before[-1], kept)
         return f"{kept} (step {int(before[-1].stem.rpartition('_')[2])})"

@@ -10,9 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastfgssl.runtime.errors import file_errors
 from fastfgssl.runtime.files import write_whole
-from fastfgssl.training.hooks import Hook, Moment, Run
+from fastfgssl.training.hooks import Hook, Moment, Run, spared
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class CostOfRun(Hook):
         log.info("%s", describe(cost, quarantined(self._run.output)))
 
     def _write(self, starts: list[dict[str, Any]]) -> None:
-        with file_errors("write", self._history):
+        with spared(self._history):
             write_whole(self._history, lambda file: file.write((json.dumps(starts, indent=1) + "\n").encode()))
 
 

@@ -7,7 +7,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from fastfgssl.data.batch import Batch
 from fastfgssl.data.picture import save_views_picture
 from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.distributed import World
-from fastfgssl.runtime.errors import file_errors
+from fastfgssl.runtime.errors import UserError, file_errors
 
 log = logging.getLogger(__name__)
 NEVER = sys.maxsize
@@ -124,6 +125,16 @@ class Sink(Hook):
 
     def close(self) -> None:
         pass
+
+
+@contextmanager
+def spared(file: Path) -> Iterator[None]:
+    """For a file of which the run is none the worse without: that it cannot be written in the body is a warning."""
+    try:
+        with file_errors("write", file):
+            yield
+    except UserError as error:
+        log.warning("%s; the run goes on without", error)
 
 
 class ViewsPicture(Hook):

@@ -25,9 +25,9 @@ from torch.optim import Optimizer
 
 from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.agreement import shared_errors
-from fastfgssl.runtime.errors import UserError, file_errors
+from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import write_whole
-from fastfgssl.training.hooks import Run
+from fastfgssl.training.hooks import Run, spared
 
 log = logging.getLogger(__name__)
 _UNREAD = 4096  # steps whose flags wait on the device; those before them are forgotten, skipped as they are
@@ -165,7 +165,7 @@ class NonfiniteSteps:
             config = str(run.output / "config.yaml")
             record["replay"] = shlex.join(["fastfgssl", verb, "--config", config, "--replay", str(step)])
             path = run.output / f"nonfinite_step_{step}.json"
-            with file_errors("write", path):
+            with spared(path):
                 write_whole(path, partial(_write, text=json.dumps(record)))
 
 

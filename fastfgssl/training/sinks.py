@@ -1,7 +1,8 @@
 """Where reports are kept: metrics.jsonl, TensorBoard, metrics.csv, and services (services.py); a hook each.
 
-A sink writes on the first rank whatever a moment has to report. A run that goes on makes, and reports, the steps beyond
-its checkpoint again: metrics.jsonl, metrics.csv and TensorBoard drop what they had of them.
+A sink writes on the first rank whatever a moment has to report. Where `output` does not take it, the run pauses; with
+an `output_fallback` it goes on, and what was not taken is written when it can be. A run that goes on makes the steps
+beyond its checkpoint again, and reports them: metrics.jsonl, metrics.csv and TensorBoard drop what they had of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,71 @@ from fastfgssl.runtime.files import is_at, write_whole
 from fastfgssl.runtime.patience import persistently
 from fastfgssl.training.csv_table import read_table
 from fastfgssl.training.hooks import Run, Sink
+from fastfgssl.training.saving import fallback_of
 from fastfgssl.training.services import Mlflow, WeightsAndBiases
 
 log = logging.getLogger(__name__)
+_HELD = 16 << 20  # bytes, at most, that a disk has not taken and that are held for it
 _OF_TRAINING = ("epoch", "lr", "backbone_lr", "bias_lr", "images_per_second", "data_wait")
 
 
+class _Patience:
+    """With the disk that a sink writes to: a pause of the run, or none where there is a fallback."""
+
+    def __init__(self, run: Run, path: Path) -> None:
+        self._path, self._is_told = path, False
+        self.fallback = fallback_of(run.config)
+        self._seconds = run.config.train.pause(run.world.size) if self.fallback is None else 0.0
+
+    def takes(self, act: Callable[[], object], *, last: bool = False) -> bool:
+        """Whether the disk takes what `act` writes; if not, and without a fallback, raises OSError.
+
+        last: without a pause.
+        """
+        try:
+            persistently(act, f"write {self._path}", 0.0 if last else self._seconds)
+        except OSError as error:
+            if self.fallback is None:
+                raise
+            if not self._is_told:
+                log.warning("cannot write %s: %s; it is tried with each report", self._path, error.strerror or error)
+            self._is_told = True
+            return False
+        self._is_told = False
+        return True
+
+    def closes(self, file: Any) -> bool:
+        """Closes a file, and says as `takes` whether the disk has taken all of it."""
+        try:
+            return self.takes(file.flush, last=True)
+        finally:
+            with suppress(OSError):
+                file.close()
+
+
 class JsonLines(Sink):
-    """metrics.jsonl: an object a report; null stands for a number that is not finite, which JSON does not know."""
+    """metrics.jsonl: an object a report; null stands for a number that is not finite, which JSON does not know.
+
+    What the disk has not taken is also in a file of that name in the fallback, until it has.
+    """
 
     def open(self, run: Run) -> None:
         self._path = run.output / "metrics.jsonl"
+        self._patience = _Patience(run, self._path)
+        fallback = self._patience.fallback
+        self._elsewhere = fallback / self._path.name if fallback else None
         with file_errors("write", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.exists():
-                lines = self._path.read_text(errors="replace").splitlines()
+            lines = _lines(self._path)
+            if self._elsewhere:
+                known = set(map(_step_of, lines))
+                lines = sorted([*lines, *(new for new in _lines(self._elsewhere) if _step_of(new) not in known)],
+                               key=_step_of)  # fmt: skip
+            if lines or self._path.exists():
                 kept = "".join(f"{line}\n" for line in lines if _step_of(line) < run.first_moment)
                 write_whole(self._path, lambda file: file.write(kept.encode()))
-            self._file = self._path.open("a")
-        self._patience = run.config.train.pause(run.world.size)
+            self._drop()
+            self._file = self._path.open("a", buffering=_HELD)
 
     def write(self, step: int, logs: dict[str, float]) -> None:
         record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in logs.items()}
@@ -49,14 +97,28 @@ class JsonLines(Sink):
             if not is_at(self._path, self._file.fileno()):
                 log.warning("%s was removed: it begins anew with step %d", self._path, step)
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a")
-            self._file.write(json.dumps(record) + "\n")
+                self._file = self._path.open("a", buffering=_HELD)
+            line = json.dumps(record) + "\n"
+            self._file.write(line)
             # what the disk has not taken stays in the buffer
-            persistently(self._file.flush, f"write {self._path}", self._patience)
+            if self._patience.takes(self._file.flush):
+                self._drop()
+            elif self._elsewhere:
+                self._elsewhere.parent.mkdir(parents=True, exist_ok=True)
+                with self._elsewhere.open("a") as file:
+                    file.write(line)
 
     def close(self) -> None:
         with file_errors("write", self._path):
-            self._file.close()
+            if self._patience.closes(self._file):
+                self._drop()
+
+    def _drop(self) -> None:
+        """Removes what is in the fallback: it is in `output` now."""
+        if self._elsewhere and self._elsewhere.exists():
+            with suppress(OSError):
+                self._elsewhere.unlink()
+                self._elsewhere.parent.rmdir()
 
 
 class TensorBoard(Sink):
@@ -67,15 +129,20 @@ class TensorBoard(Sink):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._losses = Event, run.objective.weights
-        self._patience = run.config.train.pause(run.world.size)
-        self._path = run.output / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        # readers take files in the order of their names, which a clock that was set back must not change, nor the
+        # number of a process that was started in the same second
+        with file_errors("read", run.output):
+            before = [path.name.split(".")[3] for path in run.output.glob("events.out.tfevents.*")]
+        number = max([round(time.time()), *(int(text) + 1 for text in before if text.isdecimal())])
+        self._path = run.output / f"events.out.tfevents.{number:010}.{socket.gethostname()}.{os.getpid()}"
+        self._patience = _Patience(run, self._path)
         self._writer = RecordWriter
         self._begin(run.first_moment)
 
     def _begin(self, step: int) -> None:
         with file_errors("write", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab")
+            self._file = self._path.open("ab", buffering=_HELD)
         self._records = self._writer(self._file)
         self._add(file_version="brain.Event:2")
         # makes readers drop what a killed run had from this step on
@@ -90,12 +157,12 @@ class TensorBoard(Sink):
 
     def close(self) -> None:
         with file_errors("write", self._path):
-            self._records.close()
+            self._patience.closes(self._records)
 
     def _add(self, **fields: Any) -> None:
         with file_errors("write", self._path):
             self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-            persistently(self._records.flush, f"write {self._path}", self._patience)
+            self._patience.takes(self._records.flush)
 
 
 class Csv(Sink):
@@ -103,24 +170,30 @@ class Csv(Sink):
 
     def open(self, run: Run) -> None:
         self._path = run.output / "metrics.csv"
+        self._patience = _Patience(run, self._path)
         self._columns: list[str] = []
         self._rows: list[dict[str, Any]] = []
         with file_errors("read", self._path):
             if self._path.exists():
                 self._columns, rows = read_table(self._path.read_bytes().decode(errors="replace"))
                 self._rows = [row for row in rows if float(row["step"]) < run.first_moment]
-        self._rewrite()
+        with file_errors("write", self._path):
+            self._rewrite()
 
     def write(self, step: int, logs: dict[str, float]) -> None:
         row = {"step": step} | logs
         new = [name for name in row if name not in self._columns]
         self._rows.append(row)
-        if new:
-            self._columns += new
-            self._rewrite()
-            return
-        with file_errors("write", self._path), self._path.open("a", newline="") as file:
+        self._columns += new
+        self._is_behind |= bool(new)
+        with file_errors("write", self._path):
+            self._patience.takes(lambda: self._rewrite() if self._is_behind else self._append(row))
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self._is_behind = True  # until all of the row is there
+        with self._path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+        self._is_behind = False
 
     def _rewrite(self) -> None:
         text = io.StringIO(newline="")
@@ -128,8 +201,8 @@ class Csv(Sink):
         if self._columns:
             writer.writeheader()
         writer.writerows(self._rows)
-        with file_errors("write", self._path):
-            write_whole(self._path, lambda file: file.write(text.getvalue().encode()))
+        write_whole(self._path, lambda file: file.write(text.getvalue().encode()))
+        self._is_behind = False
 
 
 _SINKS: dict[str, type[Sink]] = {
@@ -155,6 +228,11 @@ def _group(name: str, losses: Container[str]) -> str:
     if name == "loss" or name in losses:
         return "loss"
     return "train" if name in _OF_TRAINING else name.rpartition("_")[0] or "train"
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a file; none where there is none."""
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def _step_of(line: str) -> float:

@@ -54,8 +54,8 @@ class Data(Protocol):
     def batches(self, start: int, stop: int) -> AbstractContextManager[Iterator[Batch]]:
         """This rank's batches of steps `start` to `stop` - 1."""
 
-    def verdict(self) -> str | None:
-        """Asked before each step: why training should not go on with these data, in a line; None while it may."""
+    def verdict(self) -> UserError | None:
+        """Asked before each step: why training should not go on with these data; None while it may."""
 
 
 def fit(
@@ -181,7 +181,7 @@ def _train(
     if stopped == _UNFIT:
         with shared_errors(world):
             if found := data.verdict():
-                raise UserError(f"stopped after step {step} of {steps}, which is saved: {found}")
+                raise UserError(f"stopped after step {step} of {steps}, which is saved: {found}", errno=found.errno)
     if stopped:
         log.info("stopped after step %d of %d; run the same command to go on", step, steps)
         return Outcome(step, stopped, checkpoint)  # the same on every rank, also where no signal arrived

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.faults import Driver
-from helpers.faulty_runs import Preparing, Training
+from helpers.faulty_runs import Finetuning, Preparing, Training
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,11 @@ def driver(tmp_path_factory):
 @pytest.fixture(scope="session")
 def training(driver, archive_path, tmp_path_factory) -> Training:
     return Training(driver, archive_path, tmp_path_factory.mktemp("faulty-training"))
+
+
+@pytest.fixture(scope="session")
+def finetuning(driver, archive_path, tmp_path_factory) -> Finetuning:
+    return Finetuning(driver, archive_path, tmp_path_factory.mktemp("faulty-finetuning"))
 
 
 @pytest.fixture(scope="session")

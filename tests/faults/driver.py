@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch.utils import tensorboard  # noqa: F401 - what a run imports late
 
-from fastfgssl.commands import prepare, train
+from fastfgssl.commands import finetune, prepare, train
 from fastfgssl.runtime import patience
 
-MAINS = {"train": train.main, "prepare": prepare.main}
+MAINS = {"train": train.main, "finetune": finetune.main, "prepare": prepare.main}
 
 
 def run(shim: ctypes.CDLL, case: dict[str, Any]) -> dict[str, Any]:
@@ -35,14 +35,35 @@ def run(shim: ctypes.CDLL, case: dict[str, Any]) -> dict[str, Any]:
     child = os.fork()
     if not child:
         _become(shim, case)
-    if case["fault"]["kill_after"] is not None:
-        time.sleep(case["fault"]["kill_after"])
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    status, is_hung = _ended(child, case["fault"]["kill_after"], case["seconds"])
+    ended = time.monotonic()
     shim.faults_disarm()
+    struck = shim.faults_struck_at() / 1e9
     log = shim.faults_log().decode(errors="replace").splitlines()
-    return {"code": os.waitstatus_to_exitcode(status), "calls": shim.faults_count(), "failed": log}
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "calls": shim.faults_count(),
+        "failed": log,
+        "noticed": ended - struck if struck else None,
+        "hung": is_hung,
+    }
+
+
+def _ended(child: int, kill_after: float | None, seconds: float) -> tuple[int, bool]:
+    """The status of a job that has ended, or was killed: when it is to be, or for it took too long, which is told."""
+    begin, is_killed = time.monotonic(), False
+    until = begin + (seconds if kill_after is None else kill_after)
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status, is_killed and kill_after is None
+        if not is_killed and time.monotonic() >= until:
+            is_killed = True
+            with suppress(ProcessLookupError, PermissionError):  # it has ended meanwhile, or is not yet a group
+                os.killpg(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
 
 
 def _become(shim: ctypes.CDLL, case: dict[str, Any]) -> None:
@@ -81,7 +102,7 @@ def main() -> None:
     _fork_workers()
     shim = ctypes.CDLL(None)
     shim.faults_log.restype = ctypes.c_char_p
-    shim.faults_count.restype = ctypes.c_long
+    shim.faults_count.restype = shim.faults_struck_at.restype = ctypes.c_long
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a command prints is no answer
     for line in sys.stdin:

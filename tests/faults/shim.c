@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { SHORT_WRITE = -1, KILL = -2 }; /* actions; any other is an errno */
@@ -28,7 +29,7 @@ enum { LOGGED = 1 << 16 };
 
 static struct shared {
     atomic_int armed;
-    atomic_long count, log_length;
+    atomic_long count, log_length, struck_at;
     long n;
     int from_then_on, action;
     char prefix[PATH_MAX], calls[512], log[LOGGED];
@@ -51,12 +52,14 @@ void faults_arm(const char *prefix, const char *calls, long n, int from_then_on,
     shared->n = n, shared->from_then_on = from_then_on, shared->action = action;
     shared->count = 0;
     shared->log_length = 0;
+    shared->struck_at = 0;
     memset(shared->log, 0, LOGGED);
     shared->armed = 1;
 }
 
 void faults_disarm(void) { shared->armed = 0; }
 long faults_count(void) { return shared->count; }
+long faults_struck_at(void) { return shared->struck_at; } /* ns of the monotonic clock at the first failed call; 0 */
 const char *faults_log(void) { return shared->log; } /* a line a failed call: its number, name and path */
 
 __attribute__((constructor)) static void begin(void) {
@@ -86,6 +89,10 @@ static int struck(const char *call, const char *path) {
     if (!below_prefix(path)) return 0;
     long number = ++shared->count;
     if (!shared->n || number < shared->n || (number > shared->n && !shared->from_then_on)) return 0;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    long never = 0;
+    atomic_compare_exchange_strong(&shared->struck_at, &never, now.tv_sec * 1000000000L + now.tv_nsec);
     char line[PATH_MAX + 64];
     int length = snprintf(line, sizeof line, "%ld %s %s\n", number, call, path);
     long place = atomic_fetch_add(&shared->log_length, length);

@@ -8,7 +8,7 @@ from helpers.faults import Fault
 
 
 @pytest.mark.parametrize(
-    ("action", "from_then_on", "step"), [("kill", False, 13), ("EIO", True, 37), ("ENOSPC", False, 41)]
+    ("action", "from_then_on", "step"), [("kill", False, 19), ("EIO", True, 41), ("ENOSPC", False, 47)]
 )
 def test_an_archive_is_whole_or_not_there(preparing, action, from_then_on, step):
     n = 1 + len(action)

@@ -5,9 +5,13 @@ The long form, every call and every error, is `make soak`.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from fastfgssl.runtime.errors import STORAGE_EXIT_CODE
 from helpers.faults import Fault
+from helpers.runs import losses
 
 
 def test_a_run_killed_at_each_call_of_a_checkpoints_writing_goes_on_bit_for_bit(training):
@@ -55,7 +59,7 @@ def test_an_error_that_passes_ends_no_run(training, archive_path, error):
 def test_a_shard_that_cannot_be_read_for_good_is_one_line(training, archive_path):
     training.clear()
     ended = training.run(Fault(archive_path / "shards", 3, "EIO", from_then_on=True))
-    assert ended.code == 2
+    assert ended.code == STORAGE_EXIT_CODE
     assert ended.errors[0].startswith("error: 84 of the 84 images are damaged or cannot be read (100 %, above")
     assert f": for now: cannot read {archive_path / 'shards'}" in ended.errors[0]
     training.check_left(ended)
@@ -78,6 +82,25 @@ def test_what_a_full_disk_does_not_take_is_saved_in_the_fallback(training, tmp_p
     assert list((tmp_path / "elsewhere").iterdir()) == []  # the output folder has a later one
 
 
+def test_a_run_whose_disk_is_full_goes_on_with_its_fallback(training, tmp_path):
+    training.clear()
+    calls = training.calls(training.output)
+    full = next(n for n, call in enumerate(calls, 1) if call.startswith("write") and "metrics.jsonl" in call) + 1
+    overrides = (f"output_fallback={tmp_path / 'elsewhere'}", "train.write_patience=300")
+    ended = training.run(Fault(training.output, full, "ENOSPC", from_then_on=True), *overrides)
+    assert ended.code == 0, ended.printed
+    training.check_left(ended)
+    (place,) = (tmp_path / "elsewhere").iterdir()
+    kept = ["metrics.jsonl", "step_000000001.pt", "step_000000003.pt"]
+    assert sorted(file.name for file in place.iterdir()) == kept
+    assert [json.loads(line)["step"] for line in (place / "metrics.jsonl").read_text().splitlines()] == [2, 3]
+    ended = training.run(Fault(training.output), *overrides, "train.steps=4")
+    assert ended.code == 0, ended.printed
+    assert [record["step"] for record in losses(training.output)] == [1, 2, 3, 4]
+    assert losses(training.output)[:3] == training.losses
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_run_waits_for_a_disk(training):
     training.clear()
     calls = training.calls(training.output)
@@ -89,3 +112,23 @@ def test_a_run_waits_for_a_disk(training):
         training.check_whole(ended)
         assert ended.printed.count("training pauses, and this is tried again for 20 s") == 1
         assert ended.printed.count("training goes on after a pause") == 1
+
+
+def test_a_record_that_cannot_be_written_ends_no_run(training):
+    calls = training.calls(training.output)
+    n = next(n for n, call in enumerate(calls, 1) if "provenance.json" in call and n > len(calls) / 2)
+    ended = training.run(Fault(training.output, n, "EROFS"))
+    assert ended.failed
+    training.check_whole(ended)
+
+
+@pytest.mark.parametrize(("action", "from_then_on", "part"), [("kill", False, 2), ("ENOSPC", True, 1)])
+def test_the_best_weights_are_whole_and_found_again(finetuning, action, from_then_on, part):
+    calls = finetuning.calls(finetuning.output)
+    writing = [n for n, call in enumerate(calls, 1) if "/best.pt" in call]
+    for n in writing[part :: len(writing) // 2]:
+        finetuning.clear()
+        ended = finetuning.run(Fault(finetuning.output, n, action, from_then_on))
+        assert ended.failed
+        finetuning.check_left(ended)
+        finetuning.check_whole(finetuning.run())

@@ -15,6 +15,8 @@ from helpers.paths import ROOT, TESTS
 FAULTS = TESTS / "faults"
 CALLS = ("open", "read", "write", "fsync", "rename", "mkdir", "unlink", "ftruncate", "fallocate")
 """By their plain names: openat, pread, renameat and the rest are counted with them."""
+LIMIT = 120.0
+"""Seconds, after which a job counts as hung."""
 ERRORS = ("EIO", "ENOSPC", "EROFS", "ESTALE", "short")
 
 
@@ -37,6 +39,10 @@ class Ended(NamedTuple):
     """That were made, up to the end."""
     failed: list[str]
     """Number, name and path of each call that failed."""
+    noticed: float | None
+    """Seconds from the first call that failed to the end; None if none failed."""
+    hung: bool
+    """Whether it had to be ended, as it took longer than `LIMIT`."""
     printed: str
 
     @property
@@ -96,7 +102,13 @@ class Driver:
         self._process.communicate()
 
     def _ask(self, command: str, arguments: tuple, fault: dict | None) -> dict:
-        case = {"command": command, "arguments": [*map(str, arguments)], "fault": fault, "printed": str(self._printed)}
+        case = {
+            "command": command,
+            "arguments": [*map(str, arguments)],
+            "fault": fault,
+            "printed": str(self._printed),
+            "seconds": LIMIT,
+        }
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()

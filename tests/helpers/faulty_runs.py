@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +15,53 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastfgssl.archive.manifest import MANIFEST
+from fastfgssl.runtime.errors import STORAGE_EXIT_CODE
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint, load_newest_checkpoint
+from fastfgssl.training.saving import BEST
 from helpers.faults import Driver, Ended, Fault
 from helpers.runs import losses
 
 STEPS = 3
 _FREE = ("output", "output_fallback", "train.write_patience")
 _NO_FAULT = Fault(Path("/nowhere"))
+HARMS = ("runs lost", "samples lost", "weights that differ", "other")
+
+
+class Harm(AssertionError):
+    """What a fault has done that it must not do; `kind` is one of `HARMS`."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@contextmanager
+def counted_as(kind: str) -> Iterator[None]:
+    """Makes of whatever a check of the body, or a reader in it, raises a `Harm` of this kind."""
+    try:
+        yield
+    except Harm:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        raise Harm(kind, f"{type(error).__name__}: {error}: {line}") from error
 
 
 class Training:
     """Three steps of a tiny network, with a checkpoint after each."""
 
+    command = "train"
+    values: dict[str, Any] = {}  # noqa: RUF012 - never changed in place
+
     def __init__(self, driver: Driver, archive: Path, folder: Path) -> None:
         self._driver, self._archive = driver, archive
         self.output = folder / "run"
         self.checkpoints = self.output / "checkpoints"
-        driver.warm("train", *self.arguments(folder / "warm"))
+        driver.warm(self.command, *self.arguments(folder / "warm"))
         whole = folder / "whole"
-        ended = driver.run("train", *self.arguments(whole), fault=_NO_FAULT)
+        ended = driver.run(self.command, *self.arguments(whole), fault=_NO_FAULT)
         assert ended.code == 0, ended.printed
-        self._losses, self._state = losses(whole), _newest(whole)
+        self.losses, self._state = losses(whole), _newest(whole)
 
     def arguments(self, output: Path) -> list[str]:
         values = {
@@ -55,44 +84,78 @@ class Training:
             "train.device": "cpu",
             "optim.name": "sgd",
             "evaluate.every": 0,
-        }
+        } | self.values
         return ["--config", "paper", *(f"{key}={value}" for key, value in values.items())]
 
     def run(self, fault: Fault = _NO_FAULT, *overrides: str) -> Ended:
-        return self._driver.run("train", *self.arguments(self.output), *overrides, fault=fault)
+        return self._driver.run(self.command, *self.arguments(self.output), *overrides, fault=fault)
 
     def calls(self, below: Path) -> list[str]:
         """The calls of an undisturbed run on paths below a folder, in their order: name and path."""
-        self.clear()
-        listed = self.run(Fault(below, n=1, action="none", from_then_on=True)).failed
-        self.clear()
-        return [line.partition(" ")[2] for line in listed]
+        return _calls(self, below)
 
     def clear(self) -> None:
         shutil.rmtree(self.output, ignore_errors=True)
 
     def check_left(self, ended: Ended) -> None:
-        """What must hold of the folder of a run that has ended, in whatever way."""
-        require_plain_end(ended)
-        newest = load_newest_checkpoint(self.checkpoints)
-        assert newest.damaged == []
-        if (self.output / "metrics.jsonl").exists():
-            text = (self.output / "metrics.jsonl").read_text()
-            whole = "".join(line for line in text.splitlines(keepends=True) if line.endswith("\n"))
-            steps = whole.count("\n")
-            assert [json.loads(line)["step"] for line in whole.splitlines()] == list(range(1, steps + 1))
-            if ended.code != -9 and not any("metrics.jsonl" in call for call in ended.failed):
-                assert whole == text
+        """What must hold of the folder of a run that has ended, in whatever way. Raises `Harm`."""
+        with counted_as("other"):
+            require_plain_end(ended)
+        with counted_as("runs lost"):
+            state, damaged = load_newest_checkpoint(self.checkpoints)
+        with counted_as("other"):
+            assert damaged == []
+            if ended.code not in (0, -9) and state is not None:
+                assert ended.code == STORAGE_EXIT_CODE, ended.printed  # it is to be started again
+            if (self.output / "metrics.jsonl").exists():
+                text = (self.output / "metrics.jsonl").read_text()
+                whole = "".join(line for line in text.splitlines(keepends=True) if line.endswith("\n"))
+                steps = whole.count("\n")
+                assert [json.loads(line)["step"] for line in whole.splitlines()] == list(range(1, steps + 1))
+                if ended.code != -9 and not any("metrics.jsonl" in call for call in ended.failed):
+                    assert whole == text
 
     def check_whole(self, ended: Ended) -> None:
-        """What must hold when the same command was given until it ended well."""
-        assert ended.code == 0, ended.printed
-        state = _newest(self.output)
-        assert flat(state) == flat(self._state)
-        assert losses(self.output) == self._losses
-        events = EventAccumulator(str(self.output)).Reload()
-        assert [point.step for point in events.Scalars("loss/loss")] == list(range(1, STEPS + 1))
-        assert not list(self.output.rglob("*.partial"))
+        """What must hold when the same command was given until it ended well. Raises `Harm`."""
+        with counted_as("runs lost"):
+            assert ended.code == 0, ended.printed
+            state = _newest(self.output)
+        with counted_as("weights that differ"):
+            assert flat(state) == flat(self._state)
+        with counted_as("samples lost"):
+            assert losses(self.output) == self.losses
+        with counted_as("other"):
+            events = EventAccumulator(str(self.output)).Reload()
+            assert [point.step for point in events.Scalars("loss/loss")] == list(range(1, STEPS + 1))
+            assert not list(self.output.rglob("*.partial"))
+
+
+class Finetuning(Training):
+    """Three steps of a small classifier, scored after each: checkpoints/best.pt is one of them."""
+
+    command = "finetune"
+    values = {  # noqa: RUF012
+        "objective": "supervised.plain",
+        "data.image_size": 32,
+        "model.backbone": "timm/test_resnet",
+        "evaluate.every": 1,
+        "optim.lr": 0.1,
+    }
+
+    def __init__(self, driver: Driver, archive: Path, folder: Path) -> None:
+        super().__init__(driver, archive, folder)
+        self._best = load_checkpoint(folder / "whole" / "checkpoints" / BEST)
+
+    def check_left(self, ended: Ended) -> None:
+        super().check_left(ended)
+        with counted_as("runs lost"):
+            if (self.checkpoints / BEST).exists():
+                load_checkpoint(self.checkpoints / BEST)
+
+    def check_whole(self, ended: Ended) -> None:
+        super().check_whole(ended)
+        with counted_as("weights that differ"):
+            assert flat(load_checkpoint(self.checkpoints / BEST)) == flat(self._best)
 
 
 class Preparing:
@@ -112,27 +175,45 @@ class Preparing:
     def run(self, fault: Fault = _NO_FAULT) -> Ended:
         return self._driver.run("prepare", *self.arguments(self.folder), fault=fault)
 
+    def calls(self, below: Path) -> list[str]:
+        """As of a training."""
+        return _calls(self, below)
+
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def check_left(self, ended: Ended) -> None:
-        require_plain_end(ended)
         archive = self.folder / "archive"
-        assert not archive.exists() or (archive / MANIFEST).exists()
+        with counted_as("other"):
+            require_plain_end(ended)
+            assert not archive.exists() or (archive / MANIFEST).exists()
         if archive.exists():
-            assert contents(archive) == self._bytes
+            with counted_as("samples lost"):
+                assert contents(archive) == self._bytes
 
     def check_whole(self, ended: Ended) -> None:
-        assert ended.code == 0, ended.printed
-        assert contents(self.folder / "archive") == self._bytes
-        assert not (self.folder / "archive.partial").exists()
+        with counted_as("runs lost"):
+            assert ended.code == 0, ended.printed
+        with counted_as("samples lost"):
+            assert contents(self.folder / "archive") == self._bytes
+        with counted_as("other"):
+            assert not (self.folder / "archive.partial").exists()
+
+
+def _calls(job: Training | Preparing, below: Path) -> list[str]:
+    job.clear()
+    listed = job.run(Fault(below, n=1, action="none", from_then_on=True)).failed
+    job.clear()
+    return [line.partition(" ")[2] for line in listed]
 
 
 def require_plain_end(ended: Ended) -> None:
     """It ended well, or was killed, or says in one line why it has not."""
+    assert not ended.hung, f"it hung: {ended.printed[-500:]}"
     assert "Traceback" not in ended.printed, ended.printed
     if ended.code not in (0, -9):
-        assert (ended.code, len(ended.errors)) == (2, 1), (ended.code, ended.printed)
+        assert ended.code in (2, STORAGE_EXIT_CODE), (ended.code, ended.printed)
+        assert len(ended.errors) == 1, ended.printed
 
 
 def flat(state: Any, name: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.training import sinks
 from fastfgssl.training.hooks import Hook, Run
 from fastfgssl.training.sinks import Csv, JsonLines, TensorBoard, read_metrics
 
@@ -49,7 +50,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_reports_each_step_onc
 def run(tmp_path):
     def make(start: int):
         return Run(
-            config=SimpleNamespace(output=str(tmp_path), train=SimpleNamespace(pause=lambda ranks: 0.0)),
+            config=SimpleNamespace(
+                output=str(tmp_path), output_fallback="", train=SimpleNamespace(pause=lambda ranks: 0.0)
+            ),
             world=SimpleNamespace(is_main=True, size=1),
             objective=SimpleNamespace(weights={"cross_entropy": 1.0}),
             num_samples=1,
@@ -150,3 +153,28 @@ def test_a_number_that_is_not_finite_is_null_in_json_and_no_point_of_a_curve(run
         write(sink, run(0), {1: {"loss": math.nan}, 2: {"loss": math.inf}})
     assert [record["loss"] for record in read_metrics(tmp_path)] == [None, None]
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"] == []
+
+
+def test_a_clock_that_is_set_back_between_two_starts_bends_no_curve(run, tmp_path, monkeypatch):
+    for start, clock in ((0, 1.7e9), (2, 1.6e9), (2, 1.6e9 + 1)):
+        monkeypatch.setattr(sinks, "time", SimpleNamespace(time=lambda now=clock: now))
+        write(TensorBoard(), run(start), {step: {"loss": float(start)} for step in range(start + 1, 4)})
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 0.0), (2, 0.0), (3, 2.0)]
+
+
+def test_rows_that_were_not_taken_come_with_the_next(run, tmp_path, caplog):
+    sink, of_run = Csv(), run(0)
+    of_run.config.output_fallback = str(tmp_path / "elsewhere")
+    sink.begin(of_run)
+    sink.write(1, {"loss": 1.0})
+    file = tmp_path / "metrics.csv"
+    file.rename(tmp_path / "away")
+    file.mkdir()  # in the place of a disk that takes nothing
+    for step in (2, 3):
+        sink.write(step, {"loss": float(step)})
+    assert caplog.text.count("cannot write") == 1
+    file.rmdir()
+    sink.write(4, {"loss": 4.0})
+    sink.end()
+    assert file.read_text() == "step,loss\n1,1.0\n2,2.0\n3,3.0\n4,4.0\n"

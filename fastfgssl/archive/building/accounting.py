@@ -50,6 +50,8 @@ def read_accounting(path: Path) -> pa.Table:
     try:
         table = pa.ipc.open_file((path / ACCOUNTING).read_bytes()).read_all()
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise UserError(f"cannot read {path / ACCOUNTING}: {error.strerror}", errno=error.errno) from error
         raise UserError(f"archive {path} is damaged: {ACCOUNTING}: {in_a_line(error)}") from error
     if table.schema != SCHEMA:
         raise UserError(f"archive {path} is damaged: {ACCOUNTING} has other columns than this program writes")

@@ -87,7 +87,9 @@ class Place:
                 self.parts.mkdir(exist_ok=True)
                 yield
             except OSError as error:
-                raise UserError(f"cannot write the archive {self.out}: {error.strerror or error}") from error
+                raise UserError(
+                    f"cannot write the archive {self.out}: {error.strerror or error}", errno=error.errno
+                ) from error
             finally:
                 with suppress(OSError):  # it must not hide the error that has ended the work
                     empty = not self._ended and not any(self.parts.glob("[!.]*"))
