@@ -26,12 +26,18 @@ def cross_correlation_loss(
     z1, z2: [n, D], this rank's rows. check_ranks: see `require_same`. Takes its arguments on trust (`check_arguments`).
     """
     needs_derivatives = [is_transformed() or (torch.is_grad_enabled() and z.requires_grad) for z in (z1, z2)]
+    options = _resolved(options, z1, z2)
     loss, terms, *gradients = _loss_and_gradients(
         z1.detach(),
         z2.detach(),
-        **vars(_resolved(options, z1, z2)),
+        lambd=options.lambd,  # one by one: torch 2.11 compiles no vars()
+        form=options.form,
+        algorithm=options.algorithm,
+        precision=options.precision,
         with_gradients=any(needs_derivatives),
-        **vars(ranks),
+        group=ranks.group,
+        rank=ranks.rank,
+        size=ranks.size,
         check_ranks=check_ranks,
     )
     function = _WithDerivatives if is_transformed() else _WithGradient
