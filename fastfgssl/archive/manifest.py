@@ -14,7 +14,6 @@ Archives of version 1 have paths for ids, DIR/quarantine.csv instead of the acco
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,11 +24,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from fastfgssl.archive.damage import most_bad, verdict
+from fastfgssl.archive.damage import problem_of, require_most_shards
 from fastfgssl.runtime.errors import UserError, file_errors, in_a_line
 from fastfgssl.runtime.files import sha256_of, user_path
-
-log = logging.getLogger(__name__)
 
 FORMAT = "fastfgssl-archive"
 VERSION = 2
@@ -38,7 +35,6 @@ TABLE = "samples.arrow"
 QUARANTINE = "quarantine.csv"  # of archives of version 1
 SHARDS = "shards"
 REPORT = "report.html"
-_NAMED = 3  # shards in a message
 _CHECKED_BYTES = 64 << 20
 """Largest table that is read as a whole to open it: a tenth of a second."""
 CHECKSUM_DIFFERS = "its checksum differs from the manifest's"
@@ -134,10 +130,10 @@ class Archive:
         path = user_path(path)
         manifest = read_manifest(path)
         facts = manifest["table"]
-        if problem := _problem_of(path, facts):
+        if problem := problem_of(path, facts):
             raise problem
         if shards is None:
-            _require_most_shards(path, manifest, max_bad_share)
+            require_most_shards(path, manifest, max_bad_share)
         # archives of the benchmark, which hold nothing, have no checksums
         if check_table and facts["sha256"] and facts["bytes"] <= _CHECKED_BYTES:
             with file_errors("read", path / facts["name"]):
@@ -234,35 +230,6 @@ class Archive:
             fits &= bool((size <= facts["bytes"]).all())
         if not fits:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
-
-
-def _problem_of(path: Path, facts: dict) -> UserError | None:
-    """What is wrong with the size of a file of the archive."""
-    try:
-        size = (path / facts["name"]).stat().st_size
-    except OSError as error:
-        return UserError(f"archive {path} is incomplete: {facts['name']}: {error.strerror}", errno=error.errno)
-    if size != facts["bytes"]:
-        return UserError(f"archive {path} is damaged: {facts['name']} has {size} bytes, not {facts['bytes']}")
-    return None
-
-
-def _require_most_shards(path: Path, manifest: dict, max_bad_share: float) -> None:
-    """Raises UserError if more samples than that are in shards that are not all there; else warns of these."""
-    shards = manifest["shards"]
-    bad = {shard: problem for shard, facts in enumerate(shards) if (problem := _problem_of(path, facts))}
-    samples, of_all = sum(shards[shard]["samples"] for shard in bad), manifest["samples"]
-    if not bad:
-        return
-    problems = list(bad.values())
-    if not max_bad_share:
-        raise problems[0]
-    told = [str(problem) for problem in problems[:_NAMED]]
-    if samples > most_bad(of_all, max_bad_share):
-        remedy = "copy it again, or prepare it anew"
-        raise UserError(verdict(samples, of_all, max_bad_share, told, "", remedy), errno=problems[0].errno)
-    more = f", and {len(bad) - _NAMED} more shards" if len(bad) > _NAMED else ""
-    log.warning("%s%s: their %d samples are left out when they are met", "; ".join(told), more, samples)
 
 
 def _reopened(path: Path, shards: Shards | None, fingerprint: str) -> Archive:

@@ -249,15 +249,15 @@ def test_a_user_without_a_home_builds_in_a_folder_of_their_own(tmp_path, monkeyp
         raise KeyError
 
     monkeypatch.setattr("pwd.getpwuid", no_name)
-    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
-    (own,) = build._caches()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (own,) = cache_of.folders()
     assert own == tmp_path / f"fastfgssl-{os.getuid()}"
     own.chmod(0o777)
     with pytest.raises(BuildError, match=r"no home folder .* set FASTFGSSL_CACHE"):
-        build._caches()
+        build_plugin()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FASTFGSSL_CACHE", "~/cache")
-    assert build._caches() == [tmp_path / "cache"]
+    assert cache_of.folders()[0] == tmp_path / "cache"
 
 
 def test_a_library_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):

@@ -25,8 +25,8 @@ from helpers.damage import damage_sample
 from helpers.further import further
 from helpers.ranks import run_on_ranks
 
-STEPS = 4
-GOES = ((1, 1), (3, 2), (2, STEPS))  # ranks, and the step after which a go ends
+STEPS = 6
+GOES = ((1, 2), (3, 4), (2, STEPS))  # ranks, and the step after which a go ends, which makes one at least
 BYOL = {
     "objective": "byol",
     "baseline__projector": [32, 16],
@@ -142,7 +142,7 @@ def test_another_number_of_ranks_goes_on_with_every_state(make_config, damaged, 
         "data__path": str(damaged.path),
         "train__steps": STEPS,
         "train__batch_norm": "sync",
-        "train__log_every": 3,  # at no step that a go ends with
+        "train__log_every": 5,  # at no step that a go ends with
         "train__keep_checkpoints": 9,
         "optim__lr": 1e-4,
         **settings,
