@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ class WeightAverage:
     which are random, are soon forgotten (as TensorFlow's ExponentialMovingAverage does).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, shared: Sequence[object] = ()) -> None:
+        """shared: what modules refer to that cannot be copied with them, such as a process group."""
         self._model, self._decay, self._steps = model, decay, 0
-        self.network = copy.deepcopy(model).requires_grad_(False).eval()
+        self.network = copy.deepcopy(model, {id(one): one for one in shared}).requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self) -> None:

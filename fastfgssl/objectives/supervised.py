@@ -161,7 +161,7 @@ class Supervised(Objective):
         of_stage = loss_weights(model, config)
         self.weights = {f"loss_{head}": of_stage[head] for head in heads}
         decay = config.optim.ema_decay
-        self._average = WeightAverage(model, decay) if decay else None
+        self._average = WeightAverage(model, decay, shared=(world.group,)) if decay else None
         self._steps, self._batch_size = 0, config.train.batch_size
         self._num_samples = max(1, sum(config.supervised.class_counts))
 
