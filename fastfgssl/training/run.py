@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,8 +68,16 @@ def held_output(config: Config, world: World) -> Iterator[SoleWriter]:
 
 def _hold(config: Config, held: ExitStack) -> FolderLock:
     """The lock of the output folder; of its fallback, from which a run goes on, where a full disk takes none."""
+    output = Path(config.output)
     try:
-        return held.enter_context(held_folder(Path(config.output)))
+        lock = held.enter_context(held_folder(output))
+        with suppress(OSError):
+            for half in (
+                *output.glob("*.partial"),
+                *output.glob("checkpoints/*.partial"),
+            ):  # of a process that was killed while it wrote
+                half.unlink()
+        return lock
     except UserError as error:
         fallback = fallback_of(config)
         if fallback is None or error.errno not in TAKES_NOTHING or not goes_on(config, error):

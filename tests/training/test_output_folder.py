@@ -68,3 +68,14 @@ def test_a_run_whose_folder_is_removed_makes_it_again(make_config, caplog):
     assert len(list(output.glob("events.out.*"))) == 1
     assert not (output / LOCK).exists()
     assert len(list_checkpoints(output / "checkpoints")) == 2
+
+
+def test_what_a_killed_process_had_half_written_goes_with_the_next_start_of_a_complete_run_too(make_config):
+    config = make_config(**TINY, train__steps=1)
+    pretrain(config)
+    output = Path(config.output)
+    halves = [output / "provenance.json.partial", output / "checkpoints" / "best.pt.partial"]
+    for half in halves:
+        half.write_bytes(b"half")
+    pretrain(config)
+    assert not list(output.rglob("*.partial"))
