@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,9 @@ from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import user_path
 from fastfgssl.training.checkpoint import load_checkpoint, load_newest_checkpoint
+from fastfgssl.training.saving import find_newest
+
+log = logging.getLogger(__name__)
 
 
 class Pretrained(NamedTuple):
@@ -139,6 +143,16 @@ def _newest_of(folder: Path) -> dict:
     state = load_newest_checkpoint(folder / "checkpoints").state or load_newest_checkpoint(folder).state
     if state is None:
         raise UserError(f"{folder}: no checkpoint in it; name a checkpoint, or the output folder of a run")
+    try:
+        config = config_of_run(state["config"])
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    if not config.output_fallback:
+        return state
+    newest = find_newest(replace(config, output=str(folder))).state or state
+    if newest["step"] > state["step"]:
+        log.warning("%s has step %d; step %d, in output_fallback, is taken", folder, state["step"], newest["step"])
+        return newest
     return state
 
 

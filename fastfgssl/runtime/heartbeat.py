@@ -251,7 +251,8 @@ class Heartbeats:
         where = f"rank {self._rank}: " if self._rank else ""
         said = self._words(lost)
         words = f"waited {waited:.0f} s, {stage} at step {step}, for another rank: {said}"
-        print(f"error: {where}{words}", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # nobody may be left to read it
+            print(f"error: {where}{words}", file=sys.stderr, flush=True)
         self._end_for(lost, said)
         _dump_flight_recorder(self._rank)
         os._exit(LostRank.exit_code)

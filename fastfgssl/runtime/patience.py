@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fastfgssl.runtime.errors import AWAY
+from fastfgssl.runtime.signals import stop_is_asked
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def _is_transient(error: Exception) -> bool:
 def persistently(act: Callable[[], T], doing: str, seconds: float) -> T:
     """What `act` returns, tried again for `seconds` whatever the system answers, which is said once.
 
-    Raises the last OSError.
+    Once more when a signal asks the program to stop. Raises the last OSError.
     """
     begin = time.monotonic()
     until, pause, told = begin + seconds, 0.2, False
@@ -50,7 +51,7 @@ def persistently(act: Callable[[], T], doing: str, seconds: float) -> T:
         try:
             result = act()
         except OSError as error:
-            if time.monotonic() + pause > until:
+            if time.monotonic() + pause > until or stop_is_asked():
                 raise
             if not told:
                 log.warning(
@@ -60,7 +61,9 @@ def persistently(act: Callable[[], T], doing: str, seconds: float) -> T:
                     seconds,
                 )
                 told = True
-            time.sleep(pause)
+            again = time.monotonic() + pause
+            while time.monotonic() < again and not stop_is_asked():
+                time.sleep(0.1)
             pause = min(2 * pause, 10.0)
         else:
             if told:

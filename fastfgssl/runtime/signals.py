@@ -1,7 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: as a request that a loop honours between two steps, or as an orderly end.
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP: as a request that a loop honours between two steps, or as an orderly end.
 
-Schedulers announce the end of a job by one of the latter two: Kubernetes by SIGTERM, Slurm by either. A launcher that
-is gone announces it too: its ranks get a SIGTERM from the system.
+Schedulers announce the end of a job: Kubernetes by SIGTERM, Slurm by SIGTERM or SIGUSR1; a terminal that is closed by
+SIGHUP, unless `nohup` has it ignored. A launcher that is gone announces it too: its ranks get a SIGTERM from the
+system.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _AGAIN_AFTER = 2.0  # seconds: torchrun passes on the terminal's Ctrl-C, so one press can arrive twice
 _GRACE = 1.0  # seconds in which a child shows that the signal reached it too
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _nothing_to_save = False
+_is_asked = False
 
 
 class StopRequest:
@@ -45,12 +47,16 @@ class StopRequest:
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in _STOPPING:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._note)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        global _is_asked
+        _is_asked = False
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
@@ -67,7 +73,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread, when it comes to that: at once where Python is at work, so the next line knows."""
         if self.signal_number is None:
-            self.signal_number, self._since = number, time.monotonic()
+            global _is_asked
+            self.signal_number, self._since, _is_asked = number, time.monotonic(), True
 
     def _request(self, number: int) -> None:
         if _nothing_to_save:
@@ -79,6 +86,11 @@ class StopRequest:
         # what a launcher's end sends is no second wish; and a SIGTERM after SIGUSR1 is the scheduler's next notice
         if is_again and os.getppid() == self._launcher:
             _end_at_once(number, f"ended at once by a second {signal.Signals(number).name}")
+
+
+def stop_is_asked() -> bool:
+    """Whether a `StopRequest` that is entered has got a signal: what waits for something should not wait for long."""
+    return _is_asked
 
 
 def _end_at_once(number: int, text: str) -> NoReturn:
@@ -106,6 +118,9 @@ def nothing_to_save() -> Iterator[None]:
         yield
     finally:
         _nothing_to_save = False
+
+
+_is_asked = False
 
 
 def end_with_launcher() -> None:

@@ -55,6 +55,7 @@ class CostOfRun(Hook):
 
     def begin(self, run: Run) -> None:
         self._run, self._last, self._seconds, self._waiting = run, run.start, 0.0, 0.0
+        self._since: float | None = None  # when steps began that are not reported yet
         self._reported, self._begin, self._clock = run.start, time.time(), time.monotonic()
         self._history = run.output / "provenance.json"
         if not run.world.is_main or run.is_new:
@@ -67,12 +68,14 @@ class CostOfRun(Hook):
 
     def __call__(self, moment: Moment) -> None:
         self._last = moment.step
+        if self._since is None:
+            self._since = time.monotonic()
         if moment.step > self._reported and "images_per_second" in moment.logs:
             images = (moment.step - self._reported) * self._run.config.train.batch_size
             seconds = images / moment.logs["images_per_second"]
             self._seconds += seconds
             self._waiting += seconds * moment.logs["data_wait"]
-            self._reported = moment.step
+            self._reported, self._since = moment.step, time.monotonic()
 
     def end(self) -> None:
         if not hasattr(self, "_run") or not self._run.world.is_main:
@@ -80,6 +83,8 @@ class CostOfRun(Hook):
         starts = read_starts(self._history)
         if not starts:
             return
+        if self._last > self._reported and self._since is not None:
+            self._seconds += time.monotonic() - self._since
         starts[-1] |= {
             "begin": self._begin,
             "end": self._begin + time.monotonic() - self._clock,
@@ -119,7 +124,9 @@ def read_starts(history: Path) -> list[Any]:
         starts = json.loads(history.read_text())
     except (OSError, ValueError):
         return []
-    return starts if isinstance(starts, list) else []
+    if not isinstance(starts, list):
+        return []
+    return [start for start in starts if isinstance(start, dict) and "step" in start]
 
 
 def _from_reports(start: dict[str, Any], metrics: Path, batch_size: int) -> dict[str, Any]:

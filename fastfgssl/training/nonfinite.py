@@ -47,7 +47,9 @@ class Guard:
     def __init__(self, optimizer: Optimizer, objective: Objective, scaler: torch.amp.GradScaler) -> None:
         self._optimizer, self._scaler = optimizer, scaler
         self._skips = getattr(optimizer, "_step_supports_amp_scaling", False)  # apex's do not
-        of_modules = [module.buffers() for module in (objective.model, *objective.updates)]
+        # those of averages and targets too, which take over what a network's have become
+        own = (value for value in vars(objective).values() if isinstance(value, nn.Module))
+        of_modules = [module.buffers() for module in (objective.model, objective.scored, *objective.updates, *own)]
         buffers = {id(buffer): buffer for each in of_modules for buffer in each}
         self._buffers = [buffer for buffer in buffers.values() if buffer.is_floating_point()]
         self._flags: deque[Tensor] = deque(maxlen=_UNREAD * len(objective.updates))

@@ -12,7 +12,7 @@ import torch
 
 from fastfgssl.data.batch import Batch
 from fastfgssl.runtime.errors import UserError
-from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.checkpoint import DamagedCheckpoint, list_checkpoints, load_checkpoint
 from fastfgssl.training.hooks import Run
 from fastfgssl.training.nonfinite import broken_gradient, watching
 from fastfgssl.training.plan import is_frozen, set_rates
@@ -42,12 +42,16 @@ def diagnose(make_step: TrainingStep, batch: Batch) -> str:
     return said or "with the present weights the step is finite again"
 
 
-def state_before(folder: Path, step: int) -> dict[str, Any]:
-    """The newest checkpoint in `folder` from which `step` is still to be made. Raises `UserError` if there is none."""
-    for path in reversed(list_checkpoints(folder)):
+def state_before(step: int, *folders: Path) -> dict[str, Any]:
+    """The newest whole checkpoint in `folders` from which `step` is still to be made; `UserError` if there is none."""
+    found = sorted((path for folder in folders for path in list_checkpoints(folder)), key=lambda path: path.name)
+    for path in reversed(found):
         if int(path.stem.rpartition("_")[2]) < step:
-            return load_checkpoint(path)
-    raise UserError(f"--replay {step}: no checkpoint in {folder} is from before step {step}")
+            try:
+                return load_checkpoint(path)
+            except DamagedCheckpoint as error:
+                log.warning("%s; trying the one before", error)
+    raise UserError(f"--replay {step}: no whole checkpoint in {folders[0]} is from before step {step}")
 
 
 def replay(run: Run, make_step: TrainingStep, batches: Iterator[Batch], step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -15,14 +16,17 @@ from fastfgssl.objectives import build_objective
 from fastfgssl.objectives.base import Objective
 from fastfgssl.runtime.agreement import shared_errors
 from fastfgssl.runtime.distributed import World, local_main_first
+from fastfgssl.runtime.errors import TAKES_NOTHING, UserError
 from fastfgssl.runtime.lock import FolderLock, held_folder
 from fastfgssl.runtime.memory import memory_errors
 from fastfgssl.training.hooks import Hook, Moment, Run
 from fastfgssl.training.replay import replay, state_before
 from fastfgssl.training.resume import as_begun, find_state, require_same_run
-from fastfgssl.training.saving import checkpoints_of
+from fastfgssl.training.saving import checkpoints_of, fallback_of, goes_on
 from fastfgssl.training.step import TrainingStep
 from fastfgssl.training.trainer import Data
+
+log = logging.getLogger(__name__)
 
 
 class Beginning(NamedTuple):
@@ -58,8 +62,20 @@ def held_output(config: Config, world: World) -> Iterator[SoleWriter]:
     with ExitStack() as held:
         with shared_errors(world):
             if world.is_main:
-                lock = held.enter_context(held_folder(Path(config.output)))
+                lock = _hold(config, held)
         yield SoleWriter(lock)
+
+
+def _hold(config: Config, held: ExitStack) -> FolderLock:
+    """The lock of the output folder; of its fallback, from which a run goes on, where a full disk takes none."""
+    try:
+        return held.enter_context(held_folder(Path(config.output)))
+    except UserError as error:
+        fallback = fallback_of(config)
+        if fallback is None or error.errno not in TAKES_NOTHING or not goes_on(config, error):
+            raise
+        log.warning("%s; %s is held in its place", error, fallback)
+        return held.enter_context(held_folder(fallback))
 
 
 def begin(config: Config, data: Data, world: World) -> Beginning:
@@ -89,7 +105,7 @@ def replay_step(config: Config, data: ArchiveStream, world: World, step: int) ->
     Writes nothing. Raises `UserError` where no checkpoint is from before that step, or of another run.
     """
     with shared_errors(world):
-        state = state_before(checkpoints_of(config), step)
+        state = state_before(step, checkpoints_of(config), *filter(None, [fallback_of(config)]))
     config, objective = begin_from(config, state, data, world)
     data.config, data.needs, data.writes = config, objective.needs, False
     make_step = TrainingStep(objective, config, world)

@@ -87,7 +87,9 @@ class JsonLines(Sink):
                                key=_step_of)  # fmt: skip
             if lines or self._path.exists():
                 kept = "".join(f"{line}\n" for line in lines if _step_of(line) < run.first_moment)
-                write_whole(self._path, lambda file: file.write(kept.encode()))
+                # not for nothing: the disk may be full, and what is there stay as it is
+                if not self._path.exists() or self._path.read_bytes() != kept.encode():
+                    write_whole(self._path, lambda file: file.write(kept.encode()))
             self._drop()
             self._file = self._path.open("a", buffering=_HELD)
 

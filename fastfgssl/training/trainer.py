@@ -25,7 +25,7 @@ from fastfgssl.training.nonfinite import Diverged, NonfiniteSteps, remedy, requi
 from fastfgssl.training.plan import is_frozen, set_rates, warn_of_lengths
 from fastfgssl.training.replay import diagnose
 from fastfgssl.training.reporter import Reporter, epoch_of
-from fastfgssl.training.saving import checkpoints_of, find_newest, save
+from fastfgssl.training.saving import checkpoints_of, fallback_of, find_newest, save
 from fastfgssl.training.schedule import learning_rates
 from fastfgssl.training.step import TrainingStep
 
@@ -113,7 +113,10 @@ def _train(
     if state:
         with on_this_rank("placing the network"):
             make_step.load_state_dict(state)
-    if start >= steps:
+    if state and start >= steps:
+        with shared_errors(world):
+            if world.is_main and not checkpoint_path(checkpoints_of(config), start).exists():
+                save(config, state, seconds=0.0)  # from its fallback to where it is looked for
         log.info("%s is complete: %d of %d steps are done", run.output, start, steps)
         return Outcome(start, None, checkpoint_path(checkpoints_of(config), start))
 
@@ -185,7 +188,8 @@ def _train(
     if stopped:
         log.info("stopped after step %d of %d; run the same command to go on", step, steps)
         return Outcome(step, stopped, checkpoint)  # the same on every rank, also where no signal arrived
-    log.info("done: %d steps; results in %s", steps, run.output)
+    elsewhere = "" if checkpoint.exists() else f", the last checkpoint in {fallback_of(config)}"
+    log.info("done: %d steps; results in %s%s", steps, run.output, elsewhere)
     return Outcome(step, None, checkpoint)
 
 

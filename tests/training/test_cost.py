@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastfgssl.pretraining import pretrain
-from fastfgssl.training.cost import CostOfRun, cost_of
+from fastfgssl.training.cost import CostOfRun, cost_of, read_starts
 from fastfgssl.training.hooks import Hook
 
 
@@ -58,3 +59,25 @@ def test_a_killed_run_tells_at_its_end_what_was_made_twice(make_config, caplog, 
     first, last = json.loads((Path(config.output) / "provenance.json").read_text())
     assert first["last_step"] == 3
     assert 0 < last["cost"]["ettr"] < 1
+
+
+def test_another_number_of_ranks_is_told_where_batch_norms_see_another_share(make_config, caplog):
+    config = make_config(objective="helpers.tiny_objective", train__steps=2, train__batch_norm="local")
+    pretrain(config)
+    history = Path(config.output) / "provenance.json"
+    history.write_text(history.read_text().replace('"ranks": 1', '"ranks": 2'))
+    pretrain(replace(config, train=replace(config.train, steps=4)))
+    assert "the run was on 2 rank(s) and is on 1 now" in caplog.text
+    caplog.clear()
+    history.write_text(json.dumps([{"a": 1}, 5]))  # a record is not worth a run
+    assert pretrain(replace(config, train=replace(config.train, steps=5))).steps_done == 5
+    assert "rank(s)" not in caplog.text
+
+
+def test_steps_that_were_not_reported_count_too(make_config):
+    config = make_config(objective="helpers.tiny_objective", train__steps=3, train__log_every=100)
+    asked = []
+    pretrain(config, stop_signal=lambda: asked.append(1) or (15 if len(asked) == 2 else None))
+    (start,) = read_starts(Path(config.output) / "provenance.json")
+    assert start["last_step"] == 2
+    assert start["seconds"] > 0

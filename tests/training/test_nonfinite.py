@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 
 from fastfgssl.commands import finetune, train
 from fastfgssl.config.files import write_config
-from fastfgssl.objectives import fgssl, register
+from fastfgssl.objectives import build_objective, byol, fgssl, register
 from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
+from fastfgssl.training.nonfinite import SKIPPED, Guard
 from fastfgssl.training.sinks import read_metrics
 from helpers.command import run_here
 from helpers.ranks import run_on_ranks
@@ -134,7 +137,7 @@ def test_a_step_is_made_again_and_says_where_it_is_not_finite(make_config, capsy
     assert said in printed
     assert sorted(Path(config.output).rglob("*")) == files  # it writes nothing
     assert run_here(command.main, "--config", tmp_path / "config.yaml", "--replay", 0) == 2
-    assert "no checkpoint" in capsys.readouterr().err
+    assert "no whole checkpoint" in capsys.readouterr().err
 
 
 def test_a_batch_that_float16_cannot_hold_costs_one_step_and_no_statistics(make_config, monkeypatch):
@@ -168,3 +171,36 @@ def test_a_batch_that_float16_cannot_hold_costs_one_step_and_no_statistics(make_
     assert states[2]["scaler"]["scale"] == states[1]["scaler"]["scale"] / 2
     assert [record.get("skipped_steps") for record in records(config)] == [None, None, 1, 1]
     assert not list(Path(config.output).glob("nonfinite*"))
+
+
+def test_averages_and_targets_lose_no_statistics_either(make_config, monkeypatch):
+    """They take over what the network's have become, at once."""
+    calls = []
+
+    def build(config, world, *, fresh):
+        objective = byol.build(config, world, fresh=fresh)
+        first = next(module for module in objective.target.modules() if isinstance(module, torch.nn.Conv2d))
+
+        def enlarge(module, inputs):
+            calls.append(1)
+            return (inputs[0] * 1e6,) if len(calls) == 3 else None  # of two views a step
+
+        first.register_forward_pre_hook(enlarge)
+        return objective
+
+    register("overflowing_target", build)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=16.0))
+    small = {"baseline__projector": [16, 8], "baseline__predictor": 8}
+    config = make_config(objective="overflowing_target", train__precision="float16", **small)
+    assert pretrain(config).steps_done == 4
+    state = load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
+    assert all(value.isfinite().all() for value in state["objective"]["target"].values())
+    supervised = make_config(objective="supervised.plain", optim__ema_decay=0.9, supervised__classes=["a", "b"])
+    objective = build_objective(supervised, World.alone(torch.device("cpu")), fresh=True)
+    guard = Guard(torch.optim.SGD(objective.model.parameters()), objective, torch.amp.GradScaler(enabled=False))
+    norm = next(module for module in objective.scored.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert norm.running_mean is not objective.model.state_dict()["backbone.bn1.running_mean"]
+    norm.running_mean.fill_(math.inf)
+    guard.step(list(objective.model.parameters()), torch.tensor(math.inf))
+    assert guard.read(1) == [[SKIPPED]]
+    assert norm.running_mean.isfinite().all()

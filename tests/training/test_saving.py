@@ -11,11 +11,14 @@ import torch
 
 from fastfgssl.config.files import config_from_values
 from fastfgssl.config.schema import Config
+from fastfgssl.evaluation.pretrained import load_pretrained
+from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.agreement import on_this_rank, shared_errors
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import RankError, UserError, file_errors
-from fastfgssl.training import saving
-from fastfgssl.training.checkpoint import save_checkpoint
+from fastfgssl.training import checkpoint, saving
+from fastfgssl.training.checkpoint import checkpoint_path, list_checkpoints, save_checkpoint
+from fastfgssl.training.replay import state_before
 from fastfgssl.training.saving import checkpoints_of, fallback_of, find_best, goes_on, keep_as, save_best
 
 
@@ -124,3 +127,35 @@ def test_a_full_disk_ends_a_run_for_now_and_is_a_mistake_before_it(config, numbe
 def test_what_its_user_has_to_mend_does_not(config, number):
     save_checkpoint(checkpoints_of(config), state(0), keep=1)
     assert not goes_on(config, UserError("cannot read", errno=number))
+
+
+def test_a_complete_run_comes_back_from_the_fallback_and_is_found_there_until_then(make_config, tmp_path, monkeypatch):
+    config = make_config(output_fallback=str(tmp_path / "elsewhere"), train__steps=2)
+    output, write, full = checkpoints_of(config), checkpoint.write_checkpoint, [True]
+
+    def take(path, stored) -> None:
+        if full[0] and path.parent == output and stored["step"]:
+            raise UserError(f"cannot write {path}: No space left on device", errno=errno.ENOSPC)
+        write(path, stored)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", take)
+    pretrain(config)
+    assert [path.name for path in list_checkpoints(output)] == ["step_000000000.pt"]
+    assert load_pretrained(config.output).step == 2  # what is scored and taken home
+    pretrain(config)  # still full
+    assert load_pretrained(config.output).step == 2
+    full[0] = False
+    assert pretrain(config).checkpoint == list_checkpoints(output)[-1] == checkpoint_path(output, 2)
+    assert not list_checkpoints(fallback_of(config))
+
+
+def test_a_step_is_made_again_from_the_newest_whole_checkpoint_before_it(config, caplog):
+    places = checkpoints_of(config), fallback_of(config)
+    for folder, step in ((places[0], 1), (places[1], 2), (places[0], 3)):
+        save_checkpoint(folder, state(step), keep=9)
+    damaged = checkpoint_path(places[0], 3)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert [state_before(step, *places)["step"] for step in (9, 3, 2)] == [2, 2, 1]
+    assert "step_000000003.pt" in caplog.text
+    with pytest.raises(UserError, match=r"no whole checkpoint in .* is from before step 1"):
+        state_before(1, *places)

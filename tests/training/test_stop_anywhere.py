@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import pytest
 
 from fastfgssl.config.files import write_config
 from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.patience import persistently
 from fastfgssl.runtime.signals import StopRequest
 from fastfgssl.training import checkpoint
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
@@ -101,3 +103,32 @@ def test_a_rank_that_waits_for_others_ends_at_once(make_config, tmp_path):
         _, errors = rank.communicate(timeout=60)
     assert rank.returncode == 128 + signal.SIGUSR1
     assert errors.splitlines()[-1] == "ended by SIGUSR1 while it waited for other ranks"
+
+
+def test_a_terminal_that_is_closed_is_a_stop_unless_it_is_ignored(monkeypatch):
+    for handler, expected in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
+        previous = signal.signal(signal.SIGHUP, handler)
+        try:
+            with StopRequest() as request:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert request.signal_number == expected
+            assert signal.getsignal(signal.SIGHUP) == handler
+        finally:
+            signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_pause_for_a_disk_ends_when_a_signal_comes():
+    tried = []
+
+    def full() -> None:
+        tried.append(1)
+        if len(tried) == 2:
+            signal_to_this_process()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with StopRequest(), pytest.raises(OSError, match="No space left"):
+        persistently(full, "save step 1", 600.0)
+    assert len(tried) == 2
+    with pytest.raises(OSError, match="No space left"):  # no later one is ended by it
+        persistently(full, "save step 1", 0.5)
+    assert len(tried) > 3
