@@ -186,7 +186,13 @@ def _build_commands(library: Library) -> _Commands:
 
 
 def _find_host_compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CXX") or "g++")
+    chosen = os.environ.get("CXX") or "g++"
+    try:
+        command = shlex.split(chosen)
+    except ValueError as error:  # a quotation mark without its other one
+        raise BuildError(f"CXX = {chosen!r}: is no command: {error}") from None
+    if not command:
+        raise BuildError(f"CXX = {chosen!r}: names no compiler; unset it for g++")
     if shutil.which(command[0]) is None:
         raise BuildError(
             f"no C++ compiler: {command[0]} is not on the PATH; install g++ {_OLDEST_GCC} or newer, or set CXX"

@@ -26,9 +26,9 @@ def folders() -> list[Path]:
     None for a user without a home in whose place others have been.
     """
     chosen = os.environ.get("FASTFGSSL_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/fastfgssl"
-    found = [Path(os.path.expanduser(chosen))]  # noqa: PTH111 - Path's raises where there is no home
-    if str(found[0]).startswith("~"):
-        found = []
+    expanded = os.path.expanduser(chosen)  # noqa: PTH111 - Path's raises where there is no home
+    # absolute: the loader of libraries looks for a name without a slash in the system's folders
+    found = [] if expanded.startswith("~") else [Path(expanded).absolute()]
     own = Path(tempfile.gettempdir()) / f"fastfgssl-{os.getuid()}"
     with suppress(OSError):
         own.mkdir(mode=0o700, exist_ok=True)

@@ -74,7 +74,7 @@ def _convert_scalar(value: Any, to: type) -> bool | int | float | str | None:
     if to is bool:
         return _BOOLS.get(str(value).lower()) if isinstance(value, (bool, str)) else None
     if isinstance(value, os.PathLike) and to is str:
-        return os.fspath(value)
+        value = os.fspath(value)
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
         return None
     if to is str:

@@ -13,6 +13,9 @@ ViewSizes = Literal["relative", "pixels"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_MOST_THREADS = 1024  # cores of the largest machines
+_MOST_PREFETCH = 128  # batches, each of them held in memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
@@ -63,7 +66,8 @@ class DataConfig(Section):
         if self.views.startswith("{"):  # in one way, so that a run whose preset is only written in another goes on
             object.__setattr__(self, "views", text_of(preset))
         self._require_positive("image_size", "window", "prefetch", "cache_gib")
-        require(self.threads >= 0, "data.threads", self.threads, "0 or more")
+        require(0 <= self.threads <= _MOST_THREADS, "data.threads", self.threads, f"from 0 to {_MOST_THREADS}")
+        require(self.prefetch <= _MOST_PREFETCH, "data.prefetch", self.prefetch, f"at most {_MOST_PREFETCH}")
         require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "in [0, 1]")
         require(0 < self.label_fraction <= 1, "data.label_fraction", self.label_fraction, "in (0, 1]")
         require(self.folds == 0 or self.folds >= 2, "data.folds", self.folds, "2 or more, or 0")

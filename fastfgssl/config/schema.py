@@ -177,6 +177,8 @@ class TrainConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
     paths = frozenset({"output", "output_fallback"})
+    of_64_bits = frozenset({"seed"})
+
     objective: str = "fgssl"
     """What is learned: `fgssl`; to compare with it `barlow`, `vicreg`, `simclr`, `byol` or `simsiam`; in fine-tuning
     `supervised.progressive`, `supervised.joint` or `supervised.plain`; or a module of yours such as `package.module`

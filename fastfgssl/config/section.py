@@ -11,6 +11,9 @@ from fastfgssl.config.convert import convert
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import expand_home
 
+_MOST = 2**31 - 1
+"""What an integer may be: DALI and torch count with 32 bits."""
+
 
 def require(condition: bool, key: str, value: object, must: str) -> None:
     """Raises `UserError` naming the key, its value and what it must be, unless `condition` holds."""
@@ -31,6 +34,8 @@ class Section:
     section: ClassVar[str] = ""
     paths: ClassVar[frozenset[str]] = frozenset()
     """Fields that may name a file or folder; `~` in front of one is the home folder."""
+    of_64_bits: ClassVar[frozenset[str]] = frozenset()
+    """Integers that may be larger than 2^31 - 1."""
 
     def __post_init__(self) -> None:
         cls: type = self.__class__
@@ -41,6 +46,9 @@ class Section:
                 require(isinstance(value, kind), key, value, f"an instance of {kind.__name__}, as load_config makes it")
                 continue
             value = convert(key, value, hint)
+            if name not in self.of_64_bits:
+                for number in value if isinstance(value, tuple) else (value,):
+                    require(not isinstance(number, int) or number <= _MOST, key, number, f"at most {_MOST}")
             object.__setattr__(self, name, expand_home(value) if name in self.paths else value)
         self._check()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -117,6 +118,11 @@ def saved(save: Callable[[BinaryIO], object]) -> bytes:
     buffer = io.BytesIO()
     save(buffer)
     return buffer.getvalue()
+
+
+def quoted(value: str | list[str]) -> str:
+    """A text or a list of them as Python and a model card have it: in double quotes, on one line."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def in_a_line(error: Exception) -> str:

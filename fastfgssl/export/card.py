@@ -13,10 +13,15 @@ from fastfgssl.evaluation.pretrained import Pretrained
 from fastfgssl.export.base import Format, Part, Usage
 from fastfgssl.export.parity import BATCHES
 from fastfgssl.export.preprocessing import torchvision_code
-from fastfgssl.export.score_tables import cell, score_lines, table
+from fastfgssl.export.score_tables import plain, score_lines, table
 from fastfgssl.runtime.versions import versions
 
-_PLACES = ("data.path", "output")  # on the machine of whoever trained it: nobody else's business
+_PLACES = (
+    "data.path",
+    "data.cache",
+    "output",
+    "output_fallback",
+)  # on the machine of whoever trained it: nobody else's business
 
 _MEANING = {
     "features": "the average of the backbone's last map",
@@ -61,13 +66,13 @@ class Card(NamedTuple):
 
 def write_card(file: Path, card: Card) -> None:
     """Writes the card as Markdown."""
-    file.write_text("\n".join(_lines(card)) + "\n", encoding="utf-8")
+    file.write_text("\n".join(_lines(card)) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _lines(card: Card) -> Iterator[str]:
     config, part = card.pretrained.config, card.part
-    yield f"# {card.file.name}"
-    backbone = config.model.backbone
+    yield f"# {plain(card.file.name)}"
+    backbone = plain(config.model.backbone)
     yield f"\nThe {part.name} of a {backbone}, written for {card.format.library} by fastfgssl {__version__}."
     yield "\n## Use"
     yield f"\n```python\n{card.usage.code}\n```"
@@ -79,7 +84,7 @@ def _lines(card: Card) -> Iterator[str]:
     )
     yield from (f"\n{remark}" for remark in card.usage.remarks)
     if part.classes:
-        yield "\nClasses: " + ", ".join(f"{number} {cell(name)}" for number, name in enumerate(part.classes)) + "."
+        yield "\nClasses: " + ", ".join(f"{number} {plain(name)}" for number, name in enumerate(part.classes)) + "."
     batches = ", ".join(map(str, BATCHES[:-1]))
     yield (
         f"\nRead by {card.format.library} and run on batches of {batches} and {BATCHES[-1]}, it differs from the"

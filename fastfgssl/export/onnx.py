@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fastfgssl.export.base import Format, Part, Run, Usage, in_a_line
+from fastfgssl.export.base import Format, Part, Run, Usage, in_a_line, quoted
 from fastfgssl.export.parity import largest_difference
 from fastfgssl.export.preprocessing import preprocessing_values
 from fastfgssl.export.torch_export import trace
@@ -70,11 +70,11 @@ class Onnx(Format):
         lines = [
             "import onnxruntime",
             "",
-            f'session = onnxruntime.InferenceSession("{file.name}")',
-            f"{', '.join(part.width)}{',' * (len(part.width) == 1)} = session.run({list(part.width)!r},"
+            f"session = onnxruntime.InferenceSession({quoted(file.name)})",
+            f"{', '.join(part.width)}{',' * (len(part.width) == 1)} = session.run({quoted(list(part.width))},"
             ' {"images": images.numpy()})',
         ]
-        return Usage("\n".join(lines).replace("'", '"'))
+        return Usage("\n".join(lines))
 
 
 def _write(traced: ExportedProgram, part: Part, file: Path, *, optimize: bool) -> None:

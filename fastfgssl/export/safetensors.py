@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from fastfgssl.evaluation.pretrained import build_untrained
-from fastfgssl.export.base import Format, Part, Run, Usage
+from fastfgssl.export.base import Format, Part, Run, Usage, quoted
 from fastfgssl.models.timm_backbone import TimmBackbone
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.versions import version_of
@@ -49,7 +49,7 @@ class Safetensors(Format):
         return again
 
     def usage(self, part: Part, file: Path) -> Usage:
-        load = ["from safetensors.torch import load_file", "", f'weights = load_file("{file.name}")']
+        load = ["from safetensors.torch import load_file", "", f"weights = load_file({quoted(file.name)})"]
         if part.name != "backbone":
             return Usage(
                 "\n".join(load), ("The names are those of this package's network; `fastfgssl.load` makes it.",)

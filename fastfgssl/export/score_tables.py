@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def read_scores(file: Path) -> dict[str, Any]:
 
 def score_lines(report: dict[str, Any]) -> Iterator[str]:
     """A table with a row for each score, a column for each feature; then one with a row for each class."""
-    facts = [f"protocol {report['protocol']}"]
+    facts = [plain(f"protocol {report['protocol']}")]
     for key, words in (
         ("step", "step {}"),
         ("split", "scored on {}"),
@@ -37,7 +38,7 @@ def score_lines(report: dict[str, Any]) -> Iterator[str]:
         ("fit_samples", "{} images to train on"),
     ):
         if report.get(key):
-            facts.append(words.format(report[key]))
+            facts.append(plain(words.format(report[key])))
     yield ", ".join(facts) + "; in brackets the 95 % interval over groups:\n"
     rows = report["results"] | (report.get("floors") or {})
     metrics = [metric for metric in _metrics(rows.values()) if metric != "C"]  # which is no score
@@ -47,7 +48,7 @@ def score_lines(report: dict[str, Any]) -> Iterator[str]:
     name = "all" if "all" in report["results"] else next(iter(report["results"]), "")
     classes = report["results"].get(name, {}).get("by_class")
     if isinstance(classes, dict):
-        yield f"\nOf each class by `{name}`:\n"
+        yield f"\nOf each class by {plain(name)}:\n"
         columns = _metrics(classes.values())
         yield from table(
             ("class", *map(_words, columns)),
@@ -58,22 +59,26 @@ def score_lines(report: dict[str, Any]) -> Iterator[str]:
         counts = ", ".join(
             f"{overlap.get(key)} {key.replace('_', ' ')}" for key in ("groups", "identical_files", "near_duplicates")
         )
-        yield f"\nOn both sides of the split: {counts}."
+        yield f"\nOn both sides of the split: {plain(counts)}."
     yield ""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     """Lines of a table."""
-    head = [cell(column) for column in columns]
+    head = [plain(column) for column in columns]
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
-        yield "| " + " | ".join(map(cell, row)) + " |"
+        yield "| " + " | ".join(map(plain, row)) + " |"
 
 
-def cell(text: str) -> str:
-    """Text in which nothing ends a cell or a line."""
-    return text.replace("|", "\\|").replace("\n", " ")
+_MARKUP = re.compile(r"[\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w)|(?<=\w):(?=//)|(?<=www)\.|(?<=\w)@(?=\w)", re.IGNORECASE)
+"""Of Markdown, HTML in it, formulas and bare links; an underscore within a word is none."""
+
+
+def plain(text: str) -> str:
+    """Text on one line that Markdown shows as it is, in a cell of a table too."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _metrics(rows: Iterable[dict[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from fastfgssl.export.base import Format, Part, Run, Usage, in_a_line, saved
+from fastfgssl.export.base import Format, Part, Run, Usage, in_a_line, quoted, saved
 from fastfgssl.runtime.errors import UserError
 
 
@@ -30,7 +30,7 @@ class TorchExport(Format):
         lines = [
             "import torch",
             "",
-            f'program = torch.export.load("{file.name}").module()',
+            f"program = torch.export.load({quoted(file.name)}).module()",
             "outputs = program(images)",
         ]
         return Usage("\n".join([*lines, *(f'{name} = outputs["{name}"]' for name in part.width)]))

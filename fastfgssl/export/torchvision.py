@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from fastfgssl.export.base import Format, Part, Run, Usage, saved
+from fastfgssl.export.base import Format, Part, Run, Usage, quoted, saved
 from fastfgssl.models.backbone import ResNetBackbone
 from fastfgssl.runtime.errors import UserError
 
@@ -54,7 +54,7 @@ class Torchvision(Format):
             "import torchvision",
             "",
             f"network = torchvision.models.{part.config.model.backbone}({classes})",
-            f'network.load_state_dict(torch.load("{file.name}", weights_only=True), strict=True)',
+            f"network.load_state_dict(torch.load({quoted(file.name)}, weights_only=True), strict=True)",
         ]
         if part.classes:
             return Usage("\n".join([*lines, "logits = network.eval()(images)"]))

@@ -74,7 +74,7 @@ def load_weights(module: nn.Module, file: str | Path, config: ModelConfig, *, ne
     """Fills `module`, the network that `config.backbone` names, from a file that may hold more than it.
 
     new: what names of tensors begin with that stay as they are. Raises `UserError` if the file lacks any of the other
-    tensors, or holds one of another shape or with NaN.
+    tensors, or holds one of another shape or type, with NaN, or with what is too large for the network's type.
     """
     source, found = f"{KEY} = {file}", read_state_dict(Path(file))
     wanted = {name: value for name, value in module.state_dict().items() if not name.startswith(new)}
@@ -85,13 +85,18 @@ def load_weights(module: nn.Module, file: str | Path, config: ModelConfig, *, ne
         has = _what_it_has(found, wanted)
         raise UserError(f"{source}: lacks {missing[0]} and {len(missing) - 1} more of {config.backbone}{has}")
     for name, value in state.items():
-        state[name] = value = _fit_channels(value, wanted[name], f"{source}: {name}")
+        _require_plain(value, wanted[name], f"{source}: {name}")
+        require_finite({name: value}, source)
+        state[name] = value = _fit_channels(value.to(wanted[name].dtype), wanted[name], f"{source}: {name}")
         if value.shape != wanted[name].shape:
             raise UserError(
                 f"{source}: {name} is {list(value.shape)}, but {config.backbone} has {list(wanted[name].shape)}"
                 " (model.backbone, model.width, model.stem or model.in_channels differ)"
             )
-    require_finite(state, source)
+        if not value.isfinite().all():
+            raise UserError(f"{source}: {name} holds values that are too large for {_type_name(value)}")
+        if name.endswith("running_var") and (value < 0).any():
+            raise UserError(f"{source}: {name} holds negative values, which are no variances; take another file")
     module.load_state_dict(state, strict=False)
 
 
@@ -104,6 +109,25 @@ def _what_it_has(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     return f"; it has {', '.join([*found][:3]) or 'nothing'}{', ...' if len(found) > 3 else ''}"
 
 
+def _require_plain(value: Tensor, wanted: Tensor, source: str) -> None:
+    """Raises `UserError` unless `value` has numbers of its own, one an element, of the kind that `wanted` holds."""
+    real = value.is_floating_point() or not (wanted.is_floating_point() or value.is_complex())
+    if value.is_meta:
+        what = "a meta tensor, which has a shape and no values"
+    elif value.is_quantized or value.is_nested or value.layout is not torch.strided:
+        kind = "quantised" if value.is_quantized else "nested" if value.is_nested else "sparse"
+        what = f"a {kind} tensor"
+    elif not real:
+        what = f"of type {_type_name(value)}"
+    else:
+        return
+    raise UserError(f"{source} is {what}; save it as a dense tensor of {_type_name(wanted)}")
+
+
+def _type_name(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
 def _fit_channels(weight: Tensor, wanted: Tensor, name: str) -> Tensor:
     """A first convolution's weight [O, I, H, W] with as many input channels as `wanted` has; others as they are."""
     then, now = (tuple(one.shape) for one in (weight, wanted))
@@ -111,7 +135,7 @@ def _fit_channels(weight: Tensor, wanted: Tensor, name: str) -> Tensor:
         return weight
     log.info("%s: its %d input channels are fitted to %d (model.in_channels)", name, then[1], now[1])
     if now[1] == 1:
-        return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
+        return weight.sum(dim=1, keepdim=True)
     return (weight / 3).expand(-1, 3, -1, -1)
 
 
@@ -155,6 +179,8 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         content = next((content[entry] for entry in _ENTRIES if isinstance(content.get(entry), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{KEY} = {file}: must hold a state dict (names and tensors)")
+    if other := [name for name in content if not isinstance(name, str)]:
+        raise UserError(f"{KEY} = {file}: must hold a state dict (names and tensors); {other[0]!r} is no name")
     return content
 
 

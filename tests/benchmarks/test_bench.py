@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from helpers.command import run_here
 from helpers.loader import spec
+from helpers.paths import ROOT
 
 CPU = torch.device("cpu")
 SUITE = Suite("s", Settings(device=CPU))
@@ -262,3 +265,25 @@ def test_a_reader_that_is_late_delays_only_who_does_not_read_ahead(archive_path,
     waits = {kind: record.details[f"share_of_time_waiting_{kind}"] for kind in ("ours", "baseline", "limit")}
     assert waits["ours"] < waits["baseline"] / 2
     assert waits["baseline"] > 0.3  # as if nothing were read ahead: 90 of 190 ms
+
+
+def test_of_a_gpu_part_that_says_much_the_log_has_the_beginning_and_the_end(tmp_path, monkeypatch):
+    """And the summary is there after each part, for whoever ends the run in the next one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, value in {"GPU_OUT": str(tmp_path / "out"), "GPU_STAGES": "core", "GPU_SECONDS": "60"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GPU_RUN", raising=False)
+    found = importlib.util.spec_from_file_location("gpu_run", ROOT / "tests" / "gpu" / "run.py")
+    gpu = importlib.util.module_from_spec(found)
+    monkeypatch.setitem(sys.modules, "gpu_run", gpu)  # where dataclasses look for it
+    found.loader.exec_module(gpu)
+    much, later = ("seq", "3000000"), ("cat", str(tmp_path / "out" / "summary.txt"))
+    monkeypatch.setattr(gpu, "STAGES", {"core": [gpu.Part("much", 30, much), gpu.Part("later", 30, later)]})
+    assert gpu.main() == 0
+    log = (tmp_path / "out" / "core.log").read_bytes()
+    assert len(log) < 2 * gpu.MOST + 1000
+    assert log.startswith(b"== much\n1\n2\n")
+    assert b" bytes are left out here]\n" in log
+    assert b"2999999\n3000000\n== much: done (" in log
+    assert b"\n== later\nmuch: done (" in log
+    assert (tmp_path / "out" / "summary.txt").read_text().count(": done") == 2

@@ -19,6 +19,7 @@ from fastfgssl.evaluation.split import labelled_split
 from fastfgssl.evaluation.transform import PlainTransform
 from fastfgssl.export.checkpoint import export_checkpoint
 from fastfgssl.export.preprocessing import torchvision_code
+from fastfgssl.export.score_tables import plain, score_lines
 from helpers.checkpoints import CLASSES, CLASSIFIER, save_untrained
 from helpers.command import run_here
 from helpers.images import files_of, gradient, gradient_16_bit
@@ -97,7 +98,8 @@ def test_scores_are_those_of_the_graph(make_config, archive_path, tmp_path):
 
 
 def test_the_card_says_what_it_is_and_what_it_is_not(make_config, archive_path, tmp_path):
-    config = make_config(**CLASSIFIER, model__width=1.0, optim__lr=0.0625)
+    places = {"data__cache": str(tmp_path / "cache"), "output_fallback": str(tmp_path / "other")}
+    config = make_config(**CLASSIFIER, model__width=1.0, optim__lr=0.0625, **places)
     checkpoint = save_untrained(config, tmp_path / "run", step=7)
     scores = tmp_path / "scores.json"
     words = ("--checkpoint", checkpoint, "--data", archive_path, "--protocol", "knn", "--json", scores)
@@ -110,7 +112,7 @@ def test_the_card_says_what_it_is_and_what_it_is_not(make_config, archive_path, 
     for section in ("Use", "Training", "Scores", "Intended use", "Limits"):
         assert f"\n## {section}\n" in card
     assert "not a medical device" in card
-    assert all(name.replace("|", "\\|") in card for name in CLASSES)
+    assert all(plain(name) in card for name in CLASSES)
     # nothing of whoever's machine it was
     assert str(tmp_path) not in card
     assert str(archive_path) not in card
@@ -120,3 +122,23 @@ def test_the_card_says_what_it_is_and_what_it_is_not(make_config, archive_path, 
     assert f"{result['balanced_accuracy']:.3g} ({low:.3g} to {high:.3g})" in rows["| balanced accuracy"]
     assert all(f"| {name}" in rows for name in ("macro AUROC", "expected calibration error"))
     assert "On both sides of the split: 0 groups, " in card
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("<script>x</script>", r"\<script\>x\</script\>"),
+        ("![i](http://x)", r"!\[i\](http\://x)"),
+        ("*a* `b` ~~c~~ $d$ &lt;", r"\*a\* \`b\` \~\~c\~\~ \$d\$ \&lt;"),
+        ("_a_ head_0", r"\_a\_ head_0"),
+        ("www.x.org a@x.org", r"www\.x.org a\@x.org"),
+        ("a|b\\|c\r\n# d", r"a\|b\\\|c # d"),
+    ],
+)
+def test_no_name_comes_into_the_card_as_markup(name, shown):
+    assert plain(name) == shown
+    scores = {"accuracy": 0.5, "by_class": {name: {"recall": 0.25}}}
+    report = {"protocol": name, "split": name, "results": {name: scores}, "overlap": {"groups": name}}
+    lines = "\n".join(score_lines(report))
+    assert lines.count(shown) == 6
+    assert name not in lines

@@ -3,14 +3,15 @@
 GPU_SECONDS=420 GPU_STAGES="core dali compile" GPU_OUT=runs/gpu python tests/gpu/run.py
 
 Parts run in the order of their worth, each in a process of its own with a limit of its own: what fails or hangs costs
-itself alone. `core` needs torch and no DALI, `dali` both; `compile` takes minutes. Logs and records are written as they
-come, in few files. REHEARSE=1 runs every part on a CPU with tiny sizes, so that nothing fails for a silly reason on the
-day.
+itself alone. `core` needs torch and no DALI, `dali` both; `compile` takes minutes. Logs, records and the summary are
+written as they come, in few files; of a part that says more than 2 MiB, the log has the beginning and the end.
+REHEARSE=1 runs every part on a CPU with tiny sizes, so that nothing fails for a silly reason on the day.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -19,10 +20,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 ROOT = Path(__file__).parents[2]
 REHEARSE = os.environ.get("REHEARSE") == "1"
@@ -41,8 +44,7 @@ class Part:
 
 def tests(*paths: str) -> tuple[str, ...]:
     paths = tuple(str(ROOT / path) for path in paths)
-    some = ("-n", "2" if REHEARSE else "4")
-    workers = () if subprocess.run([sys.executable, "-c", "import xdist"], stderr=-3).returncode else some
+    workers = ("-n", "2" if REHEARSE else "4") if importlib.util.find_spec("xdist") else ()
     return (*PYTEST, *workers, *paths)
 
 
@@ -123,7 +125,40 @@ def link_package() -> None:
 _TELLING = re.compile(r"(FAILED|ERROR|error|E   |== |(loss|jigsaw|step|train|input): )|\d+ (passed|failed)")
 
 
-def run(part: Part, seconds: float, log, folders: Sequence[Path]) -> str:
+MOST = 2**20
+"""Bytes that a log has of the beginning of what a part says, and of the end: no stage's log becomes 16 MiB."""
+
+
+class Output(threading.Thread):
+    """Copies the beginning of what a part says to the log as it comes; `finish` adds the end."""
+
+    def __init__(self, pipe: BinaryIO, log: BinaryIO) -> None:
+        super().__init__(daemon=True)
+        self.pipe, self.log = pipe, log
+        self.room, self.end, self.left_out = MOST, bytearray(), 0
+        self.start()
+
+    def run(self) -> None:
+        while chunk := os.read(self.pipe.fileno(), 65536):
+            beginning, rest = chunk[: self.room], chunk[self.room :]
+            self.room -= len(beginning)
+            self.log.write(beginning)
+            self.log.flush()
+            self.end += rest
+            if (excess := len(self.end) - MOST) > 0:
+                self.left_out += excess
+                del self.end[:excess]
+
+    def finish(self) -> None:
+        self.join(timeout=3)  # a process that got out of the part's group may hold the pipe for ever
+        self.room = 0
+        if self.left_out:
+            self.log.write(f"\n[{self.left_out:,} bytes are left out here]\n".encode())
+        self.log.write(self.end)
+        self.log.flush()
+
+
+def run(part: Part, seconds: float, log: BinaryIO, folders: Sequence[Path]) -> str:
     """Runs it for at most `seconds`, with what is in `folders` to import; says how it ended."""
     if shutil.which(part.command[0]) is None:
         return f"not run: no {part.command[0]} on the PATH"
@@ -134,8 +169,15 @@ def run(part: Part, seconds: float, log, folders: Sequence[Path]) -> str:
         "PYTHONPATH": os.pathsep.join([*map(str, folders), *sys.path[1:]]),
     }
     process = subprocess.Popen(
-        part.command, cwd=PACKAGES, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        part.command,
+        cwd=PACKAGES,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        bufsize=0,
     )
+    output = Output(process.stdout, log)
     try:
         code = process.wait(timeout=seconds)
         return "done" if code == 0 else f"failed with exit code {code}"
@@ -148,6 +190,7 @@ def run(part: Part, seconds: float, log, folders: Sequence[Path]) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        output.finish()
 
 
 def main() -> int:
@@ -163,26 +206,26 @@ def main() -> int:
     for stage in wanted:
         # where a rehearsal has DALI, `core` is held to do without
         folders = [PACKAGES, NO_DALI] if REHEARSE and stage == "core" else [PACKAGES]
-        with (OUT / f"{stage}.log").open("w") as log:
+        with (OUT / f"{stage}.log").open("wb") as log:
             for part in STAGES[stage]:
                 if only and part.name not in only:
                     continue
                 start = time.monotonic()
                 seconds = min(part.seconds * SLOWER, end - start)
-                print(f"== {part.name}", file=log, flush=True)
+                log.write(f"== {part.name}\n".encode())
+                log.flush()
                 ended = run(part, seconds, log, folders) if seconds > 5 else "not run: no time left"
                 summary.append(f"{part.name}: {ended} ({time.monotonic() - start:.0f} s)")
-                print(f"== {summary[-1]}", file=log, flush=True)
+                log.write(f"== {summary[-1]}\n".encode())
+                (OUT / "summary.txt").write_text("\n".join(summary) + "\n")
                 written = OUT / f".{part.name}.json"
                 if written.exists():
                     records += json.loads(written.read_text())
                     written.unlink()
                     (OUT / "records.json").write_text(json.dumps(records, indent=1) + "\n")
-        print(
-            "\n".join(line for line in (OUT / f"{stage}.log").read_text().splitlines() if _TELLING.match(line))[-8000:]
-        )
+        lines = (OUT / f"{stage}.log").read_text(errors="replace").splitlines()
+        print("\n".join(line for line in lines if _TELLING.match(line))[-8000:])
     shutil.rmtree(WORK, ignore_errors=True)
-    (OUT / "summary.txt").write_text("\n".join(summary) + "\n")
     print("\n".join(summary))
     passed = (": done", *(["on the PATH"] if REHEARSE else []))
     return 0 if all(any(ending in line for ending in passed) for line in summary) else 1

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
 
+from fastfgssl.kernels import build
+from fastfgssl.kernels.build import TENSORS
 from fastfgssl.kernels.fan_out.op import Views, fan_out
 from fastfgssl.kernels.fan_out.reference import fan_out_reference
 from helpers.fan_out import MEAN, SHAPES, STD, make_case, on, require_same_bits
@@ -106,3 +112,18 @@ def test_what_is_no_permutation_is_named_in_debug_mode(monkeypatch):
     case["permutations"][0][1, 0] = case["permutations"][0][1, 1]
     with pytest.raises(ValueError, match=r"permutation: row 1 is not a permutation of 0\.\.3"):
         fan_out(**case)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler")
+def test_no_cuda_kernel_spills_registers(tmp_path):
+    """Compiled for every GPU that is supported; read from the assembler's report."""
+    source = build._SOURCES / TENSORS.cuda_sources[0]
+    command = ["nvcc", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "--fatbin", "-Xptxas", "-v"]
+    command += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in build._CUDA_ARCHITECTURES]
+    command += [str(source), "-o", str(tmp_path / "tensors.fatbin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    # four kinds of input and output, each with 1 and 3 channels; and what describes samples
+    assert len(report) == (8 + 4) * len(build._CUDA_ARCHITECTURES)
+    assert set(report) == {("0", "0", "0")}
+    assert all(f"'sm_{sm}'" in done.stderr for sm in (80, 90, 100))

@@ -144,6 +144,7 @@ def test_safetensors_are_read(tmp_path):
         ([1, 2], "must hold a state dict"),
         (torch.zeros(3), "must hold a state dict"),
         ({"conv1.weight": [1, 2]}, "must hold a state dict"),
+        ({0: torch.zeros(3)}, "must hold a state dict .*; 0 is no name"),
     ],
 )
 def test_a_file_that_does_not_fit_is_one_clear_line(tmp_path, content, message):
@@ -156,6 +157,39 @@ def test_a_file_that_does_not_fit_is_one_clear_line(tmp_path, content, message):
         model(weights=str(file))
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+UNUSABLE = {
+    "sparse": (torch.Tensor.to_sparse, "is a sparse tensor; save it as a dense tensor of float32"),
+    "quantised": (
+        lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+        "is a quantised tensor; save it as a dense tensor of float32",
+    ),
+    "meta": (lambda value: value.to("meta"), "is a meta tensor, which has a shape and no values; save it"),
+    "complex": (lambda value: value.to(torch.complex64), "is of type complex64; save it"),
+    "integer": (torch.Tensor.int, "is of type int32; save it as a dense tensor of float32"),
+    "too large": (lambda value: value.double() + 1e300, "holds values that are too large for float32"),
+    "negative variance": (lambda value: value - 2, "holds negative values, which are no variances"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, that sparse and quantised tensors are of no long standing
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_a_tensor_that_is_no_weight_is_named(tmp_path, kind):
+    spoil, message = UNUSABLE[kind]
+    state = model().backbone.state_dict()
+    torch.save(state | {"bn1.running_var": spoil(state["bn1.running_var"])}, tmp_path / "weights")
+    with pytest.raises(UserError, match=rf"weights: bn1\.running_var {message}") as error:
+        model(weights=str(tmp_path / "weights"))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_other_real_types_are_taken(tmp_path):
+    state = model().backbone.state_dict()
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2):
+        torch.save({name: value.to(dtype) for name, value in state.items()}, tmp_path / "weights")
+        weight = model(weights=str(tmp_path / "weights")).backbone.conv1.weight
+        torch.testing.assert_close(weight, state["conv1.weight"].to(dtype).float(), rtol=0, atol=0)
 
 
 def test_a_file_that_is_cut_anywhere_is_one_clear_line(tmp_path):
