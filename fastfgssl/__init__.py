@@ -8,7 +8,8 @@
     classifier = fastfgssl.load(fastfgssl.finetune(config).checkpoint)
 
 None of them prints, sets up logging or handles signals, which is left to the commands; what there is to say is logged
-to `fastfgssl`. A `fastfgssl.runtime.errors.UserError` says in one line what was wrong with what was given.
+to `fastfgssl`; but a rank of several whose peer is gone can only say so on stderr, and end its process. A
+`fastfgssl.runtime.errors.UserError` says in one line what was wrong with what was given.
 """
 
 from __future__ import annotations
