@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from fastfgssl.benchmarks.archive import open_archive
 from fastfgssl.benchmarks.measure import Record, Settings, Suite
 from fastfgssl.benchmarks.trainer import NETWORK, make_config, trace_training, train
@@ -38,16 +40,19 @@ def _measure(suite: Suite, archive: Path, schedule: Schedule, folder: Path) -> R
     device = suite.device
     world, case = World.alone(device), f"{schedule}, {NETWORK[suite.scale]}"
     seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
-    waits = []
+    waits, peaks = [], []
     turns, steps, lap = (numbers[suite.scale] for numbers in (TURNS, STEPS, LAP))
     for turn, name in itertools.product(range(turns), ("ours", "baseline")):
         output = folder / f"{schedule}-{name}-{turn}"
         config = make_config(output, archive, suite.scale, steps=steps, log_every=lap, schedule=schedule)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         # the first lap has the start of the decoders in it
         _, *later = train(config, world, resident=name == "baseline")
         seconds[name] += [1 / report["images_per_second"] for report in later]
         if name == "ours":
             waits += [report["data_wait"] for report in later]
+            peaks += [torch.cuda.max_memory_allocated(device)] if device.type == "cuda" else []
     trace_training(f"train: {case}", config, world, suite.settings.traces)
     return suite.record(
         case,
@@ -57,6 +62,7 @@ def _measure(suite: Suite, archive: Path, schedule: Schedule, folder: Path) -> R
         unit="images/s",
         details={
             "share_of_time_waiting": statistics.median(waits),
+            **({"peak_memory_of_torch": max(peaks)} if peaks else {}),
             "trainings": turns,
             "steps_of_a_lap": lap,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from fastfgssl.archive.manifest import Archive
 from fastfgssl.data.decode import Encoded, build_decoder
 from fastfgssl.data.presets import PRESETS
+from fastfgssl.data.stream import whole_archive
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.objectives import build_objective
@@ -20,6 +23,7 @@ from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.distributed import start_world
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.step import TrainingStep
+from helpers.damage import damage_sample
 from helpers.gpu import DEVICE_ID, GPU, never_waits, rehearsed
 from helpers.images import encode
 from helpers.loader import BATCH, loader, spec, tensors
@@ -113,6 +117,16 @@ def test_training_runs_and_learns(make_config, precision, schedule):
     assert pretrain(longer)[:2] == (42, None)
 
 
+def test_a_bad_file_in_mid_run_costs_itself_alone(make_config, archive_path, tmp_path):
+    archive = Archive.open(shutil.copytree(archive_path, tmp_path / "archive"))
+    config = make_config(data__path=str(archive.path), train__device=GPU.type, train__steps=4)
+    bad = int(whole_archive(config, archive).slots(24, 36).ids[5])  # of the third step
+    damage_sample(archive, bad)
+    assert pretrain(config)[:2] == (4, None)
+    _, *listed = (Path(config.output) / "quarantine.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in listed] == [bad]
+
+
 def test_the_first_loss_is_that_of_the_cpu(make_config, tmp_path):
     settings = {"train__steps": 1, "train__schedule": "joint"}
     first = {}
@@ -124,8 +138,6 @@ def test_the_first_loss_is_that_of_the_cpu(make_config, tmp_path):
 
 
 def test_a_checkpoint_of_the_gpu_is_evaluated_there(make_config, archive_path):
-    from fastfgssl.archive.manifest import Archive
-
     config = make_config(train__device=GPU.type, train__steps=2)
     pretrain(config)
     model, config, step, _ = load_pretrained(list_checkpoints(Path(config.output) / "checkpoints")[-1])
