@@ -67,6 +67,8 @@ def of_reason(accounting: pa.Table, outcome: str, reason: str) -> np.ndarray:
 
 def drawn(ids: pa.ChunkedArray, which: np.ndarray, most: int) -> np.ndarray:
     """Rows of `which` (numbers, int64) whose ids come first: at random, since a key makes them, but always the same."""
+    if not len(which):  # which some versions of pyarrow make nothing of
+        return which
     table = pa.table({"id": ids.take(pa.array(which)), "row": which})
     keys = [("id", "ascending"), ("row", "ascending")]
     return which[pc.select_k_unstable(table, min(most, len(which)), sort_keys=keys).to_numpy()]
