@@ -193,7 +193,7 @@ class Archive:
         except KeyError:
             hint = ": prepare it with --labels" if name in ("label", "group", "split") else ""
             raise UserError(f"archive {self.path} has no column {name!r}{hint}") from None
-        return np.dtype(object if pa.types.is_string(type) else type.to_pandas_dtype())
+        return np.dtype(object) if pa.types.is_string(type) else pa.array([], type).to_numpy(zero_copy_only=False).dtype
 
     def _gather(self, shard: int, name: str, rows: np.ndarray) -> np.ndarray:
         view = self._views.get((shard, name))
