@@ -62,7 +62,7 @@ class Quarantine:
         writes: bool = True,
     ) -> None:
         self._num_samples = num_samples
-        self._file, self._writes = file, writes and file is not None
+        self._file, self._writes = file, writes
         self._listed = np.zeros(num_samples, bool)
         self._count = 0
         self._passing = 0  # of these, what the next start tries again
@@ -106,17 +106,12 @@ class Quarantine:
             return None
         with self._lock:
             is_outage = self._count - self._passing <= self._most
+            listed = f"; all are in {self._file}" if self._file is not None else ""
             if is_outage:
-                listed = f"; all are in {self._file}" if self._file else ""
                 remedy = "what cannot be read for now is tried again by the same command"
-            elif self._file is None:
-                listed, remedy = "", "copy or prepare the archive again, or raise data.max_bad_share to do without them"
             else:
-                listed = f"; all are in {self._file}"
-                remedy = (
-                    "copy or prepare the archive again and remove that list, or raise data.max_bad_share to go on"
-                    " without them"
-                )
+                mend = f"copy or prepare the archive again{' and remove that list' if listed else ''}"
+                remedy = f"{mend}, or raise data.max_bad_share to go on without them"
             text = verdict(self._count, self._used, self._max_bad_share, self._first, listed, remedy)
             return UserError(text, errno=errno.EIO if is_outage else None)
 

@@ -120,9 +120,6 @@ def nothing_to_save() -> Iterator[None]:
         _nothing_to_save = False
 
 
-_is_asked = False
-
-
 def end_with_launcher() -> None:
     """On Linux makes the system send this process SIGTERM when torchrun, which started it, is gone.
 

@@ -140,24 +140,28 @@ def test_a_step_is_made_again_and_says_where_it_is_not_finite(make_config, capsy
     assert "no whole checkpoint" in capsys.readouterr().err
 
 
-def test_a_batch_that_float16_cannot_hold_costs_one_step_and_no_statistics(make_config, monkeypatch):
-    """Its forward pass leaves infinities in running means, and lowers the loss scale once."""
+def overflow(monkeypatch, build, part: str, *, call: int) -> None:
+    """Registers `overflowing`: in that call the first layer of a part of the objective has what float16 cannot hold."""
     calls = []
 
-    def build(config, world, *, fresh):
-        objective = fgssl.build(config, world, fresh=fresh)
-        first = next(module for module in objective.model.modules() if isinstance(module, torch.nn.Conv2d))
+    def enlarge(module, inputs):
+        calls.append(1)
+        return (inputs[0] * 1e6,) if len(calls) == call else None
 
-        def enlarge(module, inputs):
-            calls.append(1)
-            return (inputs[0] * 1e6,) if len(calls) == 5 else None  # of two calls a step
-
-        first.register_forward_pre_hook(enlarge)
+    def build_overflowing(config, world, *, fresh):
+        objective = build(config, world, fresh=fresh)
+        layers = getattr(objective, part).modules()
+        next(layer for layer in layers if isinstance(layer, torch.nn.Conv2d)).register_forward_pre_hook(enlarge)
         return objective
 
-    register("overflowing", build)
+    register("overflowing", build_overflowing)
     small = partial(torch.amp.GradScaler, init_scale=16.0)  # so that nothing else is too large
     monkeypatch.setattr(torch.amp, "GradScaler", small)
+
+
+def test_a_batch_that_float16_cannot_hold_costs_one_step_and_no_statistics(make_config, monkeypatch):
+    """Its forward pass leaves infinities in running means, and lowers the loss scale once."""
+    overflow(monkeypatch, fgssl.build, "model", call=5)  # of two calls a step
     config = make_config(
         objective="overflowing", train__heads=[2], train__precision="float16", train__checkpoint_every=1
     )
@@ -175,23 +179,9 @@ def test_a_batch_that_float16_cannot_hold_costs_one_step_and_no_statistics(make_
 
 def test_averages_and_targets_lose_no_statistics_either(make_config, monkeypatch):
     """They take over what the network's have become, at once."""
-    calls = []
-
-    def build(config, world, *, fresh):
-        objective = byol.build(config, world, fresh=fresh)
-        first = next(module for module in objective.target.modules() if isinstance(module, torch.nn.Conv2d))
-
-        def enlarge(module, inputs):
-            calls.append(1)
-            return (inputs[0] * 1e6,) if len(calls) == 3 else None  # of two views a step
-
-        first.register_forward_pre_hook(enlarge)
-        return objective
-
-    register("overflowing_target", build)
-    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=16.0))
+    overflow(monkeypatch, byol.build, "target", call=3)  # of two views a step
     small = {"baseline__projector": [16, 8], "baseline__predictor": 8}
-    config = make_config(objective="overflowing_target", train__precision="float16", **small)
+    config = make_config(objective="overflowing", train__precision="float16", **small)
     assert pretrain(config).steps_done == 4
     state = load_checkpoint(list_checkpoints(Path(config.output) / "checkpoints")[-1])
     assert all(value.isfinite().all() for value in state["objective"]["target"].values())
