@@ -75,7 +75,8 @@ def _letters(values: np.ndarray, contrast: int) -> np.ndarray:
     y, x = np.divmod(places, values.shape[1])
     # noise has thousands of pieces, of which `ndimage.find_objects` would make as many Python objects
     boxes = np.repeat(np.array([[*values.shape[::-1], 0, 0]]), count, axis=0)
-    for column, (reduce, edge) in enumerate(((np.minimum, x), (np.minimum, y), (np.maximum, x + 1), (np.maximum, y + 1))):
+    edges = (np.minimum, x), (np.minimum, y), (np.maximum, x + 1), (np.maximum, y + 1)
+    for column, (reduce, edge) in enumerate(edges):
         reduce.at(boxes[:, column], of_piece, edge)
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area = np.bincount(of_piece, minlength=count)
