@@ -120,7 +120,9 @@ def _print(report: Report) -> None:
 
 def _print_classes(console: Console, report: Report) -> list[str]:
     """Prints what is told of each class, and returns lines to follow."""
-    shown = next((name for name in ("sum", "all") if name in report.results), next(iter(report.results)))
+    from fastfgssl.evaluation.report import shown_result
+
+    shown = shown_result(report.results)
     result = report.results[shown]
     print_table(
         console,

@@ -225,7 +225,8 @@ def test_pretraining_takes_nothing_of_fine_tuning(make_config, labels_config):
 
 
 def test_a_fold_is_scored_on_what_it_did_not_see(labels_config):
-    config = labels_config("run", data__folds=3, data__fold=1, train__steps=1, evaluate__every=9)
+    part = {"data__folds": 3, "data__fold": 1, "data__label_fraction": 0.7}
+    config = labels_config("run", **part, train__steps=1, evaluate__every=9)
     checkpoint = finetune(config).checkpoint
     archive = Archive.open(config.data.path)
     samples = training_samples(archive, config.data, seed=0)
@@ -233,7 +234,8 @@ def test_a_fold_is_scored_on_what_it_did_not_see(labels_config):
     assert report.split == "fold 1 of 3"
     assert report.predictions.ids.tolist() == samples.validation.tolist()
     assert (report.fit_samples, report.overlap.groups) == (len(samples.train), 0)
-    assert list(report.results) == ["head 0", "head 1", "head 2", "all", "sum"]
+    assert report.label_fraction == 0.7
+    assert list(report.results) == ["head 0", "head 1", "head 2", "all", "sum", "colour"]
     with pytest.raises(UserError, match="the network was fine-tuned on"):
         evaluate(checkpoint, config.data.path, "finetuned", split="val")
 

@@ -31,9 +31,7 @@ def make_config(
         model=ModelConfig(backbone="resnet18", weights="none", width=0.125),
         loss=LossConfig(cache=cache),
         baseline=BaselineConfig(**{"projector": (32, 16), "predictor": 8, "momentum": 0.9} | baseline),
-        train=TrainConfig(
-            steps=4, batch_size=12, accumulate=accumulate, precision="float32", batch_norm=batch_norm
-        ),
+        train=TrainConfig(steps=4, batch_size=12, accumulate=accumulate, precision="float32", batch_norm=batch_norm),
         optim=OptimConfig(lr=lr),
     )
 
