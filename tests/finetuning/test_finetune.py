@@ -13,11 +13,14 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.evaluation.checkpoint import evaluate
 from fastfgssl.evaluation.split import groups_of
 from fastfgssl.evaluation.training_samples import training_samples
+from fastfgssl.evaluation.validation import Validation
 from fastfgssl.finetuning import finetune
+from fastfgssl.objectives.base import Objective
 from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
-from fastfgssl.training.hooks import Hook
+from fastfgssl.training.hooks import Hook, Run
 from fastfgssl.training.sinks import read_metrics
 from helpers.ranks import run_on_ranks
 
@@ -212,6 +215,19 @@ def test_bad_input_is_one_line(labels_config, changes, message):
         finetune(labels_config("run", **changes))
     assert "\n" not in str(caught.value)
     assert not Path(labels_config("run").output).exists()
+
+
+def test_a_class_that_no_image_validates_is_told(labels_config, caplog):
+    config = labels_config("run")
+    archive = Archive.open(config.data.path)
+    samples = training_samples(archive, config.data, seed=0)
+    of_class = samples.labels[samples.validation] == 1
+    alone = World.alone(torch.device("cpu"))
+    run = Run(config, alone, Objective(), archive.num_samples, is_new=True, start=0, steps=6)
+    for validation in (samples.validation, samples.validation[~of_class]):
+        Validation(archive, samples._replace(validation=validation)).begin(run)
+    told = f"no image that validates is of class {archive.classes[1]}: scores are of the other classes"
+    assert caplog.messages == [told]
 
 
 def test_pretraining_takes_nothing_of_fine_tuning(make_config, labels_config):
