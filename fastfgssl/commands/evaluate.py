@@ -162,12 +162,14 @@ def _cell(row: dict, metric: str) -> str:
         return f"{value:g}"
     scale, digits = (1, 3) if metric in _NO_SHARES else (100, 1)
     low, high = row.get("intervals", {}).get(metric, (None, None))
-    shown = f"{scale * value:.{digits}f}"
-    return (
-        shown
-        if low is None
-        else f"{shown} ({scale * low:.{digits}f}{' to ' if low < 0 else '-'}{scale * high:.{digits}f})"
-    )
+    shown = _rounded(scale * value, digits)
+    if low is None:
+        return shown
+    return f"{shown} ({_rounded(scale * low, digits)}{' to ' if low < 0 else '-'}{_rounded(scale * high, digits)})"
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.0
 
 
 def _words(metric: str) -> str:

@@ -20,6 +20,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.commands import compare
 from fastfgssl.comparison import compare as comparison
 from fastfgssl.comparison import scored
+from fastfgssl.comparison.results import intervals_over
 from fastfgssl.config.files import load_config
 from fastfgssl.evaluation import linear_probe
 from fastfgssl.evaluation.scores import paired_differences
@@ -221,3 +222,10 @@ def test_so_are_labels_that_are_too_few_for_the_probe(archive_path, tmp_path, ca
     assert run_here(compare.main, *given) == 2
     assert capsys.readouterr().err.startswith("error: too few labelled images for the linear probe: 50-fold")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_table_says_of_a_share_and_of_seeds():
+    assert compare._share(-0.0001, -0.2, 0.1, sign="+") == "+0.0 (-20.0 to 10.0)"
+    assert compare._share(0.5, None, None) == "50.0"
+    assert compare._share(None, None, None) == ""
+    assert [intervals_over({"seeds": seeds}) for seeds in ([0], [0, 1])] == ["groups", "groups and seeds"]
