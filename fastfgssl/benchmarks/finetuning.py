@@ -93,7 +93,7 @@ class _Passes:
                 for head, images in shown.items()
             }
             return self._pass(pairs)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for head, images in shown.items():
             losses |= self._pass({head: (images, batch.labels)})
         return losses

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastfgssl.evaluation.metrics import SPECIFICITY
 from fastfgssl.evaluation.report import shown_result
@@ -105,7 +105,7 @@ def _score(row: dict[str, Any], metric: str) -> str:
     return f"{value:.3g}" if low is None else f"{value:.3g} ({low:.3g} to {high:.3g})"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
