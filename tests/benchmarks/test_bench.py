@@ -18,17 +18,14 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.benchmarks import loss as loss_suite
 from fastfgssl.benchmarks import prepare as prepare_suite
 from fastfgssl.benchmarks import read_ahead, reading, scaling
-from fastfgssl.benchmarks import step as step_suite
 from fastfgssl.benchmarks import train as train_suite
 from fastfgssl.benchmarks.archive import write_index
-from fastfgssl.benchmarks.finetuning import PASSES, finetuning
 from fastfgssl.benchmarks.measure import CheckFailed, Settings, Suite, require_close
 from fastfgssl.benchmarks.trace import PARTS, Traces, peak_memory, seconds_by_part, write_trace
 from fastfgssl.benchmarks.trainer import TRACED, make_config, train
 from fastfgssl.commands import bench as bench_command
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
-from fastfgssl.objectives import supervised
 from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from helpers.command import run_here
@@ -76,26 +73,6 @@ def test_wrong_results_have_no_speed(bench, tmp_path, monkeypatch, capsys):
     assert not printed.out
     assert "error: suite loss computes wrong results: loss 20 x 50" in printed.err
     assert not (tmp_path / "loss.json").exists()
-
-
-def test_fine_tuning_stands_beside_passes_that_compute_the_same(monkeypatch):
-    settings = Settings(device=CPU, rehearse=True)
-    side, batch_size, precision, _, network, _ = step_suite.SIZES["rehearsal"]
-    batch, _ = step_suite.make_batches(side, batch_size, CPU, half=False)
-    config = step_suite.make_config("joint", network, side, batch_size, precision)
-
-    def rows() -> list:
-        return list(finetuning(Suite("step", settings), config, batch, "tiny", 1))
-
-    assert [(row.case, row.baseline, row.limit) for row in rows()] == [
-        ("supervised.progressive, tiny", PASSES, PASSES),
-        ("supervised.joint, tiny", "supervised.progressive", PASSES),
-        ("supervised.plain, tiny", "supervised.progressive", PASSES),
-    ]
-    right = supervised.cross_entropy
-    monkeypatch.setattr(supervised, "cross_entropy", lambda *args, **options: 1.01 * right(*args, **options))
-    with pytest.raises(CheckFailed, match=r"supervised.progressive, head 0: relative error"):
-        rows()
 
 
 def test_ratios_are_of_the_same_turn():

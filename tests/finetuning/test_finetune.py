@@ -223,7 +223,8 @@ def test_a_class_that_no_image_validates_is_told(labels_config, caplog):
     samples = training_samples(archive, config.data, seed=0)
     of_class = samples.labels[samples.validation] == 1
     alone = World.alone(torch.device("cpu"))
-    run = Run(config, alone, Objective(), archive.num_samples, is_new=True, start=0, steps=6)
+    number = archive.num_samples
+    run = Run(config=config, world=alone, objective=Objective(), num_samples=number, is_new=True, start=0, steps=6)
     for validation in (samples.validation, samples.validation[~of_class]):
         Validation(archive, samples._replace(validation=validation)).begin(run)
     told = f"no image that validates is of class {archive.classes[1]}: scores are of the other classes"
