@@ -86,6 +86,8 @@ def main() -> int:
 
 
 def _print(results: dict[str, Any]) -> None:
+    from fastfgssl.comparison.results import intervals_over
+
     console = make_console()
     images, seconds = results["equal_images"], results["equal_seconds"]
     _print_budget(results, images, f"equal images: {images['images']:,} seen")
@@ -97,7 +99,7 @@ def _print(results: dict[str, Any]) -> None:
         f"{results['protocol']} on {results['val_samples']} images of {results['val_groups']} groups"
         f" ({results['split']}), {results['fit_samples']} to train; {many} {'seeds' if many > 1 else 'seed'};"
         f" batch statistics {results['batch_statistics']}",
-        f"balanced accuracy in per cent, in brackets 95 % over groups and seeds; without a network: {floors}",
+        f"balanced accuracy in per cent, in brackets 95 % over {intervals_over(results)}; without a network: {floors}",
         f"difference to {images['rows'][0]['label']}; features of the backbone, or of all heads side by side",
     ):
         print_line(console, line)
@@ -126,6 +128,7 @@ def _print_budget(results: dict[str, Any], budget: dict[str, Any], title: str) -
 
 
 def _share(value: float | None, low: float | None, high: float | None, *, sign: str = "") -> str:
-    if value is None or low is None or high is None:
-        return "" if value is None else f"{100 * value:{sign}.1f}"
-    return f"{100 * value:{sign}.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    if value is None:
+        return ""
+    shown, *bounds = (None if part is None else round(100 * part, 1) + 0.0 for part in (value, low, high))  # no -0.0
+    return f"{shown:{sign}.1f}" + ("" if None in bounds else f" ({bounds[0]:.1f} to {bounds[1]:.1f})")

@@ -120,7 +120,9 @@ def _print(report: Report) -> None:
 
 def _print_classes(console: Console, report: Report) -> list[str]:
     """Prints what is told of each class, and returns lines to follow."""
-    shown = next((name for name in ("sum", "all") if name in report.results), next(iter(report.results)))
+    from fastfgssl.evaluation.report import shown_result
+
+    shown = shown_result(report.results)
     result = report.results[shown]
     print_table(
         console,
@@ -160,12 +162,14 @@ def _cell(row: dict, metric: str) -> str:
         return f"{value:g}"
     scale, digits = (1, 3) if metric in _NO_SHARES else (100, 1)
     low, high = row.get("intervals", {}).get(metric, (None, None))
-    shown = f"{scale * value:.{digits}f}"
-    return (
-        shown
-        if low is None
-        else f"{shown} ({scale * low:.{digits}f}{' to ' if low < 0 else '-'}{scale * high:.{digits}f})"
-    )
+    shown = _rounded(scale * value, digits)
+    if low is None:
+        return shown
+    return f"{shown} ({_rounded(scale * low, digits)}{' to ' if low < 0 else '-'}{_rounded(scale * high, digits)})"
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.0
 
 
 def _words(metric: str) -> str:

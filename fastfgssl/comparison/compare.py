@@ -31,10 +31,11 @@ from fastfgssl.config.files import config_to_values, load_config
 from fastfgssl.config.schema import Config
 from fastfgssl.config.section import require
 from fastfgssl.data.opening import open_archive
+from fastfgssl.evaluation.linear_probe import folds_of
 from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.evaluation.protocols import Protocol
 from fastfgssl.evaluation.report import BatchStatistics
-from fastfgssl.evaluation.split import labelled_split
+from fastfgssl.evaluation.split import groups_of, labelled_split
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.environment import require_alone
 from fastfgssl.runtime.errors import UserError, require_one_of
@@ -84,7 +85,9 @@ def compare(
     archive = open_archive(config.data)
     if not archive.has_column("label"):
         raise UserError(f"{archive.path} has no labels, which score a comparison: prepare it with --labels")
-    labelled_split(archive)
+    split, labels = labelled_split(archive)
+    if protocol == "linear":
+        folds_of(labels[split.train], groups_of(archive, split.train))
     check_writable(out / "comparison.json")
     scoring = Scoring(archive, protocol, batch_statistics, config.train.device)
     comparison = _Comparison(config, out / "runs", scoring, hooks, stop_signal)

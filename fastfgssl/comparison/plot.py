@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastfgssl.comparison.results import intervals_over
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import write_whole
 
@@ -44,7 +45,8 @@ def save_plot(results: dict[str, Any], file: Path) -> None:
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     seeds = len(results["seeds"])
-    axes.set_xlabel(f"balanced accuracy, per cent ({results['protocol']}; 95 % intervals over groups and seeds)")
+    over = intervals_over(results)
+    axes.set_xlabel(f"balanced accuracy, per cent ({results['protocol']}; 95 % intervals over {over})")
     axes.set_title(
         f"{results['val_samples']} images of {results['val_groups']} groups ({results['split']}),"
         f" {seeds} {'seeds' if seeds > 1 else 'seed'}; bars: each seed",

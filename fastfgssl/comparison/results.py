@@ -81,6 +81,11 @@ class Results:
         return self._replicates[key]
 
 
+def intervals_over(results: dict[str, Any]) -> str:
+    """What the intervals of a comparison are over, as its table and its plot say it: one seed tells of no others."""
+    return "groups and seeds" if len(results["seeds"]) > 1 else "groups"
+
+
 def _label(objective: str, feature: str) -> str:
     return objective if feature == FEATURES[0] else f"{objective}, heads"
 

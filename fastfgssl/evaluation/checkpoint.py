@@ -91,9 +91,17 @@ def score_network(
     batch_size: int = 128,
 ) -> Report:
     """Scores frozen features of a network, from a checkpoint or not; arguments as for `evaluate`."""
-    own = None
-    if protocol == "finetuned" and network.archive == archive.fingerprint:
-        own = training_samples(archive, network.config.data, seed=network.config.seed)
+    own, of_labels = None, {}
+    if protocol == "finetuned":
+        of_labels = {"label_fraction": network.config.data.label_fraction}
+        if network.archive == archive.fingerprint:
+            own = training_samples(archive, network.config.data, seed=network.config.seed)
+        else:
+            log.warning(
+                "%s is not, or no longer, the archive that the network was fine-tuned on: images that it has learned"
+                " from may be among those that score",
+                archive.path,
+            )
     with start_world(device) as world:
         model = network.model.to(world.device).to(memory_format=torch.channels_last)
         extractor = FeatureExtractor(model, network.config, archive, world.device, batch_size)
@@ -108,7 +116,7 @@ def score_network(
             label_fraction=label_fraction,
             own=own,
         )
-    return replace(report, step=network.step)
+    return replace(report, step=network.step, **of_labels)
 
 
 def require_classes(model: Network, archive: Archive, checkpoint: str | Path) -> None:

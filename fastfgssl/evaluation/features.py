@@ -74,6 +74,16 @@ class FeatureExtractor:
                 thumbnails.add(shown, images)
         return np.concatenate(kept), found.by_name()
 
+    def colours(self, ids: np.ndarray, thumbnails: Thumbnails | None = None) -> tuple[np.ndarray, Rows]:
+        """The same of `colour` alone, for which the network is not run."""
+        kept, found = [], FeatureRows()
+        for shown, (images,) in self._batches(self._parts(ids), PLAIN, seed=0):
+            kept.append(shown)
+            found.append(_colour_statistics(images))
+            if thumbnails is not None:
+                thumbnails.add(shown, images)
+        return np.concatenate(kept), found
+
     def probabilities(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Samples that decode among `ids`, and the probability of each class: float64 [N, K].
 
@@ -82,17 +92,13 @@ class FeatureExtractor:
         kept, by_name = self.classifier_probabilities(ids)
         return kept, by_name[SUM]
 
-    def classifier_probabilities(
-        self, ids: np.ndarray, thumbnails: Thumbnails | None = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The same of each classifier of the network, by its name, and as `sum` of all together; see `plain`."""
+    def classifier_probabilities(self, ids: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The same of each classifier of the network, by its name, and as `sum` of all together."""
         kept: list[np.ndarray] = []
         found: dict[str, list[np.ndarray]] = defaultdict(list)
         network: Any = self._model
         for shown, (images,) in self._batches(self._parts(ids), PLAIN, seed=0):
             kept.append(shown)
-            if thumbnails is not None:
-                thumbnails.add(shown, images)
             with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
                 logits = logits_of(network, images.to(self._device).float(), flips=self._config.supervised.flips)
             for name, values in logits.items():

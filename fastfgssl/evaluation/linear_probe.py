@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ def linear_probe(
     balanced accuracy in three-fold cross-validation of the training samples, no group of which is in two folds. Raises
     `UserError` if there are too few groups for that.
     """
-    folds = _folds(labels, groups)
+    folds = folds_of(labels, groups)
 
     def score(strength: float) -> float:
         scores = []
@@ -59,13 +60,18 @@ def linear_probe(
     return Probe(probabilities, strength)
 
 
-def _folds(labels: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
-    """The samples that each fold holds out, bool [N]; two classes or more are among the others."""
+def folds_of(labels: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """The samples that each fold holds out, bool [N]; two classes or more are among the others.
+
+    Raises `UserError` if there are too few groups.
+    """
     groups_of_class = sorted(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     if len(groups_of_class) >= 2 and groups_of_class[-2] >= _FOLDS:
         from sklearn.model_selection import StratifiedGroupKFold  # a second, as in `scores`
 
-        split = StratifiedGroupKFold(n_splits=_FOLDS).split(labels, labels, groups)
+        with warnings.catch_warnings():  # a class may have fewer images than there are folds
+            warnings.simplefilter("ignore", UserWarning)
+            split = list(StratifiedGroupKFold(n_splits=_FOLDS).split(labels, labels, groups))
         folds = [np.isin(np.arange(len(labels)), held_out) for _, held_out in split]
         if all(fold.any() and len(np.unique(labels[~fold])) >= 2 for fold in folds):
             return folds

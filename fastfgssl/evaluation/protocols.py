@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from fastfgssl.config.section import require
 from fastfgssl.evaluation.feature_rows import Rows
 from fastfgssl.evaluation.features import FeatureExtractor
 from fastfgssl.evaluation.knn import knn_probabilities
-from fastfgssl.evaluation.linear_probe import linear_probe
+from fastfgssl.evaluation.linear_probe import folds_of, linear_probe
 from fastfgssl.evaluation.matching import matches
 from fastfgssl.evaluation.near_duplicates import Thumbnails, find_overlap
 from fastfgssl.evaluation.report import BatchStatistics, Report, classification_report
@@ -21,6 +22,7 @@ from fastfgssl.evaluation.split import ScoringSplit, Split, draw_fraction, group
 from fastfgssl.evaluation.training_samples import TrainingSamples
 from fastfgssl.runtime.errors import UserError
 
+log = logging.getLogger(__name__)
 Protocol = Literal["matching", "knn", "linear", "finetuned"]
 
 
@@ -72,6 +74,8 @@ def run_protocol(
         )
     groups = groups_of(archive, split.train)
     taken = draw_fraction(split.train, labels[split.train], groups, label_fraction, seed, classes=archive.classes)
+    if protocol == "linear":  # before features are made, which may take hours
+        folds_of(labels[taken], groups_of(archive, taken))
     found = _classify(extractor, archive, split._replace(train=taken), labels, protocol)
     return classification_report(
         archive,
@@ -90,7 +94,8 @@ def run_protocol(
 def _run_finetuned(
     extractor: FeatureExtractor, archive: Archive, scoring: ScoringSplit | None, own: TrainingSamples | None
 ) -> Report:
-    """Scores the network's own classifiers: each by itself, and as `sum` their prediction together.
+    """Scores the network's own classifiers: each by itself, as `sum` their prediction together, and a floor: `colour`,
+    the linear probe of colour statistics.
 
     own: what it was fine-tuned and validated on, if that was of this archive.
     """
@@ -107,8 +112,16 @@ def _run_finetuned(
             )
         split = split._replace(train=own.train)
     thumbnails = Thumbnails(), Thumbnails()
-    val_ids, probabilities = extractor.classifier_probabilities(split.val, thumbnails[1])
-    train_ids, _ = extractor.plain(split.train, thumbnails[0])
+    train_ids, train = extractor.colours(split.train, thumbnails[0])
+    val_ids, val = extractor.colours(split.val, thumbnails[1])
+    _, probabilities = extractor.classifier_probabilities(val_ids)
+    chosen = {}
+    groups = groups_of(archive, train_ids)
+    try:
+        floor = _predict_linear(train, labels[train_ids], groups, val, len(archive.classes), extractor.device)
+        probabilities["colour"], chosen["colour"] = floor
+    except UserError as error:  # a classifier can be scored where a probe of colours cannot be fitted
+        log.info("without the floor of colours: %s", error)
     return classification_report(
         archive,
         "finetuned",
@@ -116,6 +129,7 @@ def _run_finetuned(
         labels,
         probabilities,
         overlap=find_overlap(archive, *thumbnails, device=extractor.device),
+        chosen=chosen,
     )
 
 

@@ -13,6 +13,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.evaluation.near_duplicates import Overlap
 from fastfgssl.evaluation.scores import floor_scores, score_probabilities
 from fastfgssl.evaluation.split import Split, groups_of
+from fastfgssl.models.classifier import SUM
 
 BatchStatistics = Literal["stored", "recomputed"]
 
@@ -33,7 +34,8 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a protocol found; `results` is by feature: head 0, head 1, head 2, all, backbone, colour."""
+    """What a protocol found; `results` is by feature: head 0, head 1, head 2, all, backbone, colour; of classifiers by
+    head, `sum`, and colour."""
 
     protocol: str
     batch_statistics: BatchStatistics
@@ -55,7 +57,7 @@ class Report:
     overlap: Overlap | None = None
     """What the scoring samples share with the training split; None for matching, which trains on nothing."""
     label_fraction: float = 1.0
-    """Part of the labelled groups of the training split that was used."""
+    """Part of the labelled groups of the training split that was used, by the protocol or by the fine-tuning."""
     seeds: dict[str, int] = field(default_factory=dict)
     """Of what is random: `protocol`, the draws of the `bootstrap`, and the network's `training`, or `untrained`."""
     step: int = 0
@@ -67,6 +69,11 @@ class Report:
         record = dataclasses.asdict(dataclasses.replace(self, predictions=None))
         del record["predictions"]
         return record
+
+
+def shown_result(results: Mapping[str, object]) -> str:
+    """Which of the results stands for the network where one is shown: its prediction, or all heads side by side."""
+    return next((name for name in (SUM, "all") if name in results), next(iter(results), ""))
 
 
 def classification_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,11 @@ class TrainingSamples(NamedTuple):
     """Of all samples of the archive: int64 [N], -1 for none."""
     name: str
     """Of those that validate."""
+
+    def unvalidated(self, classes: Sequence[str]) -> list[str]:
+        """Those of the archive's classes of which no image validates."""
+        present = np.unique(self.labels[self.validation])
+        return [name for label, name in enumerate(classes) if label not in present]
 
 
 def training_samples(archive: Archive, config: DataConfig, *, seed: int) -> TrainingSamples:
@@ -77,8 +83,8 @@ def _folded(archive: Archive, names: np.ndarray | None, config: DataConfig, seed
         count = len(np.unique(groups[labels[pool] == label]))
         if count < config.folds:
             raise UserError(
-                f"{archive.path}: class {archive.classes[label]} has {count} groups, too few for data.folds ="
-                f" {config.folds}: each fold is to have one; take fewer folds"
+                f"{archive.path}: class {archive.classes[label]} has {count} group{'s'[: count != 1]}, too few for"
+                f" data.folds = {config.folds}: each fold is to have one; take fewer folds"
             )
     from sklearn.model_selection import StratifiedGroupKFold  # a second, as in `scores`
 

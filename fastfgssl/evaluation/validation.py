@@ -48,6 +48,8 @@ class Validation(Hook):
         self._run = run
         epoch = math.ceil(run.num_samples / config.train.batch_size)
         self.every = config.evaluate.every or epoch
+        if run.world.is_main and (unseen := self._samples.unvalidated(self._archive.classes)):
+            log.warning("no image that validates is of class %s: scores are of the other classes", ", ".join(unseen))
         if run.world.is_main and not run.is_new:
             self._remember()
             self._decide(run.start)

@@ -38,7 +38,7 @@ _PURPOSE = {
     " diagnosis.",
     "hierarchy": "Features of images like those that it was trained on, from fine structure to coarse: to train a"
     " classifier on, to compare, to search. It names no diagnosis.",
-    "classifier": "Research on telling the classes below apart in images like those that it was trained on.",
+    "classifier": "Research on telling the classes above apart in images like those that it was trained on.",
 }
 
 _LIMITS = """\

@@ -6,11 +6,17 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from fastfgssl.evaluation.metrics import SPECIFICITY
+from fastfgssl.evaluation.report import shown_result
 from fastfgssl.runtime.errors import UserError, file_errors
 
 _NAMES = {"auroc": "AUROC", "macro_auroc": "macro AUROC", "macro_f1": "macro F1", "f1": "F1", "top1": "top-1"}
+_NAMES |= {
+    f"{mean}sensitivity_at_specificity": f"{mean.replace('_', ' ')}sensitivity at a specificity of {SPECIFICITY:g}"
+    for mean in ("", "macro_")
+}
 
 
 def read_scores(file: Path) -> dict[str, Any]:
@@ -39,13 +45,16 @@ def score_lines(report: dict[str, Any]) -> Iterator[str]:
     ):
         if report.get(key):
             facts.append(plain(words.format(report[key])))
+    share = report.get("label_fraction", 1)
+    if _is_number(share) and share < 1:
+        facts.append(f"{100 * share:g} % of the labels")
     yield ", ".join(facts) + "; in brackets the 95 % interval over groups:\n"
     rows = report["results"] | (report.get("floors") or {})
     metrics = [metric for metric in _metrics(rows.values()) if metric != "C"]  # which is no score
     yield from table(
         ("", *rows), ((_words(metric), *(_score(row, metric) for row in rows.values())) for metric in metrics)
     )
-    name = "all" if "all" in report["results"] else next(iter(report["results"]), "")
+    name = shown_result(report["results"])
     classes = report["results"].get(name, {}).get("by_class")
     if isinstance(classes, dict):
         yield f"\nOf each class by {plain(name)}:\n"
@@ -92,10 +101,11 @@ def _score(row: dict[str, Any], metric: str) -> str:
     if not _is_number(value):
         return ""
     low, high = (row.get("intervals") or {}).get(metric) or (None, None)
+    value = round(value, 9)  # what is 0 but for rounding
     return f"{value:.3g}" if low is None else f"{value:.3g} ({low:.3g} to {high:.3g})"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -58,8 +58,9 @@ class _HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.ndim - 2)
         group, size = self._world.group, self._world.size
         assert group is not None, "one rank keeps its own batch norm"
-        mean = sum_over_ranks(input.float().mean(dim=others), group) / size
-        centred = input.float() - mean.view(shape)
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean = sum_over_ranks(values.mean(dim=others), group) / size
+        centred = values - mean.view(shape)
         variance = sum_over_ranks(centred.square().mean(dim=others), group) / size
         if self.track_running_stats:
             self._track(mean, variance, input.numel() // input.shape[1] * size)

@@ -30,6 +30,10 @@ KEY = "model.weights"
 _PREFIXES = ("", "backbone.", "backbone.network.", "network.", "module.", "_orig_mod.")
 # where a checkpoint keeps its state dict, ours and torchvision's first, then timm's, averaged weights before others
 _ENTRIES = ("model", "state_dict_ema", "model_ema", "state_dict")
+# of the hierarchical network; and what makes its tensors, and those of the backbone, as large as they are
+_OF_HEADS = ("blocks.", "heads.")
+_OF_HEADS_KEYS = "model.embedding_dim, model.block_dim or model.block"
+_OF_BACKBONE_KEYS = "model.backbone, model.width, model.stem or model.in_channels"
 
 
 def cached_download(url: str) -> Path:
@@ -83,15 +87,18 @@ def load_weights(module: nn.Module, file: str | Path, config: ModelConfig, *, ne
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         has = _what_it_has(found, wanted)
+        if missing[0].startswith(_OF_HEADS):
+            has = f" ({_OF_HEADS_KEYS} differ)"
         raise UserError(f"{source}: lacks {missing[0]} and {len(missing) - 1} more of {config.backbone}{has}")
     for name, value in state.items():
         _require_plain(value, wanted[name], f"{source}: {name}")
         require_finite({name: value}, source)
         state[name] = value = _fit_channels(value.to(wanted[name].dtype), wanted[name], f"{source}: {name}")
         if value.shape != wanted[name].shape:
+            keys = _OF_HEADS_KEYS if name.startswith(_OF_HEADS) else _OF_BACKBONE_KEYS
             raise UserError(
                 f"{source}: {name} is {list(value.shape)}, but {config.backbone} has {list(wanted[name].shape)}"
-                " (model.backbone, model.width, model.stem or model.in_channels differ)"
+                f" ({keys} differ)"
             )
         if not value.isfinite().all():
             raise UserError(f"{source}: {name} holds values that are too large for {_type_name(value)}")

@@ -20,7 +20,9 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.commands import compare
 from fastfgssl.comparison import compare as comparison
 from fastfgssl.comparison import scored
+from fastfgssl.comparison.results import intervals_over
 from fastfgssl.config.files import load_config
+from fastfgssl.evaluation import linear_probe
 from fastfgssl.evaluation.scores import paired_differences
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.display import Terminal
@@ -212,3 +214,18 @@ def test_an_archive_without_labels_is_told_before_training(archive_path, tmp_pat
     told = f"error: {archive_path} has no labels, which score a comparison: prepare it with --labels\n"
     assert capsys.readouterr().err == told
     assert not (tmp_path / "out").exists()
+
+
+def test_so_are_labels_that_are_too_few_for_the_probe(archive_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(linear_probe, "_FOLDS", 50)
+    given = ["--config", "demo", f"data.path={archive_path}", *TINY, "--protocol", "linear", "--out", tmp_path / "out"]
+    assert run_here(compare.main, *given) == 2
+    assert capsys.readouterr().err.startswith("error: too few labelled images for the linear probe: 50-fold")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_table_says_of_a_share_and_of_seeds():
+    assert compare._share(-0.0001, -0.2, 0.1, sign="+") == "+0.0 (-20.0 to 10.0)"
+    assert compare._share(0.5, None, None) == "50.0"
+    assert compare._share(None, None, None) == ""
+    assert [intervals_over({"seeds": seeds}) for seeds in ([0], [0, 1])] == ["groups", "groups and seeds"]

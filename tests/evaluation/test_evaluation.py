@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fastfgssl.evaluation.linear_probe import linear_probe
 from fastfgssl.evaluation.matching import matching_accuracy
 from fastfgssl.evaluation.pretrained import build_untrained, load_pretrained
 from fastfgssl.evaluation.protocols import run_protocol
+from fastfgssl.evaluation.scores import balanced_accuracy
 from fastfgssl.evaluation.split import groups_of, labelled_split, split_samples
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
@@ -72,6 +74,15 @@ def test_the_probe_learns_what_is_linear_and_chooses_its_strength_without_the_qu
     alone = linear_probe(train, labels.numpy(), groups, queries[:7])
     assert alone.strength == probe.strength
     np.testing.assert_array_equal(alone.predictions, probe.predictions[:7])
+
+
+def test_a_class_of_one_image_is_no_warning():
+    features = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
+    labels = np.array([0] * 6 + [1] * 6 + [2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe = linear_probe(features, labels, np.arange(13), features)
+    assert balanced_accuracy(labels, probe.predictions) == balanced_accuracy_score(labels, probe.predictions)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_fraction_that_is_none_is_refused(fraction):
         draw_fraction(*samples((3, 3)), fraction, 0)
 
 
-def test_protocols_learn_from_that_part(archive_path, make_config):
+def test_protocols_learn_from_that_part(archive_path, make_config, monkeypatch):
     archive, config = Archive.open(archive_path), make_config()
     extractor = FeatureExtractor(build_untrained(config, 0), config, archive, torch.device("cpu"), 32)
     split, _ = labelled_split(archive)
@@ -77,3 +77,6 @@ def test_protocols_learn_from_that_part(archive_path, make_config):
     assert (part.val_samples, part.label_fraction) == (whole.val_samples, 0.3)
     with pytest.raises(UserError, match=r"label_fraction = 0\.5: must be 1 for matching"):
         run_protocol(extractor, archive, "matching", label_fraction=0.5)
+    monkeypatch.setattr(extractor, "plain", None)  # whose features may take hours
+    with pytest.raises(UserError, match="too few labelled images for the linear probe"):
+        run_protocol(extractor, archive, "linear", label_fraction=0.1)

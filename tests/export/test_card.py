@@ -142,3 +142,10 @@ def test_no_name_comes_into_the_card_as_markup(name, shown):
     lines = "\n".join(score_lines(report))
     assert lines.count(shown) == 6
     assert name not in lines
+
+
+def test_classes_are_shown_as_the_network_predicts_them():
+    results = {name: {"by_class": {"a": {"recall": recall}}} for name, recall in {"all": 0.25, "sum": 0.5}.items()}
+    lines = list(score_lines({"protocol": "finetuned", "results": results | {"colour": {}}}))
+    assert "\nOf each class by sum:\n" in lines
+    assert "| a | 0.5 |" in lines

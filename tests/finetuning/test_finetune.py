@@ -13,11 +13,14 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.evaluation.checkpoint import evaluate
 from fastfgssl.evaluation.split import groups_of
 from fastfgssl.evaluation.training_samples import training_samples
+from fastfgssl.evaluation.validation import Validation
 from fastfgssl.finetuning import finetune
+from fastfgssl.objectives.base import Objective
 from fastfgssl.pretraining import pretrain
+from fastfgssl.runtime.distributed import World
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
-from fastfgssl.training.hooks import Hook
+from fastfgssl.training.hooks import Hook, Run
 from fastfgssl.training.sinks import read_metrics
 from helpers.ranks import run_on_ranks
 
@@ -214,6 +217,20 @@ def test_bad_input_is_one_line(labels_config, changes, message):
     assert not Path(labels_config("run").output).exists()
 
 
+def test_a_class_that_no_image_validates_is_told(labels_config, caplog):
+    config = labels_config("run")
+    archive = Archive.open(config.data.path)
+    samples = training_samples(archive, config.data, seed=0)
+    of_class = samples.labels[samples.validation] == 1
+    alone = World.alone(torch.device("cpu"))
+    number = archive.num_samples
+    run = Run(config=config, world=alone, objective=Objective(), num_samples=number, is_new=True, start=0, steps=6)
+    for validation in (samples.validation, samples.validation[~of_class]):
+        Validation(archive, samples._replace(validation=validation)).begin(run)
+    told = f"no image that validates is of class {archive.classes[1]}: scores are of the other classes"
+    assert caplog.messages == [told]
+
+
 def test_pretraining_takes_nothing_of_fine_tuning(make_config, labels_config):
     finished = labels_config("run", supervised__classes=["a", "b"], supervised__class_counts=[1, 2])
     for config in (labels_config("run"), finished):  # the latter as a run's config.yaml has it
@@ -225,7 +242,8 @@ def test_pretraining_takes_nothing_of_fine_tuning(make_config, labels_config):
 
 
 def test_a_fold_is_scored_on_what_it_did_not_see(labels_config):
-    config = labels_config("run", data__folds=3, data__fold=1, train__steps=1, evaluate__every=9)
+    part = {"data__folds": 3, "data__fold": 1, "data__label_fraction": 0.7}
+    config = labels_config("run", **part, train__steps=1, evaluate__every=9)
     checkpoint = finetune(config).checkpoint
     archive = Archive.open(config.data.path)
     samples = training_samples(archive, config.data, seed=0)
@@ -233,7 +251,8 @@ def test_a_fold_is_scored_on_what_it_did_not_see(labels_config):
     assert report.split == "fold 1 of 3"
     assert report.predictions.ids.tolist() == samples.validation.tolist()
     assert (report.fit_samples, report.overlap.groups) == (len(samples.train), 0)
-    assert list(report.results) == ["head 0", "head 1", "head 2", "all", "sum"]
+    assert report.label_fraction == 0.7
+    assert list(report.results) == ["head 0", "head 1", "head 2", "all", "sum", "colour"]
     with pytest.raises(UserError, match="the network was fine-tuned on"):
         evaluate(checkpoint, config.data.path, "finetuned", split="val")
 

@@ -13,6 +13,7 @@ from torchvision.models import get_model
 from fastfgssl.config.schema import ModelConfig
 from fastfgssl.models import build_model
 from fastfgssl.models.backbone import build_backbone
+from fastfgssl.models.weights import load_start
 from fastfgssl.runtime.errors import UserError
 
 
@@ -249,3 +250,19 @@ def test_weights_under_other_names_say_what_the_file_has(tmp_path):
         UserError, match=r"lacks conv1.weight .*; it has block0.weight, block1.weight, block2.weight, ..."
     ):
         model(weights=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"embedding_dim": 24}, "model.embedding_dim, model.block_dim or model.block differ"),
+        ({"block_dim": 16}, "model.embedding_dim, model.block_dim or model.block differ"),
+        ({"block": "light"}, "model.embedding_dim, model.block_dim or model.block differ"),
+        ({"width": 0.25}, "model.backbone, model.width, model.stem or model.in_channels differ"),
+    ],
+)
+def test_the_keys_are_named_that_a_start_of_other_sizes_differs_in(tmp_path, changes, keys):
+    torch.save(model().state_dict(), tmp_path / "start.pt")
+    other = model(**changes)
+    with pytest.raises(UserError, match=rf"\({keys}\)$"):
+        load_start(other, other.backbone, tmp_path / "start.pt", ModelConfig(backbone="resnet18"), new=("classifier",))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from fastfgssl.config.baseline import BaselineConfig
 from fastfgssl.config.schema import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -19,14 +22,16 @@ ALONE = World.alone(torch.device("cpu"))
 NAMES = ("barlow", "vicreg", "simclr", "byol", "simsiam")
 
 
-def make_config(name: str, *, accumulate: int = 1, cache: bool = False, lr: float = 1e-3, **baseline) -> Config:
+def make_config(
+    name: str, *, accumulate: int = 1, cache: bool = False, lr: float = 1e-3, batch_norm: str = "local", **baseline
+) -> Config:
     return Config(
         objective=name,
         data=DataConfig(path="none", image_size=32),
         model=ModelConfig(backbone="resnet18", weights="none", width=0.125),
         loss=LossConfig(cache=cache),
         baseline=BaselineConfig(**{"projector": (32, 16), "predictor": 8, "momentum": 0.9} | baseline),
-        train=TrainConfig(steps=4, batch_size=12, accumulate=accumulate, precision="float32"),
+        train=TrainConfig(steps=4, batch_size=12, accumulate=accumulate, precision="float32", batch_norm=batch_norm),
         optim=OptimConfig(lr=lr),
     )
 
@@ -41,11 +46,8 @@ def random_batch(rows: int = 12) -> Batch:
     return Batch(anchor, view, (puzzle,), np.arange(rows))
 
 
-def steps_on_rank(world: World, configs: list[Config]) -> list[tuple]:
-    """Losses of two steps of each objective, and what its networks are after them, in float64.
-
-    Batch norms normalise by their running averages, so that nothing but the loss couples images.
-    """
+def steps_of(world: World, configs: list[Config]) -> list[tuple]:
+    """The loss of a step of each objective, and what its networks are after it, in float64."""
     found = []
     rows = slice(world.rank * 12 // world.size, (world.rank + 1) * 12 // world.size)
     batch = random_batch().rows(rows, rows)
@@ -54,26 +56,39 @@ def steps_on_rank(world: World, configs: list[Config]) -> list[tuple]:
         torch.manual_seed(0)
         objective = build_objective(config, world)
         networks = [network for network in vars(objective).values() if isinstance(network, torch.nn.Module)]
-        for module in (module for network in networks for module in network.double().modules()):
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for network in networks:
+            network.double()
         step = TrainingStep(objective, config, world)
-        losses = [step(batch, progress=progress)[f"loss_{config.objective}"].item() for progress in (0.25, 0.5)]
-        found.append((losses, [network.state_dict() for network in networks]))
+        loss = step(batch, progress=0.25)[f"loss_{config.objective}"].item()
+        found.append((loss, [network.state_dict() for network in networks]))
     return found
 
 
-def test_two_ranks_train_each_as_one_process_does():
-    configs = [make_config(name) for name in NAMES]
-    alone, by_rank = steps_on_rank(ALONE, configs), run_on_ranks(steps_on_rank, 2, configs)
-    for number, (name, (losses, networks)) in enumerate(zip(NAMES, alone, strict=True)):
-        assert len(networks) == (2 if name == "byol" else 1)
-        # the reported loss is the mean over ranks
-        assert losses == pytest.approx(np.mean([rank[number][0] for rank in by_rank], axis=0).tolist(), rel=1e-9)
-        for _, same in (rank[number] for rank in by_rank):
-            for network, of_rank in zip(networks, same, strict=True):
-                for key, value in network.items():
-                    torch.testing.assert_close(of_rank[key], value, rtol=1e-9, atol=1e-12, msg=f"{name} {key}")
+def steps_on_rank(world: World, configs: list[Config]) -> dict[int, list[tuple]]:
+    """What groups of one, two and three ranks find, by their number."""
+    found = {}
+    for size in (1, 2, 3):
+        group = dist.new_group(list(range(size)))  # by all ranks, also those that are not in it
+        if world.rank < size:
+            found[size] = steps_of(replace(world, size=size, group=group), configs)
+    return found
+
+
+def test_ranks_train_each_whole_network_as_one_process_does():
+    """Backbone, projector, predictor, BYOL's target and the running statistics of all, with batch_norm=sync."""
+    configs = [make_config(name, batch_norm="sync") for name in NAMES]
+    alone, by_rank = steps_of(ALONE, configs), run_on_ranks(steps_on_rank, 3, configs)
+    for size in (1, 2, 3):
+        ranks = [found[size] for found in by_rank if size in found]
+        assert len(ranks) == size
+        for number, (name, (loss, networks)) in enumerate(zip(NAMES, alone, strict=True)):
+            assert len(networks) == (2 if name == "byol" else 1)
+            # the reported loss is the mean over ranks
+            assert loss == pytest.approx(np.mean([rank[number][0] for rank in ranks]), rel=1e-9)
+            for _, same in (rank[number] for rank in ranks):
+                for network, of_rank in zip(networks, same, strict=True):
+                    for key, value in network.items():
+                        torch.testing.assert_close(of_rank[key], value, rtol=1e-9, atol=1e-12, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize("name", NAMES)
