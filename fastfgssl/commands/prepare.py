@@ -293,6 +293,8 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     if done:
         yield "names", f"{options.inputs_file} has each file and what became of it; keep it and the key to yourself"
         yield "reports", f"{options.out / REPORT} shows what became of them, {options.report_file} with names as well"
+    if summary.key:
+        yield "key", summary.key
     for kind, count in summary.other_files.most_common(5):
         yield "other files", f"{count:,} x {kind}"
     yield "time", f"{summary.seconds:,.1f} s" + (f", {done / summary.seconds:,.0f} images/s" if done else "")
