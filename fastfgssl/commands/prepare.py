@@ -111,7 +111,7 @@ def parse_arguments() -> argparse.Namespace:
         help="CSV, or FILE.xlsx[:SHEET], with the columns image, label, and perhaps a group and split",
     )
     add("--image-column", metavar="NAME", default=PrepareOptions.image_column, help="of --labels (default %(default)s)")
-    add("--label-column", metavar="NAME", default="label", help="of --labels (default label); A,B,C: one for each class")
+    add("--label-column", metavar="NAME", default="label", help="of --labels (default label); A,B: of each class")
     add("--group-column", metavar="NAME", help="column of --labels that says which images belong together")
     add(
         "--labels-preset",
