@@ -52,7 +52,7 @@ class PrepareOptions:
     image_column: str = "image"
     """Its column that says which image a row is about."""
     label_column: str = "label"
-    """Its column with the class."""
+    """Its column with the class, or a column for each class, separated by commas, that holds 1 or 0."""
     labels_preset: str | None = None
     """A challenge whose tables lie below the sources or beside them: a key of `labels_presets.PRESETS`."""
     labels_from: Literal["folders"] | None = None

@@ -18,7 +18,7 @@ from fastfgssl.archive.building.assemble import assemble
 from fastfgssl.archive.building.base import Base
 from fastfgssl.archive.building.ids import Ids
 from fastfgssl.archive.building.inputs import COLUMNS, harmless, read_inputs
-from fastfgssl.archive.building.keys import load_key
+from fastfgssl.archive.building.keys import key_advice, load_key
 from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
 from fastfgssl.archive.building.plan import DonePart
 from fastfgssl.archive.building.publish import LISTING, Place
@@ -71,6 +71,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
         if base.path is not None or not options.dry_run:
             ids = Ids(listing, load_key(options.key_file, make=base.path is None))
             base.check_key(ids.key, options.key_file)
+            summary.key = key_advice(options.key_file, ids.key)
             if not (share or options.dry_run):
                 check_writable(options.inputs_file)  # not after hours
             known = base.known(ids.binary, retry=options.retry)

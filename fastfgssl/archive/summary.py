@@ -11,6 +11,8 @@ from typing import NamedTuple
 class Summary:
     """What `prepare` did."""
 
+    key: str = ""
+    """What to know of the key: that it is new, or that others may read it."""
     found: int = 0
     """Files that may be images."""
     known: int = 0

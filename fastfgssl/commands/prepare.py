@@ -111,7 +111,7 @@ def parse_arguments() -> argparse.Namespace:
         help="CSV, or FILE.xlsx[:SHEET], with the columns image, label, and perhaps a group and split",
     )
     add("--image-column", metavar="NAME", default=PrepareOptions.image_column, help="of --labels (default %(default)s)")
-    add("--label-column", metavar="NAME", default=PrepareOptions.label_column, help="of --labels (default %(default)s)")
+    add("--label-column", metavar="NAME", default="label", help="of --labels (default label); A,B: of each class")
     add("--group-column", metavar="NAME", help="column of --labels that says which images belong together")
     add(
         "--labels-preset",
@@ -293,6 +293,8 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     if done:
         yield "names", f"{options.inputs_file} has each file and what became of it; keep it and the key to yourself"
         yield "reports", f"{options.out / REPORT} shows what became of them, {options.report_file} with names as well"
+    if summary.key:
+        yield "key", summary.key
     for kind, count in summary.other_files.most_common(5):
         yield "other files", f"{count:,} x {kind}"
     yield "time", f"{summary.seconds:,.1f} s" + (f", {done / summary.seconds:,.0f} images/s" if done else "")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfgssl.archive.building.inputs import Input, harmless, read_inputs, write_inputs
-from fastfgssl.archive.building.keys import Key, load_key
+from fastfgssl.archive.building.keys import Key, key_advice, load_key
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.runtime.errors import UserError
@@ -91,8 +91,19 @@ def test_another_key_gives_other_ids(tmp_path):
     (tmp_path / "bad").write_text("0123")
     with pytest.raises(UserError, match="bad is no key: it must hold 64 hexadecimal digits"):
         load_key(tmp_path / "bad")
-    with pytest.raises(UserError, match="cannot read the key"):
+    with pytest.raises(UserError, match=r"none is not there, and nothing can be added .*: put a copy back, or"):
         load_key(tmp_path / "none", make=False)
+
+
+def test_a_new_key_is_told_and_one_that_others_may_read(tmp_path):
+    """A misspelled --key would make new ids, and patients of two archives would not be the same, without a word."""
+    path = tmp_path / "keys/key"
+    assert key_advice(path, load_key(path)) == (
+        f"{path} was made: keep a copy, and name it with --key where ids and groups are to be the same"
+    )
+    assert key_advice(path, load_key(path)) == ""
+    path.chmod(0o640)  # as a copy on another machine is
+    assert key_advice(path, load_key(path)).startswith(f"{path} can be read by others")
 
 
 @given(st.text())

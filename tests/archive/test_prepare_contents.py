@@ -15,6 +15,7 @@ from fastfgssl.archive.prepare import prepare
 from fastfgssl.archive.verification import verify
 from fastfgssl.data.decode import depth_of
 from helpers.dicom import dicom
+from helpers.images import REAL_DATA, inputs_of, real_data
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
@@ -186,3 +187,35 @@ def test_copies_of_what_an_archive_holds_share_its_group(copies, tmp_path):
     assert len({groups[place] for place in (0, 4, 5, 6)}) == 1
     assert groups[2] == groups[7] != groups[0]
     assert (groups[1], groups[3], groups[8]) == (-1, -1, -1)
+
+
+@real_data
+def test_what_went_wrong_elsewhere_is_accounted_for_as_it_should_be(tmp_path):
+    """Each file of the folders of hard cases, as their READMEs say; what is in no set here is written."""
+    sources = [Path(REAL_DATA or "", name) for name in ("cases", "dicom", "odd", "sixteen_bit")]
+    asked = PrepareOptions(sources=sources, out=tmp_path / "archive", burned_in="keep", depth=16, workers=1)
+    prepare(asked)
+    outcomes = {}
+    for row in inputs_of(asked):
+        outcomes[Path(row["path"]).name + row["part"]] = row["outcome"], row["reason"].partition(":")[0]
+    reasons = {name: reason for name, (outcome, reason) in outcomes.items() if outcome in ("quarantined", "filtered")}
+    assert reasons == {
+        "broken.png": "damaged or unsupported PNG",
+        "cut_at_40_percent_with_end_marker.jpg": "damaged or unsupported JPEG",
+        "empty.jpg": "empty file",
+        "lfs_pointer.png": "not the image but a Git LFS pointer to it",
+        "png_decompression_dos.png": "too small",
+        "stack_first_page_black.tifpage 1": "constant",
+        "truncated_image.png": "damaged or unsupported PNG",
+        "truncated_jpeg.jpg": "damaged or unsupported JPEG",
+        "zeroed_from_a_third.jpg": "damaged or unsupported JPEG",
+    }
+    # pixels of all lossless syntaxes are those of the first; of 12-bit JPEG and other lossy ones they are their own
+    duplicates = {name for name, (outcome, _) in outcomes.items() if outcome == "duplicate"}
+    assert {name for name in duplicates if name.endswith(".dcm")} == {
+        *(f"CT2_{syntax}.dcm" for syntax in ("JLSL", "JPLL", "RLE", "UNC")),
+        *("MR4_RLE.dcm", "MR4_UNC.dcm", "NM1_UNC.dcm", "US1_RLE.dcm", "US1_UNC.dcm"),
+    }
+    others = {name for name, (outcome, _) in outcomes.items() if outcome == "written"}
+    assert {"NM1_JPLY.dcm", "XA1_JLSN.dcm", "monkey12.jpg", "float32.tif", "hounsfield_int16.tif"} <= others
+    assert {f"stack_first_page_black.tifpage {page}" for page in (2, 3, 4)} <= others

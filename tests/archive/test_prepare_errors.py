@@ -41,7 +41,7 @@ BAD_COMMANDS = {
     "images --out new --leave-out none,derived": "leave-out must be kinds of images or none, not 'none,derived'",
     "images --out archive --min-side 9": "archive was made with --min-side 16: add to it in the same way",
     "images --out archive --depth 16": "archive was made with --depth 8: add to it in the same way",
-    "images --out archive": "cannot read the key",
+    "images --out archive": "key is not there, and nothing can be added to an archive without its own",
     "images --out new --key labels.csv": "labels.csv is no key: it must hold 64 hexadecimal digits",
     "images --out new --key new/key": "the key new/key must not lie in the archive",
     "images --out new --key new.partial/key": "the key new.partial/key must not lie in",

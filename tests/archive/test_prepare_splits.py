@@ -125,8 +125,12 @@ def test_what_is_there_keeps_its_split_and_a_patient_too(labelled, tmp_path):
 
 
 def test_dicom_patients_without_labels_are_whole(tmp_path):
+    def named(patient: int) -> dict[str, str]:
+        """What a header tells; where the patient is taken out, the study still holds slices together."""
+        return {"PatientID": f"P{patient}"} if patient < 4 else {"PatientID": "", "StudyInstanceUID": f"1.2.{patient}"}
+
     scans = {
-        f"{patient}{i}.dcm": dicom(np.asarray(blotches(10 * patient + i).convert("L")), PatientID=f"P{patient}")
+        f"{patient}{i}.dcm": dicom(np.asarray(blotches(10 * patient + i).convert("L")), **named(patient))
         for patient in range(8)
         for i in range(3)
     }

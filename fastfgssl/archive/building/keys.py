@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,9 @@ _GROUP_BITS = 56  # what random numbers for groups are made of, see `data.philox
 class Key:
     """HMAC-SHA256 (RFC 2104) under one key, for many names: its two first blocks are hashed once."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, *, made: bool = False) -> None:
+        self.made = made
+        """Whether it is a new one."""
         padded = secret.ljust(_BLOCK, b"\0")
         self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
@@ -49,7 +52,12 @@ def load_key(path: Path, *, make: bool = True) -> Key:
     """
     with file_errors("read the key", path):
         missing = not path.exists()
-    if make and missing:
+    if missing and not make:
+        raise UserError(
+            f"the key {path} is not there, and nothing can be added to an archive without its own: put a copy back, or"
+            " say with --key where it is; --overwrite makes the archive anew, with other ids"
+        )
+    if missing:
         with file_errors("write the key", path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create(path)
@@ -57,7 +65,16 @@ def load_key(path: Path, *, make: bool = True) -> Key:
         text = path.read_bytes().strip()
     if not re.fullmatch(rb"[0-9a-fA-F]{64}", text):
         raise UserError(f"{path} is no key: it must hold 64 hexadecimal digits; where there is no file, one is made")
-    return Key(bytes.fromhex(text.decode()))
+    return Key(bytes.fromhex(text.decode()), made=missing)
+
+
+def key_advice(path: Path, key: Key) -> str:
+    """What its owner should know: that it is a new one, or that others may read it. Empty if all is well."""
+    if key.made:
+        return f"{path} was made: keep a copy, and name it with --key where ids and groups are to be the same"
+    with file_errors("read the key", path):
+        exposed = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    return f"{path} can be read by others, who could try names with it: chmod 600 it" if exposed else ""
 
 
 def _create(path: Path) -> None:

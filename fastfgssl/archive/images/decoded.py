@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from fastfgssl.archive.dicom.facts import Identifiers
 from fastfgssl.archive.dicom.pictures import DicomPicture, DicomSettings, Flags, looks_like_dicom, read_dicom
 from fastfgssl.archive.images.burned_in import without_text
 from fastfgssl.archive.images.image import ImageSettings, encode_picture, prepare_file, read_picture
@@ -84,9 +85,17 @@ def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSetti
         )
     except Unusable as unusable:
         return unusable.at(found.part)
-    # what stands for a patient is itself no name: a part may lie about after a kill
-    patient = found.identifiers.patient
-    return image._replace(patient=hashlib.sha256(patient.encode()).hexdigest()[:32] if patient else "")
+    return image._replace(patient=_group_of(found.identifiers))
+
+
+def _group_of(identifiers: Identifiers) -> str:
+    """What stands for the patient; where the header names none, for the study, else for the series; empty for nothing.
+
+    It is itself no name: a part may lie about after a kill.
+    """
+    study, series = identifiers.study, identifiers.series
+    name = identifiers.patient or (study and f"study {study}") or (series and f"series {series}")
+    return hashlib.sha256(name.encode()).hexdigest()[:32] if name else ""
 
 
 def _of_tile(tile: Tile, group: str, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:

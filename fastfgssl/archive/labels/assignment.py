@@ -14,6 +14,7 @@ import numpy as np
 
 from fastfgssl.archive.labels.facts import NOTHING, Column, EntryLabels
 from fastfgssl.archive.labels.matching import SEVERAL, Finder
+from fastfgssl.archive.labels.one_hot import class_of_columns
 from fastfgssl.archive.labels.splits import standard_split
 from fastfgssl.archive.labels.table import is_empty, read_cells, read_columns
 from fastfgssl.archive.listing import ImageFile, Listing
@@ -76,14 +77,19 @@ def read_labels(
 
     `image` is a path relative to a source or to the table's folder, or an image's name, or a file name with or without
     its suffix, or with another, if only one image has it. `group_column` defaults to the first of `GROUP_COLUMNS` that
-    the table has; capital letters do not matter.
+    the table has; capital letters do not matter. `label_column` may be names of several columns, separated by commas:
+    each is a class then, and holds 1 or 0.
     Raises UserError if the table cannot be read, lacks a column, contradicts itself or matches no image.
     """
     optional = ("split",) if group_column else ("split", *GROUP_COLUMNS)
-    read = read_columns(table, image_column, (label_column, *filter(None, [group_column])), optional)
+    one_hot = "," in label_column
+    names = list(filter(None, map(str.strip, label_column.split(",")))) if one_hot else [label_column]
+    read = read_columns(table, image_column, (*names, *filter(None, [group_column])), optional)
+    told = {name: read.columns[name] for name in names}
+    label = class_of_columns(table, read.line, told) if one_hot else told[label_column]
     group = group_column or next((name for name in GROUP_COLUMNS if name in read.columns), "")
     nothing = Column([], np.full(len(read.line), NOTHING, np.int32))
-    columns = [read.columns.get(name, nothing) for name in (label_column, group, "split")]
+    columns = [label, *(read.columns.get(name, nothing) for name in (group, "split"))]
     images = Finder(found, table.parent)(read.image)
 
     rows = np.flatnonzero(images >= 0)
@@ -107,7 +113,7 @@ def read_labels(
         code = np.full(len(found), NOTHING, np.int32)
         code[found.images[matched]] = column.code[first]
         said.append(Column(column.words, code))
-    return Labels(EntryLabels(*said), sorted(read.columns[label_column].words), len(read.line), unmatched)
+    return Labels(EntryLabels(*said), sorted(label.words), len(read.line), unmatched)
 
 
 def labels_of_folders(found: Listing) -> Labels:

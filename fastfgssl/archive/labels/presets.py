@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastfgssl.archive.labels.assignment import Facts, Labels, Row, by_entry, ids_by_name, match_rows, read_table
+from fastfgssl.archive.labels.one_hot import number
 from fastfgssl.archive.listing import Listing
 from fastfgssl.runtime.errors import UserError
 
@@ -211,14 +212,7 @@ def _read_rows(preset: Preset, part: Part, table: Path, groups: Mapping[str | No
 
 def _one_hot(preset: Preset, cells: dict[str, str | None]) -> str | None:
     """The class whose column holds 1 where all others hold 0; None if they hold anything else."""
-    values = [_number(cells[column]) for column in preset.one_hot]
+    values = [number(cells[column]) for column in preset.one_hot]
     if sorted(values) == [0] * (len(values) - 1) + [1]:
         return preset.one_hot[values.index(1)]
     return preset.otherwise if values == [0] * len(values) else None
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "")
-    except ValueError:
-        return -1.0

@@ -19,6 +19,7 @@ from fastfgssl.runtime.errors import UserError, file_errors
 
 _DELIMITERS = ",;\t"
 _OTHER_SHEETS = (".xls", ".xlsb", ".ods", ".numbers")
+_MISSING = ["", "NA", "<NA>", "NULL", "null"]  # a patient NA would be one group of all who have none
 _ROWS = 1 << 16  # that are Python objects at a time
 
 
@@ -171,7 +172,9 @@ def _read_plain(table: Path, image: str, header: list[str], names: list[str]) ->
     columns = {}
     for name, place in zip(names, wanted[1:], strict=True):
         trimmed = pc.utf8_trim_whitespace(cells[place])
-        empty = pc.or_(pc.equal(trimmed, ""), pc.equal(pc.utf8_lower(trimmed), "nan"))
+        empty = pc.or_(
+            pc.is_in(trimmed, pa.array(_MISSING, pa.large_string())), pc.equal(pc.utf8_lower(trimmed), "nan")
+        )
         column = pc.if_else(empty, pa.scalar(None, pa.large_string()), trimmed).combine_chunks()
         whole = (pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column).dictionary_encode()
         code = whole.indices.fill_null(NOTHING).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -180,8 +183,8 @@ def _read_plain(table: Path, image: str, header: list[str], names: list[str]) ->
 
 
 def is_empty(cell: str) -> bool:
-    """Whether a cell says nothing: tables of pandas write nan for that."""
-    return not cell or cell.lower() == "nan"
+    """Whether a cell says nothing: it is empty, or what pandas, R or a database writes for that."""
+    return cell in _MISSING or cell.lower() == "nan"
 
 
 def _header(line: str, needed: Collection[str]) -> tuple[list[str], str]:

@@ -49,6 +49,23 @@ def test_nan_says_nothing(tmp_path):
     said = read(tmp_path, "image,label,patient_id,split\n1,mole,nan,NaN\n2,NaN,P1,val\n")
     assert said.facts == {"1.png": Facts("mole", None, None), "2.png": Facts(None, "P1", "val")}
     assert said.classes == ["mole"]
+    missing = read(tmp_path, 'image,label,patient\n1,NA,"NULL"\n2,"<NA>",null\n')  # by rows, as for any quote
+    assert missing.facts == {}  # else all these patients were one
+
+
+def test_a_column_for_each_class(tmp_path):
+    write_files(tmp_path / "data", dict.fromkeys(["1.png", "2.png", "3.png"], b""))
+    table, found = tmp_path / "labels.csv", find_images([tmp_path / "data"])
+    table.write_text("image,MEL,NV,BCC,patient\n1,0.0,1.0,,A\n2,1,0,0,NA\n3,0,0,0,\n9,0,0,1,\n")
+    labels = by_name(read_labels(table, found, label_column="mel, NV,BCC"), found)
+    assert labels.facts == {"1.png": Facts("NV", "A", None), "2.png": Facts("mel", None, None)}
+    assert labels.classes == ["BCC", "NV", "mel"]
+    for cells, said in (("1,1,0", "mel=1, NV=1, BCC=0"), ("-1,0,", "mel=-1, NV=0"), ("0,x,1", "mel=0, NV=x, BCC=1")):
+        table.write_text(f"image,mel,NV,BCC\n1,{cells}\n")
+        with pytest.raises(UserError, match=f"labels.csv, line 2: {said} is no class: .* one of them holds 1"):
+            read_labels(table, found, label_column="mel,NV,BCC")
+    with pytest.raises(UserError, match="has no column 'DF', only: image, mel, NV, BCC"):
+        read_labels(table, found, label_column="mel,DF")
 
 
 def test_columns_of_other_names_and_letters(tmp_path):
@@ -104,7 +121,7 @@ def test_images_are_found_as_one_by_one(tmp_path_factory, data):
 
 @given(st.data())
 def test_the_fast_way_reads_what_the_other_does(tmp_path_factory, data):
-    cell = st.sampled_from(["a", " b ", "", "nan", "1.png", "ä", "\u00a0x"])
+    cell = st.sampled_from(["a", " b ", "", "nan", "NA", "null", "1.png", "ä", "\u00a0x"])
     rows = data.draw(st.lists(st.lists(cell, min_size=3, max_size=3), min_size=1, max_size=9))
     end, separator = data.draw(st.sampled_from(["\n", "\r\n"])), data.draw(st.sampled_from(",;\t"))
     text = end.join(separator.join(row) for row in [["image", " label", "split"], *rows])
