@@ -278,6 +278,10 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     if summary.near_duplicates:
         pairs = summary.near_duplicates
         yield "nearly the same", f"{len(pairs):,} pair{'s' * (len(pairs) != 1)}, e.g. {pairs[0]}"
+    if summary.apart:
+        yield "nearly the same", f"{summary.apart:,} x in different groups: those that the archive has are not joined"
+    if summary.unlike:
+        yield "not compared", f"{summary.unlike:,} samples cannot be decoded any more; --verify tells which"
     if summary.contradictions:
         yield "contradiction", f"{len(summary.contradictions):,} x in the labels, e.g. {summary.contradictions[0]}"
     told = {
