@@ -45,6 +45,10 @@ class Entry(NamedTuple):
     """Whether it should have been read and is of no use, such as the rest of a damaged container: `skip` says why."""
 
 
+Contents = bytes | list[bytes]
+"""Of an entry; of several files where one entry stands for them, as for the levels of a slide."""
+
+
 def nothing() -> None:
     """What is called where nobody wants to know."""
 
@@ -68,7 +72,7 @@ class Source(Protocol):
 
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
-    ) -> Iterator[bytes | OSError | Unusable]:
+    ) -> Iterator[Contents | OSError | Unusable]:
         """Of some entries, given in the order of `entries()`, the bytes of each, or why there are none.
 
         OSError: they cannot be read now; Unusable: nor ever. One at a time, as they are asked for: a compressed
