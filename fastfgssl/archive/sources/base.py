@@ -24,7 +24,7 @@ _KNOWN_SUFFIXES = frozenset(
     for suffixes in (
         ".csv .tsv .txt .md .pdf .xml .json .jsonl .yaml .html .xls .xlsx .doc .docx .log .ini .py .ipynb .db .sqlite",
         ".zip .tar .gz .bz2 .xz .zst .7z .rar .npy .npz .h5 .pkl .cls .parquet .arrow .idx .exe .dll .bak .tmp",
-        ".nii .nrrd .mha .mhd .svs .ndpi .mp4 .avi .mov",
+        ".nii .nrrd .mha .mhd .svs .ndpi .mrxs .dat .mp4 .avi .mov",
     )
     for suffix in suffixes.split()
 )
