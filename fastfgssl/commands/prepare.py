@@ -275,11 +275,9 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "missing", summary.missing
     if summary.duplicates:
         yield "duplicates", f"{summary.duplicates:,} x left out: the same pixels as another image"
-    if summary.near_duplicates:
-        pairs = summary.near_duplicates
-        yield "nearly the same", f"{len(pairs):,} pair{'s' * (len(pairs) != 1)}, e.g. {pairs[0]}"
-    if summary.apart:
-        yield "nearly the same", f"{summary.apart:,} x in different groups: those that the archive has are not joined"
+    if pairs := summary.near_duplicates:
+        apart = f"; {summary.apart:,} in different groups, which the archive had" if summary.apart else ""
+        yield "nearly the same", f"{len(pairs):,} pair{'s' * (len(pairs) != 1)}, e.g. {pairs[0]}{apart}"
     if summary.unlike:
         yield "not compared", f"{summary.unlike:,} samples cannot be decoded any more; --verify tells which"
     if summary.contradictions:

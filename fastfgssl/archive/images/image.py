@@ -158,7 +158,7 @@ def thumbnail_of_sample(data: bytes) -> np.ndarray:
 
     Raises Unusable, and what decoders do, for bytes that are damaged.
     """
-    return _thumbnail(_first_picture(data, sys.maxsize).pixels)
+    return thumbnail(as_image(_as_gray(_first_picture(data, sys.maxsize).pixels)))
 
 
 def _first_picture(data: bytes, max_pixels: int) -> Picture:
@@ -270,18 +270,13 @@ def _prepared(
     pixels = _as_gray(pixels)
     seen = hashlib.sha256(f"{height} {width} {bit_depth} {levels} ".encode())
     seen.update(np.ascontiguousarray(pixels).data)
-    structure = _thumbnail(pixels).tobytes() if settings.thumbnails else b""
+    structure = thumbnail(as_image(pixels)).tobytes() if settings.thumbnails else b""
     return PreparedImage(
         data, format, width, height, bit_depth, changes, notes, levels, part, facts, seen.digest()[:16], structure
     )
 
 
-def _thumbnail(pixels: np.ndarray) -> np.ndarray:
-    return thumbnail(as_image(_as_gray(pixels)))
-
-
 def _as_gray(pixels: np.ndarray) -> np.ndarray:
-    """One channel, where all are alike."""
     return pixels[..., 0] if pixels.ndim == 3 and _is_gray(pixels) else pixels
 
 
