@@ -149,7 +149,7 @@ def _find_alike(
         return None
     workers = options.workers or available_cores()
     return Alike(
-        base, inputs, kept=options.thumbnails_file, folder=place.work, workers=workers, on_progress=on_progress
+        base, inputs, kept=options.thumbnails_file, folder=place.parts, workers=workers, on_progress=on_progress
     )
 
 

@@ -7,6 +7,7 @@ thumbnails.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,10 +58,14 @@ class Alike:
         """Earlier, later, and how nearly: numbers among the inputs, or of samples, then negative, from the last one."""
 
     def keep(self, path: Path, inputs: Inputs) -> None:
-        """Writes the thumbnails of all samples, for those that come later, once it is settled which these are."""
+        """Writes the thumbnails of all samples, for those that come later, once it is settled which these are.
+
+        The nameless file is given back.
+        """
         held = len(self._rows) - len(self._images)
         is_sample = np.concatenate([np.ones(held, bool), inputs.outcome[self._images] == WRITTEN])
         self._write(path, np.flatnonzero(is_sample))
+        self._rows = self._rows[:0].copy()
 
     def _read_held(self, base: Base, samples: np.ndarray, kept: Path, workers: int, on_progress: OnProgress) -> None:
         rows = self._rows[: len(samples)]
@@ -156,7 +161,7 @@ def _room(folder: Path, number: int) -> np.ndarray:
     if not number:
         return np.zeros((0, SIDE * SIDE), np.int8)
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(number * SIDE * SIDE)
+        os.posix_fallocate(file.fileno(), 0, number * SIDE * SIDE)  # a full disk would end the process later
         return np.memmap(file, np.int8, "r+", shape=(number, SIDE * SIDE))
 
 
