@@ -195,8 +195,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--near-duplicates",
         choices=["report", "group", "drop"],
-        help="images that are nearly the same: tell of them, put them into one group, or keep the first (default: not"
-        " looked for)",
+        help="images that are nearly the same as another, new or in the archive: tell of them, put them into one group,"
+        " or keep the first (default: not looked for)",
     )
     for name, kind, what in _LIMITS:
         default = getattr(PrepareOptions, name.replace("-", "_"))

@@ -58,10 +58,12 @@ class SharedFiles:
             )
         for source, entry, digest in self.samples:
             read = next(source.read([entry]))
-            failed = isinstance(read, (OSError, Unusable))
-            if not failed and _digest(read) == digest:
+            if isinstance(read, (OSError, Unusable)):
+                why = getattr(read, "strerror", None) or in_a_line(read)
+            elif _digest(read) == digest:
                 continue
-            why = getattr(read, "strerror", None) or in_a_line(read) if failed else "other bytes"
+            else:
+                why = "other bytes"
             return (
                 f"cannot read {source.where(entry.name)} as this machine does ({why}): sources must be there on every"
                 " node, under one path, and credentials for servers in each node's own environment"

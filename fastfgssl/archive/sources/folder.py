@@ -56,7 +56,7 @@ class FolderSource:
         while waiting:
             name, is_link = waiting.pop()
             if name and not name.endswith(b"/"):
-                yield of_slides.pop(name, None) or self._entry(name, is_link=is_link)
+                yield of_slides.pop(name) if name in of_slides else self._entry(name, is_link=is_link)
             elif is_link and self._leaves(name[:-1]):
                 yield Entry(name[:-1], 0, 0, OUTSIDE)
             elif (found := self._within(name, entered)) is not None:
