@@ -69,8 +69,8 @@ def assemble(
     accounted, settled = base.accounted(ids.of(np.flatnonzero(~known)))
     names = ids.of(inputs.row)
     if settled:  # files of several images, of which some had failed
-        pairs = zip(names.to_pylist(), pc.fill_null(inputs.table["part"], "").to_pylist(), strict=True)
-        inputs.keep(np.array([pair not in settled for pair in pairs], bool))
+        known_by = zip(names.to_pylist(), pc.fill_null(inputs.table["part"], "").to_pylist(), strict=True)
+        inputs.keep(np.array([one not in settled for one in known_by], bool))
         names = ids.of(inputs.row)
     alike = _find_alike(options, place, base, inputs, on_progress)
     pairs = alike.pairs if alike else []

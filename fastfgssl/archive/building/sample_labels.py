@@ -38,7 +38,7 @@ def labels_of_samples(
     found = SampleLabels.none(int(written.sum())) if said is None else said.of(inputs.row[written], key)
     found = found.with_patients(inputs.table["patient"].filter(of_new).combine_chunks(), key)
     numbers = inputs.sample - base.num_samples
-    pairs = [tuple(one if one < 0 else int(numbers[one]) for one in pair[:2]) for pair in alike]
+    pairs = [(one if one < 0 else int(numbers[one]), int(numbers[two])) for one, two, _ in alike]
     if options.near_duplicates == "group":
         same = same_pixels(inputs, base.pixels())
         pairs += [(one - base.num_samples, two - base.num_samples) for one, two in same]

@@ -60,6 +60,7 @@ def write_shards(options: PrepareOptions, place: Place, plans: ShardPlans, on_pr
     made = do_all(
         ShardWriter(place.archive),
         plans,
+        len(plans),
         workers=options.workers or available_cores(),
         nbytes=plans.bytes,
         what="shards",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -15,9 +15,16 @@ _FEW_BYTES = 32 << 20  # of images, which are done with sooner than a worker has
 
 
 def do_all(
-    function: Function, tasks: Collection[Any], *, workers: int, nbytes: int, what: str, on_progress: OnProgress
+    function: Function,
+    tasks: Iterable[Any],
+    number: int,
+    *,
+    workers: int,
+    nbytes: int,
+    what: str,
+    on_progress: OnProgress,
 ) -> Iterator[Any]:
-    """Yields function(task, watch) of each task, as they are done.
+    """Yields function(task, watch) of each of a `number` of tasks, as they are done; they are taken as needed.
 
     nbytes: of the images that they read. what: they make, in words. Raises UserError if workers end again and again.
     """
@@ -30,11 +37,11 @@ def do_all(
     def again(death: Death) -> Any:
         nonlocal deaths
         deaths += 1
-        if deaths > len(tasks) + 3:
+        if deaths > number + 3:
             raise UserError(f"{death.reason} while it made {what}: if memory ran out, take fewer --workers")
         return death.task
 
     with closing(run_tasks(function, tasks, workers, after_death=again)) as results:
         for done, result in enumerate(results, start=1):
             yield result
-            on_progress(Progress(done, len(tasks), 0, what))
+            on_progress(Progress(done, number, 0, what))

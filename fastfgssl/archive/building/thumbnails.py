@@ -75,7 +75,13 @@ class Alike:
             return
         nbytes = sum(int(task.sizes.sum()) for task in tasks)
         made = do_all(
-            ThumbnailMaker(), tasks, workers=workers, nbytes=nbytes, what="thumbnails", on_progress=on_progress
+            ThumbnailMaker(),
+            tasks,
+            len(tasks),
+            workers=workers,
+            nbytes=nbytes,
+            what="thumbnails",
+            on_progress=on_progress,
         )
         for places, thumbnails, unreadable in made:
             rows[places] = thumbnails
