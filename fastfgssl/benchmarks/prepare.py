@@ -1,11 +1,13 @@
 """Suite `prepare`: from a folder to an archive, against a plain loop, and against workers that decode and no more.
 
 All three start anew for each run, processes too. The limit is as many processes that decode the same files once.
+What each further image takes, as in a large archive, is the difference between runs of all files and of a quarter.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +26,12 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.benchmarks.decoding import Decode, dicom_pixels, jpeg_pixels
-from fastfgssl.benchmarks.measure import CheckFailed, Record, Settings, Suite
+from fastfgssl.benchmarks.measure import CheckFailed, Record, Settings, Suite, interleaved
 from fastfgssl.runtime.environment import available_cores
 
 _CHUNK = 64  # files that a worker is given at once
+_RUNS = 5
+_TICK = 1e-3  # seconds that a difference is at least: where a rehearsal's is noise
 
 
 class _Kind(NamedTuple):
@@ -46,33 +50,56 @@ def run(settings: Settings) -> Iterator[Record]:
     suite = Suite("prepare", settings).on_host()
     for kind in _KINDS:
         with tempfile.TemporaryDirectory() as folder:
-            yield _measure(suite, kind, Path(folder))
+            yield from _measure(suite, kind, Path(folder))
 
 
-def _measure(suite: Suite, kind: _Kind, folder: Path) -> Record:
-    images = 8 if suite.settings.rehearse else kind.images
-    source = folder / "source"
-    source.mkdir()
-    kind.write(source, images)
-    files = sorted(path for path in source.rglob("*") if path.suffix in (".jpg", ".dcm"))
+def _measure(suite: Suite, kind: _Kind, folder: Path) -> Iterator[Record]:
+    """Of a whole run, and of each further image."""
+    rehearse = suite.settings.rehearse
+    images = 8 if rehearse else kind.images
+    whole, quarter = folder / "source", folder / "quarter" / "source"  # ids are of a source's name and the path in it
+    whole.mkdir()
+    kind.write(whole, images)
+    quarter.mkdir(parents=True)
+    for path in _files(whole)[: images // 4]:
+        os.link(path, quarter / path.name)
     workers = available_cores()
-    turn = iter(range(1 << 20))
+    cases: dict[str, Callable[[], object]] = {}
+    for size, source in (("whole", whole), ("quarter", quarter)):
+        files = _files(source)
+        cases |= {
+            f"ours, {size}": partial(_prepare, source, len(files), folder, workers),
+            f"baseline, {size}": partial(_plain, kind, files, folder / "plain.tar"),
+            f"limit, {size}": partial(_decode, kind, files, workers),
+        }
+    seconds = interleaved(cases, runs=1 if rehearse else _RUNS, device=suite.device)
+    suite.settings.traces.call(f"{suite.name}: {kind.case}", cases["ours, whole"], suite.device)
+    ways = ("ours", "baseline", "limit")
+    of_run = {way: seconds[f"{way}, whole"] for way in ways}
+    further = {
+        way: [max(_TICK, more - few) for more, few in zip(of_run[way], seconds[f"{way}, quarter"], strict=True)]
+        for way in ways
+    }
+    record = partial(
+        suite.record,
+        baseline="Pillow or pydicom, and tarfile, in one process",
+        limit="as many workers that decode and no more",
+        unit="images/s",
+    )
+    yield record(f"{kind.case}, {workers} workers", of_run, items=images)
+    yield record(f"{kind.case}, each further one, {workers} workers", further, items=images - images // 4)
 
-    def ours() -> None:
-        out = folder / f"archive-{next(turn)}"
+
+def _files(source: Path) -> list[Path]:
+    return sorted(path for path in source.rglob("*") if path.suffix in (".jpg", ".dcm"))
+
+
+def _prepare(source: Path, images: int, folder: Path, workers: int) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        out = Path(fresh, "archive")
         prepare(PrepareOptions(sources=[source], out=out, key=folder / "key", workers=workers))
         if (samples := Archive.open(out).num_samples) != images:
             raise CheckFailed(f"{samples} of {images} images are in the archive")
-
-    return suite.compare(
-        f"{kind.case}, {workers} workers",
-        ours=ours,
-        baseline=("Pillow or pydicom, and tarfile, in one process", partial(_plain, kind, files, folder / "plain.tar")),
-        limit=("as many workers that decode and no more", partial(_decode, kind, files, workers)),
-        items=images,
-        unit="images/s",
-        runs=5,
-    )
 
 
 def _decode(kind: _Kind, files: Sequence[Path], workers: int) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import multiprocessing.forkserver
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -18,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from fastfgssl.runtime.errors import UserError
@@ -25,7 +27,6 @@ from fastfgssl.runtime.errors import UserError
 NO_ITEM = -1
 _LOOK_EVERY = 0.5  # seconds between two looks at how long workers have been at their items
 _STARTS = 3  # of a worker that dies before it begins anything
-_UNGUARDED = 70  # exit code of a worker that, importing the script that needs it, would need workers itself
 _JOIN_SECONDS = 5.0  # a process in the middle of a call to a file server that does not answer cannot end
 
 
@@ -211,8 +212,6 @@ def expect_workers(*modules: str) -> None:
 
     Workers are no forks of this process, which would copy the locks of threads (rich's, pyarrow's, torch's).
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        os._exit(_UNGUARDED)
     multiprocessing.set_forkserver_preload(list(modules))
     with _ignored_interrupt():
         multiprocessing.forkserver.ensure_running()
@@ -226,7 +225,8 @@ def _start(function: Function) -> _Worker:
     watch = Watch(shared)
     watch.rest()
     process = context.Process(target=_serve, args=(function, theirs, shared, dict(os.environ)), daemon=True)
-    with _ignored_interrupt():  # Ctrl-C reaches every process of the terminal: workers inherit that they ignore it
+    # Ctrl-C reaches every process of the terminal: workers inherit that they ignore it
+    with _ignored_interrupt(), _no_script():
         process.start()
     theirs.close()  # so that the end of the worker is the end of the pipe
     return _Worker(process, ours, watch)
@@ -280,11 +280,22 @@ def _death(worker: _Worker, task: Any) -> Death:
     worker.process.join(_JOIN_SECONDS)
     code = worker.process.exitcode or 0
     worker.pipe.close()
-    if code == _UNGUARDED:
-        guard = "`if __name__ == '__main__':`"
-        raise UserError(f"each worker imports the script that is run: put what it does below {guard}") from None
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return Death(task, item, stage, f"killed its worker ({how})", False)
+
+
+@contextmanager
+def _no_script() -> Iterator[None]:
+    """Lets a process start without importing the script that this one runs, which may take longer than its work.
+
+    What workers do is defined in modules. So a script need not keep what it does below `if __name__ == "__main__":`.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 @contextmanager

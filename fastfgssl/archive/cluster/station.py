@@ -6,7 +6,6 @@ The processes are those of a machine on its own, with the same limits, and end w
 from __future__ import annotations
 
 import pickle
-import sys
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -47,8 +46,6 @@ class Station:
         self._numbers: dict[int, int] = {}  # of tasks, by their identity
         self._problem = _differing(versions)
         if not self._problem:
-            # Ray's program, which each worker would run first as its own: it imports Ray
-            vars(sys.modules["__main__"]).pop("__file__", None)
             function, max_seconds, check = pickle.loads(work)
             self._problem = check()
             self._pool = Workers(function, workers, max_seconds=max_seconds)

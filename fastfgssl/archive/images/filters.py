@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from fastfgssl.archive.outcome import Filtered
 from fastfgssl.runtime.errors import UserError
 
-_STRIDE = 8
+_FEW = (16, 64)  # pixels on a side of those that are looked at first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,12 @@ class PictureFilters:
         if not self.min_contrast:
             return
         least = self.min_contrast
-        few = pixels[::_STRIDE, ::_STRIDE]
-        # Of all pixels, the squared deviations sum up to no less than those of some from their own mean.
-        if contrast(few, levels) * np.sqrt(few.size / pixels.size) >= least:  # nearly always
-            return
+        for side in _FEW:
+            step = max(1, min(pixels.shape[:2]) // side)
+            few = pixels[::step, ::step]
+            # Of all pixels, the squared deviations sum up to no less than those of some from their own mean.
+            if contrast(few, levels) * math.sqrt(few.size / pixels.size) >= least:  # nearly always
+                return
         found = contrast(pixels, levels)
         if found < least:
             raise Filtered(f"nearly constant: a contrast of {found:.2g} levels of 255, --min-contrast is {least:g}")

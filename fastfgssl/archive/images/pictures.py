@@ -164,6 +164,11 @@ def same_picture(first: np.ndarray, second: np.ndarray) -> bool:
         return True
     if first.shape[:2] != second.shape[:2]:
         return False
+    gray, colour = sorted((first, second), key=lambda pixels: pixels.ndim)
+    if gray.ndim < colour.ndim and gray.dtype.kind != "f":  # nearly always the same, too
+        channels = (colour[..., channel] for channel in range(colour.shape[2]))
+        if all(np.array_equal(gray, channel) for channel in channels):
+            return True
     first, second = (pixels if pixels.ndim == 3 else pixels[..., None] for pixels in (first, second))
     if first.dtype.kind == "f" or 1 not in (first.shape[2], second.shape[2], first.shape[2] - second.shape[2] + 1):
         return False
@@ -183,6 +188,8 @@ def require_same(format: str, first: np.ndarray, second: np.ndarray) -> None:
 
 def refuse_constant(pixels: np.ndarray) -> None:
     """Raises Unusable if all pixels are alike: decoders have been found to return black without an error."""
+    if pixels.flat[0] != pixels.flat[-1]:  # nearly always, of colour
+        return
     few = pixels[::16, ::16]
     one_pixel = pixels.shape[:2] == (1, 1)  # which is small: another reason
     if not one_pixel and few.min() == few.max() and pixels.min() == pixels.max():

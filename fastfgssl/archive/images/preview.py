@@ -37,7 +37,7 @@ def shown_pixels(data: bytes, levels: tuple[int, int]) -> np.ndarray:
     if data.startswith(_JPEG):
         image = open_image(data, "JPEG")
         image.draft(None, (4 * SIDE, 4 * SIDE))
-        return np.asarray(image if image.mode == "L" else image.convert("RGB"))  # CMYK, too
+        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))  # CMYK, too
     pixels = imagecodecs.png_decode(data)
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         pixels = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]

@@ -70,10 +70,15 @@ def _letters(values: np.ndarray, contrast: int) -> np.ndarray:
     labels, count = ndimage.label(strokes, structure=np.ones((3, 3)))
     if not count:
         return np.zeros((0, 4), np.int64)
-    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)], np.int64)
-    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     places = np.flatnonzero(strokes)
-    of_piece, brightness = labels.ravel()[places] - 1, values.ravel()[places].astype(np.int64)
+    of_piece, brightness = labels.ravel()[places].astype(np.int64) - 1, values.ravel()[places].astype(np.int64)
+    y, x = np.divmod(places, values.shape[1])
+    # noise has thousands of pieces, of which `ndimage.find_objects` would make as many Python objects
+    boxes = np.repeat(np.array([[*values.shape[::-1], 0, 0]]), count, axis=0)
+    edges = (np.minimum, x), (np.minimum, y), (np.maximum, x + 1), (np.maximum, y + 1)
+    for column, (reduce, edge) in enumerate(edges):
+        reduce.at(boxes[:, column], of_piece, edge)
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area = np.bincount(of_piece, minlength=count)
     peak = np.zeros(count, np.int64)
     np.maximum.at(peak, of_piece, brightness)

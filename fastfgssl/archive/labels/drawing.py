@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from fastfgssl.runtime.errors import UserError
 
@@ -51,6 +49,9 @@ def units_of(num_samples: int, *links: np.ndarray) -> np.ndarray:
 
     links: of each sample what it shares with others, such as its group, any integers [N]; -1 for nothing.
     """
+    from scipy.sparse import coo_array  # half a second, which only those wait for who draw splits
+    from scipy.sparse.csgraph import connected_components
+
     rows, columns, nodes = [], [], num_samples
     for link in links:
         shared = np.flatnonzero(link != -1)

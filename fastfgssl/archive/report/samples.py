@@ -58,11 +58,12 @@ class Brightness:
     def add(self, pixels: np.ndarray) -> None:
         """pixels: as `Samples.pixels`; of colours the mean of three counts."""
         step = max(1, round((pixels.shape[0] * pixels.shape[1] / _FEW) ** 0.5))
-        gray = pixels[::step, ::step]
-        gray = gray.mean(axis=2) if gray.ndim == 3 else gray
-        counts, _ = np.histogram(gray, bins=self.BINS, range=(0, 256))
-        self._levels += counts / counts.sum()
-        self.means.append(float(gray.mean()))
+        few = pixels[::step, ::step]
+        colours = 3 if few.ndim == 3 else 1
+        sums = few[..., 0].astype(np.uint16) + few[..., 1] + few[..., 2] if colours == 3 else few
+        counts = np.bincount(sums.ravel(), minlength=256 * colours).reshape(self.BINS, -1).sum(axis=1)
+        self._levels += counts / sums.size
+        self.means.append(float(sums.sum()) / colours / sums.size)
 
     @property
     def levels(self) -> np.ndarray:

@@ -40,6 +40,7 @@ class FolderSource:
         """The file's name, if it is a single one."""
         self.root = path.resolve() if self.only is None else path.parent.resolve()
         """The folder that names are relative to: absolute, without symbolic links."""
+        self._root = os.fsencode(self.root).rstrip(b"/") + b"/"
         self._stays_within = self.only is None and not self._options.follow_links
 
     @property
@@ -167,7 +168,7 @@ class FolderSource:
             return False
 
     def _path(self, name: bytes) -> bytes:
-        return os.fsencode(self.root).rstrip(b"/") + b"/" + name
+        return self._root + name
 
 
 def _is_dicom(path: bytes) -> bool:

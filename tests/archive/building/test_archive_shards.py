@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nvidia.dali import fn, pipeline_def
 from wds2idx import IndexCreator
 
 from fastfgssl.archive.building.publish import Place
+from fastfgssl.archive.building.shards import member_header
 from fastfgssl.archive.lock import lock_folder
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
@@ -214,3 +216,16 @@ if __name__ == "__main__":
     assert not (tmp_path / "archive").exists()
     prepare(PrepareOptions(sources=[source], out=tmp_path / "archive", workers=1))
     assert Archive.open(tmp_path / "archive").num_samples == 30
+
+
+@pytest.mark.parametrize(("name", "size"), [("000000000.jpg", 0), ("999999999.json", 4711), ("x" * 100, 8**11 - 1)])
+def test_headers_of_members_are_those_of_tarfile(name, size):
+    member = tarfile.TarInfo(name)
+    member.size = size
+    assert member_header(name, size) == member.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(("name", "size"), [("x" * 101, 1), ("1.jpg", 8**11)])
+def test_what_no_header_can_tell_is_refused(name, size):
+    with pytest.raises(ValueError, match="has no place for a member"):
+        member_header(name, size)

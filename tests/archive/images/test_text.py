@@ -14,7 +14,7 @@ from fastfgssl.archive.images import burned_in, decoded
 from fastfgssl.archive.images.burned_in import without_text
 from fastfgssl.archive.images.image import ImageSettings
 from fastfgssl.archive.images.pictures import in_8_bits
-from fastfgssl.archive.images.text import _opened, find_text
+from fastfgssl.archive.images.text import _letters, _opened, find_text
 from fastfgssl.archive.outcome import Filtered
 from helpers.dicom import dicom
 from helpers.images import DECODER
@@ -70,6 +70,16 @@ def test_nothing_is_found_where_there_is_none(pictures):
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     for plain in (noise, np.zeros((40, 40), np.uint8), np.zeros((3, 90), np.uint8), np.zeros((1, 1, 3), np.uint8)):
         assert find_text(plain) == []
+
+
+def test_boxes_of_letters_are_those_of_scipy():
+    values = np.zeros((60, 90), np.uint8)
+    values[10:22, 5:9] = values[30:45, 40:46] = values[31:43, 72:78] = 200
+    values[20:22, 5:15] = 200
+    pieces = ndimage.find_objects(ndimage.label(values)[0])
+    expected = sorted((x.start, y.start, x.stop, y.stop) for y, x in pieces)
+    assert sorted(map(tuple, _letters(values, 32).tolist())) == expected
+    assert len(expected) == 3
 
 
 def test_opening_equals_scipy():

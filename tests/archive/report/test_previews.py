@@ -15,6 +15,7 @@ from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.report.charts import ticks
 from fastfgssl.archive.report.counting import binned, drawn, tally
 from fastfgssl.archive.report.left_out import LeftOut, _FirstPictures
+from fastfgssl.archive.report.samples import Brightness
 
 
 def test_a_part_keeps_few_different_pictures_of_each_kind():
@@ -83,3 +84,13 @@ def test_columns_are_counted_without_their_order():
 @pytest.mark.parametrize("counts", [[], [1], [1 << 20]])
 def test_bins_hold_all(counts):
     assert sum(number for _, number in binned(np.array(counts, np.int64))) == len(counts)
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (30, 40, 3)])
+def test_brightness_is_that_of_the_mean_of_colours(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    gray = pixels.mean(axis=2) if pixels.ndim == 3 else pixels
+    bright = Brightness()
+    bright.add(pixels)
+    assert bright.levels.tolist() == (np.histogram(gray, bins=32, range=(0, 256))[0] / gray.size).tolist()
+    assert bright.means == pytest.approx([gray.mean()])
