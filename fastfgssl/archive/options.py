@@ -99,7 +99,7 @@ class PrepareOptions:
     duplicates: Literal["drop", "keep"] = "drop"
     """What becomes of an image whose pixels are those of an earlier one."""
     near_duplicates: Literal["report", "group", "drop"] | None = None
-    """What becomes of an image that is nearly the same as an earlier one that is new too; None looks for none."""
+    """What becomes of an image that is nearly the same as an earlier one, also of the archive; None looks for none."""
     workers: int | None = None
     """Processes; default: one a core, with an engine one a CPU that the cluster grants."""
     engine: Literal["ray"] | None = None
@@ -173,10 +173,9 @@ class PrepareOptions:
             raise UserError(f"{' and '.join(given)} each say what images show: give one of them")
         if self.group_column is not None and self.labels is None:
             raise UserError("group-column names a column of the labels: give --labels too")
-        if self.engine is not None:
-            if self.part is not None:
-                raise UserError("--engine ray shares the work out itself: leave out --part")
-        elif self.ray_address is not None:
+        if self.engine is not None and self.part is not None:
+            raise UserError("--engine ray shares the work out itself: leave out --part")
+        if self.engine is None and self.ray_address is not None:
             raise UserError("--ray-address names a cluster for --engine ray: give that too")
         if self.overwrite and self.retry:
             raise UserError("--overwrite makes the archive anew, --retry adds to it: give one of them")
@@ -194,8 +193,7 @@ class PrepareOptions:
     @property
     def key_file(self) -> Path:
         """Where the key is, or will be."""
-        out = self.out.resolve()
-        return self.key or out.with_name(f"{out.name}.private") / "key"
+        return self.key or self.out.resolve().with_name(f"{self.out.resolve().name}.private") / "key"
 
     @property
     def inputs_file(self) -> Path:
@@ -211,6 +209,11 @@ class PrepareOptions:
     def left_out_file(self) -> Path:
         """Where those pictures will be, for reports to come."""
         return self._private("left_out.arrow")
+
+    @property
+    def thumbnails_file(self) -> Path:
+        """Where the thumbnails of samples are kept, by which near-duplicates of them are found."""
+        return self._private("thumbnails.npy")
 
     def _private(self, name: str) -> Path:
         return self.key_file.resolve().with_name(f"{self.out.resolve().name}.{name}")

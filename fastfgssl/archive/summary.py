@@ -32,7 +32,11 @@ class Summary:
     duplicates: int = 0
     """Images that repeat another one's pixels."""
     near_duplicates: list[str] = field(default_factory=list)
-    """Pairs of images that are nearly the same."""
+    """Pairs of images that are nearly the same, of which the second is new."""
+    apart: int = 0
+    """Such pairs that are in different groups all the same, because the archive had both groups already."""
+    unlike: int = 0
+    """Samples of the archive that could not be read to be compared."""
     contradictions: list[str] = field(default_factory=list)
     """What labels say differently of such images."""
     filtered: Counter[str] = field(default_factory=Counter)

@@ -195,8 +195,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--near-duplicates",
         choices=["report", "group", "drop"],
-        help="images that are nearly the same: tell of them, put them into one group, or keep the first (default: not"
-        " looked for)",
+        help="images that are nearly the same as another, new or in the archive: tell of them, put them into one group,"
+        " or keep the first (default: not looked for)",
     )
     for name, kind, what in _LIMITS:
         default = getattr(PrepareOptions, name.replace("-", "_"))
@@ -275,9 +275,11 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
         yield "missing", summary.missing
     if summary.duplicates:
         yield "duplicates", f"{summary.duplicates:,} x left out: the same pixels as another image"
-    if summary.near_duplicates:
-        pairs = summary.near_duplicates
-        yield "nearly the same", f"{len(pairs):,} pair{'s' * (len(pairs) != 1)}, e.g. {pairs[0]}"
+    if pairs := summary.near_duplicates:
+        apart = f"; {summary.apart:,} in different groups, which the archive had" if summary.apart else ""
+        yield "nearly the same", f"{len(pairs):,} pair{'s' * (len(pairs) != 1)}, e.g. {pairs[0]}{apart}"
+    if summary.unlike:
+        yield "not compared", f"{summary.unlike:,} samples cannot be decoded any more; --verify tells which"
     if summary.contradictions:
         yield "contradiction", f"{len(summary.contradictions):,} x in the labels, e.g. {summary.contradictions[0]}"
     told = {

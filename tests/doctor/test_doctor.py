@@ -72,6 +72,7 @@ def test_the_doctor_examines_and_says_what_to_paste(doctor, config_file, tmp_pat
 
 def test_a_plan_prints_every_number_with_its_formula(doctor, config_file, archive_path, tmp_path):
     words = ["gpus=64", "images=50e6", "epochs=100", "link=25e9", f"data.path={archive_path}", "seed=1"]
+    words += ["model.in_channels=1"]  # three are examined above
     planned = f"output={tmp_path / 'planned'}"
     options = ("--config", config_file, planned, "--seconds", 0.1, "--json", tmp_path / "plan.json")
     code, out, _ = doctor("--plan", *words, *options)

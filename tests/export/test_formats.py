@@ -165,7 +165,12 @@ def test_safetensors_hold_each_part(make_config, tmp_path, images, part):
         ("timm", "resnet18"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("safetensors", "resnet18"), ("torch.export", "resnet18"), ("timm", "timm/test_convnext"))
+            for case in (
+                ("safetensors", "resnet18"),
+                ("torch.export", "resnet18"),
+                ("onnx", "resnet18"),
+                ("timm", "timm/test_convnext"),
+            )
         ),
     ],
 )

@@ -17,8 +17,10 @@ from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.sinks import read_metrics
+from helpers.bucket import put_folder
 from helpers.gray import gray_archive
-from helpers.runs import losses
+from helpers.ranks import run_on_ranks
+from helpers.runs import losses, trained_change
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,29 @@ def test_a_run_does_not_go_on_with_another_number_of_channels(gray_config):
     pretrain(gray_config("run", train__steps=1))
     with pytest.raises(UserError, match=r"holds a run with model\.in_channels = 1, this one has 3; data\.mean = "):
         pretrain(gray_config("run", train__steps=1, model__in_channels=3))
+
+
+def train_on_rank(world, configs) -> None:
+    for train, config in zip((pretrain, finetune), configs, strict=True):
+        train(config)
+
+
+def test_two_ranks_train_from_a_bucket_as_one_does_from_a_folder(gray_config, gray, bucket):
+    """Pretraining, and fine-tuning with mixed images."""
+    put_folder(bucket, gray, "gray")
+    largest = max(path.stat().st_size for path in gray.glob("shards/*.tar"))
+    of_bucket = {"data__path": "s3://hospital/gray", "data__cache_gib": 5 * largest / 2**30}
+    settings = {"train__steps": 1, "train__batch_norm": "sync", "optim__lr": 1e-4}
+    tuning = {"objective": "supervised.plain", "data__views": "radiograph", "supervised__mix": "mixup"}
+
+    def both(name: str, **changes: object) -> list:
+        cache = {"data__cache": f"{gray.parent}/cache"} if changes else {}
+        return [gray_config(f"{name} {n}", **settings | more | changes | cache) for n, more in enumerate(({}, tuning))]
+
+    alone, together = both("alone"), both("together", **of_bucket)
+    train_on_rank(None, alone)
+    run_on_ranks(train_on_rank, 2, together, join=False)
+    for one, of_ranks in zip(alone, together, strict=True):
+        assert losses(of_ranks.output)[0] == pytest.approx(losses(one.output)[0], rel=1e-3)
+        change, expected = trained_change(of_ranks.output), trained_change(one.output)
+        assert (change - expected).norm() < 0.02 * expected.norm()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -24,18 +23,13 @@ from fastfgssl.archive.building.base import Base
 from fastfgssl.archive.building.ids import Ids
 from fastfgssl.archive.building.inputs import Input, read_inputs, write_inputs
 from fastfgssl.archive.building.members import Members
-from fastfgssl.archive.building.plan import (
-    DonePart,
-    Inputs,
-    find_near_duplicates,
-    gather,
-    number_samples,
-    shard_bounds,
-)
+from fastfgssl.archive.building.plan import DonePart, Inputs, gather, number_samples, shard_bounds
 from fastfgssl.archive.building.publish import Place
 from fastfgssl.archive.building.sample_labels import labels_of_samples
-from fastfgssl.archive.building.shards import EXTENSIONS, ShardPlan, ShardWriter, keep_only
-from fastfgssl.archive.building.workers import Death, Watch, run_tasks
+from fastfgssl.archive.building.shard_plans import ShardPlans, write_shards
+from fastfgssl.archive.building.shards import keep_only
+from fastfgssl.archive.building.tasks import OnProgress
+from fastfgssl.archive.building.thumbnails import Alike
 from fastfgssl.archive.labels.assignment import Labels
 from fastfgssl.archive.labels.facts import EntryLabels, share
 from fastfgssl.archive.listing import Listing
@@ -44,13 +38,12 @@ from fastfgssl.archive.report.contents import Contents
 from fastfgssl.archive.report.left_out import gather_left_out, read_left_out, write_left_out
 from fastfgssl.archive.report.page import write_private_report, write_report
 from fastfgssl.archive.report.samples import Samples
-from fastfgssl.archive.summary import Progress, Summary
+from fastfgssl.archive.report.sheets import Names
+from fastfgssl.archive.summary import Summary
 from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
 
-OnProgress = Callable[[Progress], None]
 _ROWS = 1 << 14  # of a table that are Python objects at a time
-_FEW_BYTES = 32 << 20  # of images, which are written sooner than a worker has started
 
 
 def assemble(
@@ -76,19 +69,18 @@ def assemble(
     accounted, settled = base.accounted(ids.of(np.flatnonzero(~known)))
     names = ids.of(inputs.row)
     if settled:  # files of several images, of which some had failed
-        pairs = zip(names.to_pylist(), pc.fill_null(inputs.table["part"], "").to_pylist(), strict=True)
-        inputs.keep(np.array([pair not in settled for pair in pairs], bool))
+        known_by = zip(names.to_pylist(), pc.fill_null(inputs.table["part"], "").to_pylist(), strict=True)
+        inputs.keep(np.array([one not in settled for one in known_by], bool))
         names = ids.of(inputs.row)
-    alike = find_near_duplicates(inputs) if options.near_duplicates else []
-    summary.near_duplicates = [
-        f"{listing.where(inputs.row[one])} and {listing.where(inputs.row[two])}" for one, two, _ in alike
-    ]
+    alike = _find_alike(options, place, base, inputs, on_progress)
+    pairs = alike.pairs if alike else []
+    summary.near_duplicates = _names_of(pairs, options, listing, base, inputs)
     number_samples(
         inputs,
         base.num_samples,
         base.pixels(),
         keep_duplicates=options.duplicates == "keep",
-        drop=alike if options.near_duplicates == "drop" else (),
+        drop=pairs if options.near_duplicates == "drop" else (),
     )
     written = inputs.outcome == WRITTEN
     if not written.any() and not base.num_samples:
@@ -106,8 +98,8 @@ def assemble(
     if said is not None:
         summary.contradictions = _share_labels(listing, said, inputs)
     classes = _classes(options, base, labels)
-    grouped = alike if options.near_duplicates == "group" else ()
-    of_samples = labels_of_samples(options, base, inputs, names, said, grouped, ids.key)
+    grouped = pairs if options.near_duplicates == "group" else ()
+    of_samples, summary.apart = labels_of_samples(options, base, inputs, names, said, grouped, ids.key)
     place.begin_archive()
     base.link_shards(place.archive)
     sizes = inputs.table["size"].filter(pa.array(written)).to_numpy()
@@ -116,8 +108,8 @@ def assemble(
     if options.members is not None:
         new, of_new = pa.array(written), inputs.table.filter(pa.array(written))
         members = Members(options.members, names.filter(new), of_new, of_samples, classes)
-    plans = _Plans(base, inputs, parts, bounds, members)
-    shards = base.shards + _write_shards(options, place, plans, on_progress)
+    plans = ShardPlans(base, inputs, parts, bounds, members)
+    shards = base.shards + write_shards(options, place, plans, on_progress)
     keep_only(place.archive, shards)
     columns = tables.sample_columns(inputs, names, bounds, plans.offsets(), len(base.shards))
     table = tables.write_samples(place.archive, base, columns, of_samples, bounds, classes)
@@ -131,13 +123,16 @@ def assemble(
         classes=classes,
         made_with=options.of_archive(),
         key=ids.key,
-        near_duplicates=len(alike) if options.near_duplicates else None,
+        near_duplicates=len(pairs) if alike else None,
     )
     contents = Contents(accounting, Samples(place.archive, shards, table[1]), manifest)
     tables.write_manifest(place.archive, manifest | {"report": write_report(place.archive, contents)})
     _write_names(options, place, listing, base, inputs, names)
     shown_before = read_left_out(options.left_out_file) if base.path is not None else []
-    kept = alike if options.near_duplicates != "drop" else ()
+    if alike:
+        alike.keep(options.thumbnails_file, inputs)
+        summary.unlike = alike.unreadable
+    kept = pairs if options.near_duplicates != "drop" else ()
     left_out = gather_left_out(shown_before, contents, inputs, parts, ids.of, kept)
     write_left_out(options.left_out_file, left_out)
     write_private_report(options.report_file, options.inputs_file, contents, left_out)
@@ -145,6 +140,27 @@ def assemble(
     _fill_in(summary, listing, inputs, manifest)
     if options.split is not None:
         summary.splits = Counter(table[1]["split"].to_pylist())
+
+
+def _find_alike(
+    options: PrepareOptions, place: Place, base: Base, inputs: Inputs, on_progress: OnProgress
+) -> Alike | None:
+    if options.near_duplicates is None:
+        return None
+    workers = options.workers or available_cores()
+    return Alike(
+        base, inputs, kept=options.thumbnails_file, folder=place.parts, workers=workers, on_progress=on_progress
+    )
+
+
+def _names_of(
+    pairs: Sequence[tuple[int, int, float]], options: PrepareOptions, listing: Listing, base: Base, inputs: Inputs
+) -> list[str]:
+    """Where the images of pairs lie, those of samples that were there already as the table of inputs has it."""
+    held = {one: base.id_and_group(base.num_samples + one)[0] for one, _, _ in pairs if one < 0}
+    known = Names(options.inputs_file, {(id, "") for id in held.values()})
+    first = (known.path((held[one], "")) if one < 0 else listing.where(inputs.row[one]) for one, _, _ in pairs)
+    return [f"{one} and {listing.where(inputs.row[two])}" for one, (_, two, _) in zip(first, pairs, strict=True)]
 
 
 def _accounting(listing: Listing, inputs: Inputs, names: pa.Array) -> pa.Table:
@@ -168,65 +184,6 @@ def _classes(options: PrepareOptions, base: Base, labels: Labels | None) -> list
     old, found = base.classes or [], set(labels.classes if labels else ())
     # a number that a shard holds must stay what it is
     return old + sorted(found - set(old)) if options.members == "cls" else sorted({*old, *found})
-
-
-class _Plans:
-    """The plans of the shards, made as they are asked for."""
-
-    def __init__(
-        self, base: Base, inputs: Inputs, parts: Sequence[DonePart], bounds: np.ndarray, members: Members | None
-    ) -> None:
-        written = inputs.outcome == WRITTEN
-        table = inputs.table.filter(pa.array(written))
-        self._parts, self._bounds, self._base = parts, bounds, base
-        self._part, self._members = inputs.part[written], members
-        self.bytes = int(table["size"].to_numpy().sum())
-        self._columns = {name: table[name].to_numpy() for name in ("offset", "size", "crc32")}
-        formats = pc.index_in(table["format"], pa.array(list(EXTENSIONS))).to_numpy()
-        self._columns["extension"] = np.array(list(EXTENSIONS.values()))[formats]
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def __iter__(self) -> Iterator[ShardPlan]:
-        for number, (begin, end) in enumerate(zip(self._bounds[:-1].tolist(), self._bounds[1:].tolist(), strict=True)):
-            numbers, part = np.unique(self._part[begin:end], return_inverse=True)
-            yield ShardPlan(
-                number=len(self._base.shards) + number,
-                first=self._base.num_samples + begin,
-                folders=[self._parts[one].folder for one in numbers.tolist()],
-                part=part,
-                beside=self._members.of(begin, end) if self._members else [],
-                beside_extension=self._members.extension if self._members else "",
-                **{name: column[begin:end] for name, column in self._columns.items()},
-            )
-
-    def offsets(self) -> np.ndarray:
-        """Where each sample lies in its shard, int64."""
-        return np.concatenate([np.empty(0, np.int64), *(plan.offsets() for plan in self)])
-
-
-def _write_shards(options: PrepareOptions, place: Place, plans: _Plans, on_progress: OnProgress) -> list[dict]:
-    """Writes all shards and returns their entries in the manifest, in order."""
-    writer = ShardWriter(place.archive)
-    if plans.bytes <= _FEW_BYTES:
-        return [writer(plan, Watch([0.0] * 3))[1] for plan in plans]
-    done: dict[int, dict] = {}
-    deaths = 0
-
-    def again(death: Death) -> ShardPlan:
-        nonlocal deaths
-        deaths += 1
-        if deaths > len(plans) + 3:
-            raise UserError(f"{death.reason} while it wrote a shard: if memory ran out, take fewer --workers")
-        return death.task
-
-    results = run_tasks(writer, plans, options.workers or available_cores(), after_death=again)
-    with closing(results):
-        for number, shard in results:
-            done[number] = shard
-            on_progress(Progress(len(done), len(plans), 0, "shards"))
-    return [done[number] for number in sorted(done)]
 
 
 def _share_labels(listing: Listing, said: EntryLabels, inputs: Inputs) -> list[str]:

@@ -1,4 +1,4 @@
-"""The archive that a run adds to: what it holds stays as it is, under the numbers that it has."""
+"""The archive that a run adds to: what it holds stays under the numbers that it has, in the same shards."""
 
 from __future__ import annotations
 
@@ -74,6 +74,19 @@ class Base:
         assert self.table is not None
         group = self.table["group"][sample].as_py() if "group" in self.table.schema.names else None
         return self.table["id"][sample].as_py(), group
+
+    def name_groups(self, groups: dict[int, int]) -> None:
+        """Gives a group to samples that had none, by their numbers."""
+        if not groups:
+            return
+        assert self.table is not None
+        none = pa.nulls(self.num_samples, pa.int64())
+        column = (self.table["group"] if "group" in self.table.schema.names else none).to_pylist()
+        for sample, group in groups.items():
+            assert column[sample] is None, "a group of an archive stays"
+            column[sample] = group
+        kept = [name for name in self.table.schema.names if name != "group"]
+        self.table = self.table.select(kept).append_column("group", pa.array(column, pa.int64()))
 
     def accounted(self, ids: pa.Array) -> tuple[pa.Table, set[tuple[str, str]]]:
         """The accounting without what `ids`, which are taken again, had failed at; and what of them had not failed.

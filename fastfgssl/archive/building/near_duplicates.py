@@ -54,15 +54,16 @@ def thumbnail(picture: Image.Image) -> np.ndarray:
     return np.rint(structure * (127 / np.abs(structure).max())).astype(np.int8).ravel()
 
 
-def near_duplicates(thumbnails: np.ndarray, *, seed: int = 0) -> Iterator[tuple[int, int, float]]:
+def near_duplicates(thumbnails: np.ndarray, *, known: int = 0, seed: int = 0) -> Iterator[tuple[int, int, float]]:
     """Pairs (earlier, later, cosine) of near-duplicates among `thumbnails`, int8 [N, SIDE * SIDE], by later, earlier.
 
-    Rows may lie in a file: they are read in blocks. Memory is 256 bytes a row and a block's candidates.
+    known: so many rows at the beginning are not compared with each other. Rows may lie in a file: they are read in
+    blocks. Memory is 256 bytes a row and a block's candidates.
     """
     bits = key_bits(len(thumbnails))
     planes = np.random.default_rng(seed).standard_normal((SIDE * SIDE, _TABLES * bits), np.float32)
     tables = [_Table(keys) for keys in _keys_of_all(thumbnails, planes, bits)]
-    for start in range(0, len(thumbnails), _BLOCK):
+    for start in range(known, len(thumbnails), _BLOCK):
         turned = _orientations(_unit(thumbnails[start : start + _BLOCK]))
         later, orientation, earlier = _candidates(tables, turned, planes, bits, start)
         cosines = np.empty(len(later), np.float32)

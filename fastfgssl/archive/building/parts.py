@@ -223,7 +223,7 @@ class PartMaker:
             watch.rest()
         return keep_few([row for of_entry in rows for row in of_entry])
 
-    def _images(self, entry: int, is_named: bool, data: bytes, file: Any) -> Iterator[dict]:
+    def _images(self, entry: int, is_named: bool, data: bytes | list[bytes], file: Any) -> Iterator[dict]:
         """is_named: whether its name says that it is an image, not only that it might be one."""
         assert self._decoder is not None
         some = False

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfgssl.archive.building.accounting import DUPLICATE, FAILED, FILTERED, QUARANTINED, SKIPPED, UNREADABLE, WRITTEN
-from fastfgssl.archive.building.near_duplicates import SIDE, near_duplicates
 from fastfgssl.archive.building.parts import SCHEMA, read_part
 from fastfgssl.archive.listing import Listing
 
@@ -106,9 +105,9 @@ def number_samples(
 ) -> None:
     """Decides of each image whether it becomes a sample, numbered from `first`, or repeats one: by its pixels.
 
-    known: hashes of the pixels of samples that are there already, uint64 [K, 2], and their numbers. drop: pairs of
-    inputs, as `find_near_duplicates` gives them, of which the later repeats the earlier, if that one is kept itself: a
-    chain of pairs may lead far from what it began with.
+    known: hashes of the pixels of samples that are there already, uint64 [K, 2], and their numbers. drop: pairs, as
+    `find_near_duplicates` gives them, of which the later repeats the earlier, if that one is kept itself: a chain of
+    pairs may lead far from what it began with.
     """
     images = np.flatnonzero(inputs.outcome == _IMAGE)
     inputs.outcome[images] = WRITTEN
@@ -118,8 +117,12 @@ def number_samples(
     pixels = np.concatenate([known_pixels, pixel_hashes(inputs.table["pixels"].take(pa.array(images)))])
     original = np.arange(len(pixels)) if keep_duplicates else first_of_its_kind(pixels)
     dropped = set()
-    for earlier, later, _ in drop:  # in the order of the later: what becomes of an earlier one is settled by then
-        earlier, later = (len(known_pixels) + int(np.searchsorted(images, row)) for row in (earlier, later))
+    place_of_known = np.argsort(known_samples)
+    for pair in drop:  # in the order of the later: what becomes of an earlier one is settled by then
+        earlier, later = (
+            int(place_of_known[first + one]) if one < 0 else len(known_pixels) + int(np.searchsorted(images, one))
+            for one in pair[:2]
+        )
         if original[later] == later and earlier not in dropped:
             original[later] = original[earlier]
             dropped.add(later)
@@ -131,17 +134,14 @@ def number_samples(
     inputs.outcome[images[~own[len(known_pixels) :]]] = DUPLICATE
 
 
-def find_near_duplicates(inputs: Inputs) -> list[tuple[int, int, float]]:
-    """Pairs of images, by their numbers among `inputs`, that are nearly but not quite the same, and how nearly."""
+def first_images(inputs: Inputs, known: np.ndarray) -> np.ndarray:
+    """Numbers of the images among `inputs` whose pixels no earlier one has, and none of `known`, uint64 [K, 2]."""
     images = np.flatnonzero(inputs.outcome == _IMAGE)
     if not len(images):
-        return []
-    table = inputs.table.take(pa.array(images))
-    hashes = pixel_hashes(table["pixels"])
-    images = images[first_of_its_kind(hashes) == np.arange(len(hashes))]
-    column = inputs.table["thumbnail"].take(pa.array(images)).combine_chunks()
-    rows = np.frombuffer(column.buffers()[1], np.int8).reshape(-1, SIDE * SIDE)[column.offset :][: len(images)]
-    return [(int(images[one]), int(images[two]), cosine) for one, two, cosine in near_duplicates(rows)]
+        return images
+    hashes = np.concatenate([known, pixel_hashes(inputs.table["pixels"].take(pa.array(images)))])
+    own = first_of_its_kind(hashes) == np.arange(len(hashes))
+    return images[own[len(known) :]]
 
 
 def same_pixels(inputs: Inputs, known: tuple[np.ndarray, np.ndarray]) -> list[tuple[int, int]]:

@@ -27,22 +27,27 @@ def labels_of_samples(
     said: EntryLabels | None,
     alike: Sequence[tuple[int, int, float]],
     key: Key,
-) -> SampleLabels:
-    """What is known of the new samples: by labels, by headers, by pairs of inputs that are `alike`, and by drawing."""
+) -> tuple[SampleLabels, int]:
+    """What is known of the new samples: by labels, by headers, by pairs that are `alike`, and by drawing.
+
+    alike: see `thumbnails.Alike`. Samples of `base` that they lead to get a group if they had none. Returns also how
+    many pairs have different groups nevertheless, because both are of groups that `base` has.
+    """
     written = inputs.outcome == WRITTEN
     of_new = pa.array(written)
     found = SampleLabels.none(int(written.sum())) if said is None else said.of(inputs.row[written], key)
     found = found.with_patients(inputs.table["patient"].filter(of_new).combine_chunks(), key)
-    pairs = [(inputs.sample[one], inputs.sample[two]) for one, two, _ in alike]
+    numbers = inputs.sample - base.num_samples
+    pairs = [(one if one < 0 else int(numbers[one]), int(numbers[two])) for one, two, _ in alike]
     if options.near_duplicates == "group":
-        pairs += same_pixels(inputs, base.pixels())
-    of_new_and_base = [(int(one) - base.num_samples, int(two) - base.num_samples) for one, two in pairs]
-    joined = found.joined(of_new_and_base, names.filter(of_new), key, base)
+        same = same_pixels(inputs, base.pixels())
+        pairs += [(one - base.num_samples, two - base.num_samples) for one, two in same]
+    joined, apart = found.joined(pairs, names.filter(of_new), key, base)
     if options.split is None:
-        return joined
+        return joined, apart
     pixels = pixel_hashes(inputs.table["pixels"].filter(of_new))
     drawn = _splits_of_new(read_shares(options.split), options.by, options.seed, base, found, joined, pixels)
-    return joined._replace(split=drawn)
+    return joined._replace(split=drawn), apart
 
 
 def _splits_of_new(

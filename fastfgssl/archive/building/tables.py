@@ -59,21 +59,29 @@ class SampleLabels(NamedTuple):
         hashes = pa.array([key.group(f"patient {word}") for word in words.dictionary.to_pylist()], pa.int64())
         return self._replace(group=pc.coalesce(self.group, hashes.take(words.indices)))
 
-    def joined(self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key, base: Base) -> SampleLabels:
+    def joined(self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key, base: Base) -> tuple[SampleLabels, int]:
         """With one group for samples that are paired, and for all that share a group with one of them.
 
-        pairs: numbers of samples, negative for those of `base`, from its last: they keep their groups; ids: of the
-        others, which name groups of samples that had none. Groups that `base` has are not joined with each other.
+        pairs: numbers of samples, negative for those of `base`, from its last, which keep their groups, and get one if
+        they had none. ids: of the others, which name groups of samples that had none. Of the groups that become one,
+        that of the first sample stays. Those that `base` has are not joined with each other: returns also how many
+        pairs would have it so.
         """
         groups = self.group.to_pylist()
         of_base: dict[int, int] = {}
-        for sample in {sample for pair in pairs for sample in pair}:
+        had_none: dict[int, int] = {}
+        for sample in sorted({sample for pair in pairs for sample in pair}):
             if sample < 0:
-                id, group = base.id_and_group(base.num_samples + sample)
-                of_base[sample] = key.group(f"near-duplicates {id}") if group is None else group
+                id, group = base.id_and_group(number := base.num_samples + sample)
+                if group is None:
+                    group = had_none[number] = key.group(f"near-duplicates {id}")
+                of_base[sample] = group
             elif groups[sample] is None:
                 groups[sample] = key.group(f"near-duplicates {ids[sample]}")
-        settled = {*of_base.values(), *base.groups()}
+        first: dict[int, int] = {}
+        for sample, group in enumerate(groups):
+            first.setdefault(group, sample)
+        first |= dict.fromkeys((*of_base.values(), *base.groups()), -1)
         leader: dict[int, int] = {}
 
         def lead(group: int) -> int:
@@ -81,12 +89,18 @@ class SampleLabels(NamedTuple):
                 group = above
             return group
 
-        for one, two in pairs:
-            both = (lead(of_base[sample] if sample < 0 else groups[sample]) for sample in (one, two))
-            first, second = sorted(both, key=lambda group: (group not in settled, group))
-            if first != second and second not in settled:
-                leader[second] = first
-        return self._replace(group=pa.array([group if group is None else lead(group) for group in groups], pa.int64()))
+        apart = 0
+        for pair in pairs:
+            both = {lead(of_base[sample] if sample < 0 else groups[sample]) for sample in pair}
+            one, *other = sorted(both, key=lambda group: first[group])
+            if other and first[other[0]] == -1:
+                apart += 1
+            elif other:
+                leader[other[0]] = one
+        found = [group if group is None else lead(group) for group in groups]
+        shared = set(found)
+        base.name_groups({number: group for number, group in had_none.items() if group in shared})
+        return self._replace(group=pa.array(found, pa.int64())), apart
 
 
 def sample_columns(inputs: Inputs, ids: pa.Array, bounds: np.ndarray, offsets: np.ndarray, first_shard: int) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastfgssl.archive.listing import Listing
 from fastfgssl.archive.outcome import Unusable
-from fastfgssl.archive.sources.base import Entry, Source
+from fastfgssl.archive.sources.base import Contents, Entry, Source
 from fastfgssl.runtime.errors import in_a_line
 
 _CANDIDATES = 64  # of a source, the smallest of which is read for comparison
@@ -58,9 +58,12 @@ class SharedFiles:
             )
         for source, entry, digest in self.samples:
             read = next(source.read([entry]))
-            if isinstance(read, bytes) and hashlib.sha256(read).digest() == digest:
+            if isinstance(read, (OSError, Unusable)):
+                why = getattr(read, "strerror", None) or in_a_line(read)
+            elif _digest(read) == digest:
                 continue
-            why = "other bytes" if isinstance(read, bytes) else getattr(read, "strerror", None) or in_a_line(read)
+            else:
+                why = "other bytes"
             return (
                 f"cannot read {source.where(entry.name)} as this machine does ({why}): sources must be there on every"
                 " node, under one path, and credentials for servers in each node's own environment"
@@ -103,4 +106,8 @@ def _samples(listing: Listing, rows: np.ndarray) -> Iterator[_Sample]:
         source, entry = listing.sources[number], min(entries, key=lambda entry: entry.size)
         read = next(source.read([entry]))
         if not isinstance(read, (OSError, Unusable)):
-            yield _Sample(source, entry, hashlib.sha256(read).digest())
+            yield _Sample(source, entry, _digest(read))
+
+
+def _digest(contents: Contents) -> bytes:
+    return hashlib.sha256(contents if isinstance(contents, bytes) else b"".join(contents)).digest()

@@ -52,6 +52,8 @@ MANUFACTURERS = {
     "3dhistech": "3DHISTECH", "atl": "ATL", "vidar": "Vidar", "lumisys": "Lumisys", "howtek": "Howtek", "eizo": "Eizo",
 }  # fmt: skip
 SECONDARY_CAPTURES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.")
+SLIDES = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
+_BESIDE = {"LABEL": "label of a slide", "OVERVIEW": "overview of a slide", "THUMBNAIL": "thumbnail of a slide"}
 LONGEST_SPACING = 1000.0  # millimetres
 
 
@@ -77,6 +79,8 @@ class Flags(NamedTuple):
     derived: bool
     secondary: bool
     """Values 1 and 2 of ImageType: made from other images, and after the examination."""
+    beside_slide: str
+    """Of a slide's file that is no level, what it shows: the label and the overview may name the patient."""
 
 
 def facts(header: Header, layout: Layout, pixel_spacing: tuple[float, float] | None) -> Facts:
@@ -139,4 +143,12 @@ def flags(file: DicomFile, header: Header) -> Flags:
         "LOCALIZER" in image_type or "SCOUT" in image_type,
         image_type[0] == "DERIVED",
         image_type[1:2] == ["SECONDARY"],
+        beside_slide(header) if kind == SLIDES else "",
     )
+
+
+def beside_slide(header: Header) -> str:
+    """What a file of a slide shows if that is no level, by ImageType and SpecimenLabelInImage; empty for a level."""
+    flavour = header.texts(0x00080008)[2:3]
+    has_label = header.text(0x00480010).upper() == "YES"
+    return _BESIDE.get(flavour[0].upper() if flavour else "", _BESIDE["LABEL"] if has_label else "")

@@ -33,7 +33,9 @@ class HeaderFilters:
             require_one_of("leave-out", kind, (*KINDS, NONE))
 
     def check(self, modality: str | None, flags: Flags) -> None:
-        """Raises Filtered for an image that is left out."""
+        """Raises Filtered for an image that is left out. A slide's label is, whatever the settings."""
+        if flags.beside_slide:
+            raise Filtered(flags.beside_slide)
         if self.modalities and modality not in self.modalities:
             raise Filtered(f"modality {modality or 'unknown'}: --modality is {','.join(self.modalities)}")
         if "localizer" in self.leave_out and flags.localizer:

@@ -38,7 +38,8 @@ TAGS = [
     0x00280011, 0x00280030, 0x00280034, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121,
     0x00280122, 0x00280123, 0x00280124, 0x00280125, 0x00280301, 0x00281050, 0x00281051, 0x00281052, 0x00281053,
     0x00281054, 0x00281056, 0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203, 0x00281221,
-    0x00281222, 0x00281223, 0x00283000, 0x00283010, 0x00041220, 0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002,
+    0x00281222, 0x00281223, 0x00283000, 0x00283010, 0x00041220, 0x00480006, 0x00480007, 0x00480010, 0x52009229,
+    0x52009230, 0x7FE00001, 0x7FE00002,
 ]  # fmt: skip
 
 
@@ -156,21 +157,21 @@ def looks_like_dicom(data: bytes) -> bool:
     return data[0] != 0 and element <= 0x0100 and length <= 1024
 
 
-def read_file(data: bytes, max_bytes: int) -> DicomFile:
-    """Reads the header. Raises Unusable if it is none, or if it inflates to more than `max_bytes`."""
+def read_file(data: bytes, max_bytes: int, *, last: int = PIXELS) -> DicomFile:
+    """Reads the header, up to the tag `last`. Raises Unusable if it is none, or inflates to more than `max_bytes`."""
     if not looks_like_dicom(data):
         raise Unusable("damaged or unsupported DICOM: it does not begin as DICOM files do")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom says much about files that are read rightly
-            return _read(data, max_bytes)
+            return _read(data, max_bytes, last)
     except (Unusable, MemoryError):
         raise
     except Exception as error:  # whatever the damage leads pydicom to, such as recursion through nested sequences
         raise Unusable(f"damaged or unsupported DICOM: header: {type(error).__name__}") from error
 
 
-def _read(data: bytes, max_bytes: int) -> DicomFile:
+def _read(data: bytes, max_bytes: int, last: int) -> DicomFile:
     stream = io.BytesIO(data)
     stream.seek(132 if data[128:132] == b"DICM" else 4 if data[:4] == b"DICM" else 0)
     meta = Header()
@@ -179,7 +180,7 @@ def _read(data: bytes, max_bytes: int) -> DicomFile:
     syntax = meta.text(0x00020010)
     if syntax == DEFLATED:
         return _inflate(data[stream.tell() :], meta, max_bytes)
-    return _read_body(data, stream.tell(), syntax, meta)
+    return _read_body(data, stream.tell(), syntax, meta, last)
 
 
 def _inflate(deflated: bytes, meta: Header, max_bytes: int) -> DicomFile:
@@ -204,7 +205,7 @@ def _inflate(deflated: bytes, meta: Header, max_bytes: int) -> DicomFile:
     return file._replace(data=data)
 
 
-def _read_body(data: bytes, start: int, syntax: str, meta: Header) -> DicomFile:
+def _read_body(data: bytes, start: int, syntax: str, meta: Header, last: int = PIXELS) -> DicomFile:
     head = data[start : start + 6]
     explicit = head[4:6].isalpha() and head[4:6].isupper()
     little_endian = syntax != BIG_ENDIAN
@@ -217,7 +218,7 @@ def _read_body(data: bytes, start: int, syntax: str, meta: Header) -> DicomFile:
         stream,
         implicit,
         little_endian,
-        stop_when=lambda tag, _vr, _length: tag >> 16 == PIXELS >> 16 and tag & 0xFFFF >= FLOAT_PIXELS & 0xFFFF,
+        stop_when=lambda tag, _vr, _length: tag > last or FLOAT_PIXELS <= tag <= PIXELS,
         specific_tags=list(TAGS),
     )
     header = Header(dataset)

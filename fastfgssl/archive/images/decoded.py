@@ -11,11 +11,12 @@ from PIL import Image
 
 from fastfgssl.archive.dicom.facts import Identifiers
 from fastfgssl.archive.dicom.pictures import DicomPicture, DicomSettings, Flags, looks_like_dicom, read_dicom
-from fastfgssl.archive.images.burned_in import without_text
+from fastfgssl.archive.dicom.slides import slide_file
+from fastfgssl.archive.images.burned_in import BURNED_IN, without_text
 from fastfgssl.archive.images.image import ImageSettings, encode_picture, prepare_file, read_picture
 from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
-from fastfgssl.archive.outcome import NEEDS_MEMORY, Facts, NoImage, PreparedImage, Unusable
+from fastfgssl.archive.outcome import NEEDS_MEMORY, Facts, Filtered, NoImage, PreparedImage, Unusable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +28,26 @@ class FileSettings:
     slide: SlideSettings = field(default_factory=SlideSettings)
 
 
-def images_of(data: bytes, decoder: TrainingDecoder, settings: FileSettings) -> Iterator[PreparedImage | Unusable]:
+def images_of(
+    data: bytes | list[bytes], decoder: TrainingDecoder, settings: FileSettings
+) -> Iterator[PreparedImage | Unusable]:
     """What becomes of a file's bytes: whatever a decoder does with them, its images, or why they are not usable.
 
+    data: of several files, if they are the levels of a DICOM slide.
     Raises NoImage for what rightly holds none.
     """
     try:
-        if looks_like_dicom(data):
+        if isinstance(data, list):
+            yield from _of_dicom_slide(data, decoder, settings)
+        elif looks_like_dicom(data):
+            if settings.slide.mpp is not None:
+                _refuse_level(data, settings.dicom)
             for found in read_dicom(data, settings.dicom):
                 yield found if isinstance(found, Unusable) else _of_dicom(found, decoder, settings)
         elif tiles := slide_tiles(data, settings.slide):
             group = hashlib.sha256(b"slide " + hashlib.sha256(data).digest()).hexdigest()[:32]
             for tile in tiles:
-                yield tile if isinstance(tile, Unusable) else _of_tile(tile, group, decoder, settings)
+                yield tile if isinstance(tile, Unusable) else _of_tile(tile, Facts(), group, decoder, settings)
         else:
             yield from prepare_file(data, decoder, settings.image)
     except NoImage:
@@ -98,9 +106,36 @@ def _group_of(identifiers: Identifiers) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:32] if name else ""
 
 
-def _of_tile(tile: Tile, group: str, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
+def _refuse_level(data: bytes, settings: DicomSettings) -> None:
+    """Raises Unusable for a file of a slide that came without the others."""
+    if found := slide_file(data):
+        settings.filters.check(found.facts.modality, found.flags)
+        raise Unusable(
+            "part of a slide: those of several files are read from folders, not from containers, lists, URLs"
+        )
+
+
+def _of_dicom_slide(
+    files: list[bytes], decoder: TrainingDecoder, settings: FileSettings
+) -> Iterator[PreparedImage | Unusable]:
+    found = slide_file(files[0])
+    assert found is not None, "a file was taken for one of a slide"
+    settings.dicom.filters.check(found.facts.modality, found.flags)
+    if settings.image.burned_in != "keep" and (said := _said_of_text(found.flags)):
+        raise Filtered(f"{BURNED_IN}: {said}; --burned-in keep takes such images")
+    tiles = slide_tiles(files, settings.slide)
+    if tiles is None:
+        raise Unusable("damaged slide: OpenSlide does not know it as one")
+    group = hashlib.sha256((found.patient or f"slide {found.series}").encode()).hexdigest()[:32]
+    for tile in tiles:
+        yield tile if isinstance(tile, Unusable) else _of_tile(tile, found.facts, group, decoder, settings)
+
+
+def _of_tile(
+    tile: Tile, facts: Facts, group: str, decoder: TrainingDecoder, settings: FileSettings
+) -> PreparedImage | Unusable:
     spacing = tile.mpp / 1000
-    facts = Facts(
+    facts = facts._replace(
         spacing_row=spacing,
         spacing_column=spacing,
         mpp=tile.mpp,

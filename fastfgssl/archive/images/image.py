@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -148,16 +149,28 @@ def read_picture(data: bytes, *, max_pixels: int) -> Image.Image:
 
     Raises Unusable with the reason.
     """
+    picture = _first_picture(data, max_pixels)
+    return Image.fromarray(in_8_bits(picture.pixels, picture.levels))
+
+
+def thumbnail_of_sample(data: bytes) -> np.ndarray:
+    """int8 [D]: the thumbnail of an image as a shard holds it, which is what it was before it came there.
+
+    Raises Unusable, and what decoders do, for bytes that are damaged.
+    """
+    return thumbnail(as_image(_as_gray(_first_picture(data, sys.maxsize).pixels)))
+
+
+def _first_picture(data: bytes, max_pixels: int) -> Picture:
     format = identify(data)
     if format == "JPEG":
-        picture: Picture | Unusable = read_jpeg(data, max_pixels).picture
-    elif format == "PNG":
-        picture = read_png(data, max_pixels).picture
-    else:
-        picture = next(read_pictures(data, format, max_pixels, every_page=False))
+        return read_jpeg(data, max_pixels).picture
+    if format == "PNG":
+        return read_png(data, max_pixels).picture
+    picture = next(read_pictures(data, format, max_pixels, every_page=False))
     if isinstance(picture, Unusable):
         raise picture
-    return Image.fromarray(in_8_bits(picture.pixels, picture.levels))
+    return picture
 
 
 def _prepare_jpeg(data: bytes, decoder: TrainingDecoder, settings: ImageSettings) -> PreparedImage:
@@ -254,14 +267,17 @@ def _prepared(
     """pixels: those that `data` shows."""
     height, width = pixels.shape[:2]
     bit_depth = 8 * pixels.dtype.itemsize
-    if pixels.ndim == 3 and _is_gray(pixels):
-        pixels = pixels[..., 0]
+    pixels = _as_gray(pixels)
     seen = hashlib.sha256(f"{height} {width} {bit_depth} {levels} ".encode())
     seen.update(np.ascontiguousarray(pixels).data)
     structure = thumbnail(as_image(pixels)).tobytes() if settings.thumbnails else b""
     return PreparedImage(
         data, format, width, height, bit_depth, changes, notes, levels, part, facts, seen.digest()[:16], structure
     )
+
+
+def _as_gray(pixels: np.ndarray) -> np.ndarray:
+    return pixels[..., 0] if pixels.ndim == 3 and _is_gray(pixels) else pixels
 
 
 def _is_gray(pixels: np.ndarray) -> bool:

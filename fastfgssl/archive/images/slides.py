@@ -1,14 +1,16 @@
 """Whole slides as tiles: all of one magnification, where there is tissue, each with its place.
 
-OpenSlide reads them, of a file in memory: formats whose slides are several files are not among them.
+OpenSlide reads them, of files in memory: of one, or of the levels of a DICOM slide.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,39 +57,53 @@ class Tile(NamedTuple):
     """Of its upper left corner, in pixels of level 0."""
 
 
-def slide_tiles(data: bytes, settings: SlideSettings) -> Iterator[Tile | Unusable] | None:
+def slide_tiles(data: bytes | list[bytes], settings: SlideSettings) -> Iterator[Tile | Unusable] | None:
     """The tiles of a slide's bytes, row by row, and in place of each that is background or damaged the reason.
+
+    data: of its file, or of its files, each a level, if it is DICOM; labels and other pictures of it are not looked at.
 
     Only whole tiles are taken, so less than one on the right and below is left out. None if it is no slide. Raises
     Unusable if it has no magnification, a lower one than is asked for, or less than a tile.
     """
-    if settings.mpp is None or data[:4] not in _TIFF:
+    files = data if isinstance(data, list) else [data]
+    if settings.mpp is None or (files is not data and data[:4] not in _TIFF):
         return None
-    file = os.memfd_create("slide", os.MFD_CLOEXEC)
+    slide = _Slide(files, in_folder=files is data)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file, view) :]
-        if _library().OpenSlide.detect_format(f"/proc/self/fd/{file}") is None:
-            os.close(file)
+        if _library().OpenSlide.detect_format(slide.path) is None:
+            slide.close()
             return None
-        slide = _Slide(file)
+        slide.open()
         return _tiles(slide, _grid(slide, settings), settings)
     except BaseException:
-        os.close(file)
+        slide.close()
         raise
 
 
 class _Slide:
-    """A slide in the memory behind a file descriptor."""
+    """A slide in memory: of one file, or of several in a folder of links to them, among which OpenSlide looks."""
 
-    def __init__(self, file: int) -> None:
-        self._file = file
-        self._open()
-
-    def _open(self) -> None:
+    def __init__(self, files: Sequence[bytes], *, in_folder: bool) -> None:
+        self.slide: Any = None
+        self._files: list[int] = []
+        self._folder: tempfile.TemporaryDirectory | None = None
         try:
-            self.slide = _library().OpenSlide(f"/proc/self/fd/{self._file}")
+            for data in files:
+                self._files.append(_in_memory(data))
+            self.path = f"/proc/self/fd/{self._files[0]}"
+            if in_folder:
+                self._folder = tempfile.TemporaryDirectory()
+                for number, file in enumerate(self._files):
+                    Path(self._folder.name, f"{number}.dcm").symlink_to(f"/proc/self/fd/{file}")
+                self.path = f"{self._folder.name}/0.dcm"
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self) -> None:
+        """Raises Unusable if it is damaged."""
+        try:
+            self.slide = _library().OpenSlide(self.path)
         except _library().OpenSlideError as error:
             raise Unusable(f"damaged slide: {in_a_line(error)}") from None
 
@@ -97,14 +113,27 @@ class _Slide:
             image = self.slide.read_region((x, y), level, (side, side))
         except _library().OpenSlideError as error:
             self.slide.close()
-            self._open()  # after an error it would give nothing more
+            self.open()  # after an error it would give nothing more
             raise Unusable(f"damaged tile: {in_a_line(error)}") from None
         pixels = np.asarray(image)
         return np.where(pixels[..., 3:] == 255, pixels[..., :3], np.uint8(255))
 
     def close(self) -> None:
-        self.slide.close()
-        os.close(self._file)
+        if self.slide is not None:
+            self.slide.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+        while self._files:
+            os.close(self._files.pop())
+
+
+def _in_memory(data: bytes) -> int:
+    """A descriptor of a nameless file."""
+    file = os.memfd_create("slide", os.MFD_CLOEXEC)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+    return file
 
 
 class _Grid(NamedTuple):

@@ -87,7 +87,7 @@ def gather_left_out(
     """A few of each kind of all that an archive has left out.
 
     old: what earlier runs have kept. inputs, parts: what is new, the accounting's last rows. ids_of: the ids of rows of
-    the listing. kept: pairs of `inputs` that are nearly the same and both samples.
+    the listing. kept: pairs that are nearly the same and both samples, see `thumbnails.Alike`.
     """
     accounting = contents.accounting
     pictures = _FirstPictures()
@@ -147,13 +147,15 @@ def _near_dropped(
 def _near_kept(
     accounting: pa.Table, pairs: Sequence[tuple[int, int, float]], inputs: Inputs, samples: Samples
 ) -> Iterator[LeftOut]:
-    """A few of the `pairs` of `inputs`, which are the accounting's last rows, that are both samples."""
+    """A few of the `pairs` that are both samples; `inputs` are the accounting's last rows."""
     first = len(accounting) - len(inputs.row)
+    held = len(samples) - int((inputs.outcome == WRITTEN).sum())
     earlier = {later: earlier for earlier, later, _ in pairs}
     rows = first + np.fromiter(earlier, np.int64, len(earlier))
     for row in drawn(accounting["id"], np.sort(rows), SHOWN).tolist():
         id, part, sample = (accounting[name][row].as_py() for name in ("id", "part", "sample"))
-        twin = int(inputs.sample[earlier[row - first]])
+        other = earlier[row - first]
+        twin = held + other if other < 0 else int(inputs.sample[other])
         yield LeftOut(NEAR_KEPT, f"{id} {part}", id, part, twin, samples.preview(sample))
 
 

@@ -24,7 +24,7 @@ _KNOWN_SUFFIXES = frozenset(
     for suffixes in (
         ".csv .tsv .txt .md .pdf .xml .json .jsonl .yaml .html .xls .xlsx .doc .docx .log .ini .py .ipynb .db .sqlite",
         ".zip .tar .gz .bz2 .xz .zst .7z .rar .npy .npz .h5 .pkl .cls .parquet .arrow .idx .exe .dll .bak .tmp",
-        ".nii .nrrd .mha .mhd .svs .ndpi .mp4 .avi .mov",
+        ".nii .nrrd .mha .mhd .svs .ndpi .mrxs .dat .mp4 .avi .mov",
     )
     for suffix in suffixes.split()
 )
@@ -43,6 +43,10 @@ class Entry(NamedTuple):
     """Why it is not read: the kind of thing that it is; empty for what may be an image."""
     damaged: bool = False
     """Whether it should have been read and is of no use, such as the rest of a damaged container: `skip` says why."""
+
+
+Contents = bytes | list[bytes]
+"""Of an entry; of several files where one entry stands for them, as for the levels of a slide."""
 
 
 def nothing() -> None:
@@ -68,7 +72,7 @@ class Source(Protocol):
 
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
-    ) -> Iterator[bytes | OSError | Unusable]:
+    ) -> Iterator[Contents | OSError | Unusable]:
         """Of some entries, given in the order of `entries()`, the bytes of each, or why there are none.
 
         OSError: they cannot be read now; Unusable: nor ever. One at a time, as they are asked for: a compressed

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import (
+    Contents,
     Entry,
     FileSource,
     SourceOptions,
@@ -79,7 +80,7 @@ class WithContainers:
 
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
-    ) -> Iterator[bytes | OSError | Unusable]:
+    ) -> Iterator[Contents | OSError | Unusable]:
         for container, group in groupby(entries, key=lambda entry: container_of(entry.name)):
             if container is None:
                 yield from self.files.read(list(group), alive)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from fastfgssl.archive.dicom.slides import PREFIX, slide_file, slides_among
 from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
-from fastfgssl.archive.sources.base import UNKNOWN, Entry, SourceOptions, kind_by_name, nothing
+from fastfgssl.archive.sources.base import UNKNOWN, Contents, Entry, SourceOptions, kind_by_name, nothing
 from fastfgssl.runtime.errors import UserError
 
 OUTSIDE = "link out of the source"
@@ -29,7 +30,8 @@ class FolderSource:
     """The files below a folder, or one file, at `path`.
 
     Symbolic links are followed within the folder, and a folder that several lead to is entered once, by the first way.
-    Those that lead out of it are listed, to be skipped.
+    Those that lead out of it are listed, to be skipped. Where slides are read, the levels of a DICOM slide that lie in
+    one folder are one entry, of the name of the largest, and the others are skipped.
     """
 
     def __init__(self, path: Path, options: SourceOptions | None = None) -> None:
@@ -50,26 +52,28 @@ class FolderSource:
             yield self._entry(self.only, is_link=False)  # or it is, and its user has named it
             return
         entered: set[tuple[int, int]] = set()
+        of_slides: dict[bytes, Entry] = {}
         waiting = [_Found(b"", False)]  # the next last: folders may lie in each other deeper than Python calls go
         while waiting:
             name, is_link = waiting.pop()
             if name and not name.endswith(b"/"):
-                yield self._entry(name, is_link=is_link)
+                yield of_slides.pop(name) if name in of_slides else self._entry(name, is_link=is_link)
             elif is_link and self._leaves(name[:-1]):
                 yield Entry(name[:-1], 0, 0, OUTSIDE)
             elif (found := self._within(name, entered)) is not None:
                 waiting += reversed(found)
+                of_slides |= self._of_slides(found)
             else:
                 yield Entry(name[:-1], 0, 0, TOO_LONG, True)
 
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
-    ) -> Iterator[bytes | OSError | Unusable]:
+    ) -> Iterator[Contents | OSError | Unusable]:
         for entry in entries:
             try:
-                with self.open(entry.name) as file:
-                    data = file.read()
-                yield data
+                data = self._read(entry.name)
+                is_level = self._options.slides and (file := slide_file(data)) and not file.flags.beside_slide
+                yield [data, *map(self._read, self._smaller_levels(entry.name))] if is_level else data
             except OSError as error:
                 yield error
             except MemoryError:
@@ -85,6 +89,38 @@ class FolderSource:
 
     def where(self, name: bytes) -> str:
         return f"{self.root}/{os.fsdecode(name)}"
+
+    def _read(self, name: bytes) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+    def _prefix(self, name: bytes) -> bytes:
+        """Its beginning, if that is DICOM's; empty for what cannot be read, which reading tells."""
+        try:
+            with self.open(name) as file:
+                return file.read(PREFIX) if file.read(132)[128:] == b"DICM" and not file.seek(0) else b""
+        except OSError:
+            return b""
+
+    def _of_slides(self, found: list[_Found]) -> dict[bytes, Entry]:
+        """The entries of files in a folder that belong to DICOM slides, by name."""
+        if not self._options.slides:
+            return {}
+        entries = {name: self._entry(name, is_link=is_link) for name, is_link in found if not name.endswith(b"/")}
+        slides, skipped = slides_among([name for name, entry in entries.items() if not entry.skip], self._prefix)
+        made = {name: Entry(name, 0, 0, why) for name, why in skipped.items()}
+        for slide in slides:
+            files = [entries[name] for name in slide]
+            made[slide[0]] = Entry(slide[0], sum(file.size for file in files), max(file.version for file in files))
+        return made
+
+    def _smaller_levels(self, name: bytes) -> list[bytes]:
+        """Of a slide, by its largest level."""
+        if self.only is not None:
+            return []
+        found = self._within(name[: name.rfind(b"/") + 1], set()) or []
+        names = [one for one, is_link in found if not one.endswith(b"/") and not self._entry(one, is_link=is_link).skip]
+        return next((slide[1:] for slide in slides_among(names, self._prefix)[0] if slide[0] == name), [])
 
     def _within(self, folder: bytes, entered: set[tuple[int, int]]) -> list[_Found] | None:
         """What is in a folder, by the bytes of its names below the source; None if its own is too long to open it.

@@ -179,7 +179,7 @@ def test_without_members_shards_hold_images_alone(source, tmp_path):
 @pytest.mark.parametrize("members", ["cls", "json"], indirect=True)
 def test_workers_that_write_shards_and_what_is_added(source, members, tmp_path, monkeypatch):
     """A class that sorts before the others is new: what old shards say of theirs must stay true."""
-    monkeypatch.setattr("fastfgssl.archive.building.assemble._FEW_BYTES", 0)
+    monkeypatch.setattr("fastfgssl.archive.building.tasks._FEW_BYTES", 0)
     data = write_files(tmp_path / "data", {f"{i}.png": encode(gradient(40 + i, 50), "PNG") for i in range(4)})
     (tmp_path / "labels.csv").write_text("image,label\n0,m\n1,n\n2,m\n3,n\n")
     make(tmp_path, tmp_path / "archive", members=members)

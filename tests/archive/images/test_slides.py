@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import zipfile
+from collections import Counter, defaultdict
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +20,15 @@ from fastfgssl.archive.outcome import Filtered, Unusable
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
+from helpers.dicom import dicom
 from helpers.images import encode, fixed_key, gradient, inputs_of, write_files
-from helpers.slides import damaged, slide, tissue
+from helpers.slides import damaged, dicom_slide, slide, tissue
 
 pytest.importorskip("openslide")
 PIXELS = tissue(512, 768, [(150, 150, 100), (360, 600, 90)])
 
 
-def tiles(data: bytes, mpp: float = 0.5, tile: int = 64) -> list[Tile | Unusable]:
+def tiles(data: bytes | list[bytes], mpp: float = 0.5, tile: int = 64) -> list[Tile | Unusable]:
     found = slide_tiles(data, SlideSettings(mpp=mpp, tile=tile))
     assert found is not None
     return list(found)
@@ -137,6 +141,91 @@ def test_an_archive_of_slides(tmp_path):
     assert sorted(row["part"] for row in written if row["part"]) == sorted(
         f"tile {x} {y}" for x, y in zip(table["slide_x"], table["slide_y"], strict=True) if x >= 0
     )
+
+
+@pytest.mark.parametrize(("mpp", "level"), [(0.5, 0), (2.0, 1)])
+def test_levels_of_a_dicom_slide_are_one_slide(mpp, level):
+    files = dicom_slide(PIXELS, mpp=0.5)
+    found = tiles([files["level 0.dcm"], files["level 1.dcm"]], mpp, 32)
+    kept = [tile for tile in found if isinstance(tile, Tile)]
+    side = round(32 * mpp / 0.5)
+    assert len(found) == (512 // side) * (768 // side)
+    assert len(kept) > 4
+    for tile in kept:
+        assert (tile.level, tile.mpp) == (level, pytest.approx(mpp, rel=0.01))
+        truth = PIXELS[tile.y : tile.y + side, tile.x : tile.x + side].reshape(-1, 3).mean(axis=0)
+        assert np.abs(tile.pixels.reshape(-1, 3).mean(axis=0) - truth).max() < 8
+
+
+def test_an_archive_of_dicom_slides(tmp_path):
+    """Two in a folder, of which one names no patient, and one in another; in a container they are refused."""
+    one, two = dicom_slide(PIXELS, mpp=0.5), dicom_slide(PIXELS[::-1], mpp=0.5, PatientID="", BurnedInAnnotation="NO")
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as out:
+        for name, data in one.items():
+            out.writestr(name, data)
+    files = {f"a/{name}": data for name, data in one.items()} | {f"a/two {name}": data for name, data in two.items()}
+    files |= {"alone/level 0.dcm": dicom_slide(PIXELS[:, ::-1], mpp=0.5)["level 0.dcm"]}
+    files |= {"zipped.zip": zipped.getvalue(), "alone/mr.dcm": dicom(np.arange(4096, dtype=np.uint16).reshape(64, 64))}
+    out = tmp_path / "archive"
+    source, key = write_files(tmp_path / "slides", files), fixed_key(tmp_path / "key")
+    options = PrepareOptions(sources=[source], out=out, key=key, mpp=1.0, tile=64, workers=1)
+    summary = prepare(options)
+    archive = Archive.open(out)
+    assert verify(archive) == []
+    outcomes: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for row in inputs_of(options):
+        outcomes[row["path"].removeprefix(f"{source}/")][row["outcome"], row["reason"].partition(":")[0]] += 1
+    for name in ("a/level 0.dcm", "a/two level 0.dcm", "alone/level 0.dcm"):
+        assert outcomes[name].keys() == {("written", ""), ("filtered", "background")}, name
+        assert outcomes[name].total() == 4 * 6
+    for name in ("a/level 1.dcm", "a/two level 1.dcm"):
+        assert outcomes[name] == {("skipped", "level of a DICOM slide"): 1}
+    for name in ("a/label.dcm", "a/two label.dcm"):
+        assert outcomes[name] == {("skipped", "label of a slide"): 1}
+    for level in (0, 1):
+        assert outcomes[f"zipped.zip!/level {level}.dcm"] == {("quarantined", "part of a slide"): 1}
+    assert outcomes["zipped.zip!/label.dcm"] == {("filtered", "label of a slide"): 1}
+    assert outcomes["alone/mr.dcm"] == {("written", ""): 1}
+    assert sum(counted.total() for counted in outcomes.values()) == len(read_accounting(out))
+
+    rows = archive.columns(np.arange(summary.samples), ["id", "group", "mpp", "modality", "manufacturer"])
+    of_slides = ~np.isnan(rows["mpp"])
+    assert set(rows["modality"][of_slides]) == {"SM"}
+    assert set(rows["manufacturer"][of_slides]) == {"Hamamatsu"}
+    assert len(set(rows["group"][of_slides])) == 2  # the same patient's, and one of nobody's
+    pictures = [np.asarray(image_of(archive, sample)).reshape(-1, 3) for sample in np.flatnonzero(of_slides).tolist()]
+    red = np.abs(np.concatenate(pictures) - np.array([200.0, 40, 40])).max(axis=1) < 20
+    assert red.mean() < 1e-3  # the label
+    stored = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert not any(name in stored for name in (b"Roe", b"MRN-77"))
+
+    (source / "a" / "level 2.dcm").write_bytes((source / "a" / "level 1.dcm").read_bytes())
+    assert prepare(options).grown == [f"{source}/a/level 0.dcm"]
+
+
+def test_a_dicom_slide_that_openslide_cannot_read_is_one_row(tmp_path):
+    """And without --mpp, frames are taken as of any other file, of a label none."""
+    sparse = dicom_slide(PIXELS, mpp=0.5)
+    sparse["level 1.dcm"] = sparse["level 1.dcm"].replace(b"TILED_FULL", b"TILED_NONE")
+    source, key = write_files(tmp_path / "slides", sparse | {"p.png": encode(gradient(), "PNG")}), tmp_path / "key"
+    options = PrepareOptions(sources=[source], out=tmp_path / "a", key=fixed_key(key), mpp=1.0, tile=64, workers=1)
+    prepare(options)
+    rows = {Path(row["path"]).name: row for row in inputs_of(options)}
+    assert (rows["level 0.dcm"]["outcome"], rows["level 1.dcm"]["outcome"]) == ("quarantined", "skipped")
+    assert rows["level 0.dcm"]["reason"].startswith("damaged slide: ")
+    options = PrepareOptions(sources=[source], out=tmp_path / "b", key=key, workers=1)
+    prepare(options)
+    rows = {Path(row["path"]).name: row for row in inputs_of(options)}
+    assert [rows[f"level {level}.dcm"]["outcome"] for level in (0, 1)] == ["written", "written"]
+    assert (rows["label.dcm"]["outcome"], rows["label.dcm"]["reason"]) == ("filtered", "label of a slide")
+
+
+def image_of(archive: Archive, sample: int) -> Image.Image:
+    row = archive.columns(np.array([sample]), ["shard", "offset", "size"])
+    with archive.shard_path(int(row["shard"][0])).open("rb") as file:
+        file.seek(int(row["offset"][0]))
+        return Image.open(io.BytesIO(file.read(int(row["size"][0]))))
 
 
 def test_without_the_option_nothing_changes():
