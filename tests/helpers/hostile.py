@@ -259,6 +259,7 @@ TARGETS = {
     "gif": Target(pictures, partial(seeds.by_pillow, "GIF"), (".gif",)),
     "bmp": Target(pictures, partial(seeds.by_pillow, "BMP"), (".bmp",)),
     "avif": Target(pictures, partial(seeds.by_pillow, "AVIF"), (".avif",)),
+    "heic": Target(pictures, seeds.heics, (".heic",)),
     "jpeg2000": Target(pictures, seeds.jpegs_2000, (".jp2", ".j2k")),
     "jpegls": Target(pictures, seeds.jpegs_ls, (".jls",)),
     "jpegxl": Target(pictures, seeds.jpegs_xl, (".jxl",)),

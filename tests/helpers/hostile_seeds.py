@@ -25,7 +25,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
-from helpers import archives
+from helpers import archives, heic
 from helpers.containers import tar_of, zip_of
 from helpers.dicom import WHEEL, dicom
 from helpers.images import encode, gradient, gradient_16_bit, with_orientation
@@ -113,6 +113,10 @@ def jpegs_ls() -> list[bytes]:
 
 def jpegs_xl() -> list[bytes]:
     return [imagecodecs.jpegxl_encode(np.asarray(image)) for image in (RGB, GRAY, DEEP)]
+
+
+def heics() -> list[bytes]:
+    return list(heic.FILES.values())
 
 
 def dicoms() -> list[bytes]:

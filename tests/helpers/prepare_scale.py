@@ -5,7 +5,6 @@ python tests/helpers/prepare_scale.py [IMAGES] [FOLDER]
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import simplejpeg
 
 SIDE, WORKERS = 64, 2
 MIB = 1 << 20
+KINDS = ("RssAnon", "RssFile", "RssShmem")
 
 
 def write_images(path: Path, number: int) -> None:
@@ -35,13 +35,13 @@ def write_images(path: Path, number: int) -> None:
             out.writestr(f"patient{n // 20:05d}/{n:07d}.jpg", data)
 
 
-def peak(process: int) -> float:
-    """MiB that a process has had at most, pages that it shares with others included; 0 if it is gone."""
+def resident(process: int) -> dict[str, float]:
+    """MiB of a process by kind: RssAnon is its own memory, RssFile pages of files that the system may drop."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        lines = [line.split() for line in Path(f"/proc/{process}/status").read_text().splitlines()]
     except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
+        return {}
+    return {line[0][:-1]: int(line[1]) / 1024 for line in lines if line[0][:-1] in KINDS}
 
 
 def descendants(process: int) -> list[int]:
@@ -62,14 +62,14 @@ def main() -> None:
         command += [str(folder / "archive"), "--workers", str(WORKERS)]
         begun = time.monotonic()
         running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        of_parent, of_others = 0.0, 0.0
+        of_parent, of_others = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
         done = threading.Event()
 
         def watch() -> None:
-            nonlocal of_parent, of_others
-            while not done.wait(0.5):
-                of_parent = max(of_parent, peak(running.pid))
-                of_others = max([of_others, *map(peak, descendants(running.pid))])
+            while not done.wait(0.1):
+                for process in (running.pid, *descendants(running.pid)):
+                    peaks = of_parent if process == running.pid else of_others
+                    peaks.update({kind: max(peaks[kind], size) for kind, size in resident(process).items()})
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -77,14 +77,14 @@ def main() -> None:
         seconds = time.monotonic() - begun
         done.set()
         watcher.join()
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         size = sum(path.stat().st_size for path in (folder / "archive").rglob("*") if path.is_file())
     print(said.strip())
     print(
-        f"{number:,} JPEGs of {SIDE} x {SIDE} pixels, {size / MIB:.0f} MiB of archive: exit code {running.returncode}, "
-        f"parent {of_parent:.0f} MiB, largest of the others {of_others:.0f} MiB, "
-        f"{used.ru_utime + used.ru_stime:.0f} s of CPU time, {number / seconds:,.0f} a second of wall clock"
+        f"{number:,} JPEGs of {SIDE} x {SIDE} pixels, {size / MIB:.0f} MiB of archive: exit code {running.returncode},"
     )
+    print(f"{number / seconds:,.0f} a second of wall clock; peaks of memory in MiB:")
+    for who, peaks in (("parent", of_parent), ("largest of the others", of_others)):
+        print(f"{who}: " + ", ".join(f"{kind} {peak:.0f}" for kind, peak in peaks.items()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
+from fastfgssl.archive.images.heic import read_heic
 from fastfgssl.archive.images.jpeg import is_jpeg_ls
 from fastfgssl.archive.images.jpeg_xl import jpeg_xl_size
 from fastfgssl.archive.images.levels import to_levels
@@ -62,7 +63,7 @@ def identify(data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in (*_AVIF, *_HEIC):
         if any(data[place : place + 4] in _AVIF for place in range(8, min(struct.unpack(">I", data[:4])[0], 64), 4)):
             return "AVIF"
-        raise Unusable("unsupported format: HEIC; export it as JPEG or PNG")
+        return "HEIC"
     if not data:
         raise Unusable("empty file")
     if data.startswith(b"version https://git-lfs"):
@@ -78,6 +79,8 @@ def read_pictures(data: bytes, format: str, max_pixels: int, every_page: bool) -
     try:
         if format in _SECOND:
             yield _by_pillow(data, format, max_pixels)
+        elif format == "HEIC":
+            yield read_heic(data, max_pixels)
         else:
             yield _by_imagecodecs(data, format, max_pixels)
     except (Unusable, MemoryError, KeyboardInterrupt):
