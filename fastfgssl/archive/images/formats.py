@@ -9,6 +9,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
+from fastfgssl.archive.images.gif import first_frame
 from fastfgssl.archive.images.heic import read_heic
 from fastfgssl.archive.images.jpeg import is_jpeg_ls
 from fastfgssl.archive.images.jpeg_xl import jpeg_xl_size
@@ -93,10 +94,11 @@ def _by_pillow(data: bytes, format: str, max_pixels: int) -> Picture:
     """Read by Pillow, and by imagecodecs, which has to agree."""
     image = open_image(data, format)
     check_size(*image.size, max_pixels)
+    first = first_frame(data, max_pixels) if format == "GIF" else data
     image.load()
     levels = as_levels(image)
     if not (format == "BMP" and struct.unpack_from("<I", data, 30)[0] in _BMP_RLE):
-        second = np.asarray(_SECOND[format](data))
+        second = np.asarray(_SECOND[format](first))
         if second.dtype == np.uint16:  # AVIF of 10 or 12 bits, which Pillow makes 8
             levels = to_levels(_plain(second))
         else:
