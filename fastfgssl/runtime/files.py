@@ -26,11 +26,12 @@ def user_path(path: str | Path) -> Path:
     return Path(expand_home(str(path)))
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], *, nbytes: int = 0) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object], *, nbytes: int = 0, mode: int = 0o666) -> None:
     """Gives `path` what `write` writes, once all of it is on the disk; until then, and after an error, what it had.
 
-    nbytes: about how many that will be; nothing is begun where the disk has not the room. Raises what the system or
-    `write` raises; nothing half-written is left. What is no file, such as /dev/stdout, is written to as it is.
+    nbytes: about how many that will be; nothing is begun where the disk has not the room. mode: of a new file, less the
+    process's umask, from its first byte on. Raises what the system or `write` raises; nothing half-written is left.
+    What is no file, such as /dev/stdout, is written to as it is.
     """
     if _is_special(path):
         with path.open("wb") as stream:
@@ -40,7 +41,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, nbytes: int 
     partial = _partial(path)
     _require_room(path.parent, nbytes)
     try:
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -36,6 +36,13 @@ def test_a_link_stays_one_and_its_file_keeps_its_mode(tmp_path):
     assert target.stat().st_mode & 0o777 == 0o640
 
 
+def test_a_new_private_file_is_never_readable_by_others(tmp_path):
+    modes = []
+    write_whole(tmp_path / "names", lambda stream: modes.append(os.fstat(stream.fileno()).st_mode & 0o777), mode=0o600)
+    assert modes == [0o600]
+    assert (tmp_path / "names").stat().st_mode & 0o777 == 0o600
+
+
 def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
     pipe, read = tmp_path / "pipe", []
     os.mkfifo(pipe)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -70,11 +69,6 @@ def write_inputs(path: Path, old: Iterable[list[str]], new: Iterable[Input]) -> 
 
 def write_private(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Gives `path` what `write` writes, as a whole and readable by its owner alone."""
-
-    def privately(file: BinaryIO) -> None:
-        os.fchmod(file.fileno(), 0o600)
-        write(file)
-
     with file_errors("write", path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(path, privately)
+        write_whole(path, write, mode=0o600)
