@@ -271,7 +271,7 @@ def parse_manifest(stored: bytes, where: Path | str) -> dict:
         raise UserError(f"{where} is damaged: {in_a_line(error)}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{where} is not an archive of ours: it names another format than {FORMAT}")
-    version = manifest.get("version")
+    version: Any = manifest.get("version")
     if _is_count(version) and version > VERSION:
         raise UserError(f"{where} has archive version {version}, this program reads {VERSION}: update it")
     for name, fits in _FIELDS.items():
@@ -282,28 +282,28 @@ def parse_manifest(stored: bytes, where: Path | str) -> dict:
     return manifest
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def _is_text(value: object) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
-def _is_file(value: object) -> bool:
+def _is_file(value: Any) -> bool:
     known = isinstance(value, dict) and _is_count(value.get("bytes"))
     return known and _is_text(value.get("name")) and _is_text(value.get("sha256"))
 
 
-def _is_shard(value: object) -> bool:
+def _is_shard(value: Any) -> bool:
     return _is_file(value) and _is_count(value.get("samples")) and _is_text(value.get("index"))
 
 
-def _are_shards(value: object) -> bool:
+def _are_shards(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_shard, value)) and _is_count(sum(shard["bytes"] for shard in value))
 
 
-def _are_counts(value: object) -> bool:
+def _are_counts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 

@@ -18,7 +18,7 @@ import simplejpeg
 
 SIDE, WORKERS = 64, 2
 MIB = 1 << 20
-KINDS = ("RssAnon", "RssFile", "RssShmem")
+KINDS = ("VmHWM", "RssAnon", "RssFile")
 
 
 def write_images(path: Path, number: int) -> None:
@@ -36,7 +36,7 @@ def write_images(path: Path, number: int) -> None:
 
 
 def resident(process: int) -> dict[str, float]:
-    """MiB of a process by kind: RssAnon is its own memory, RssFile pages of files that the system may drop."""
+    """MiB of a process by kind: VmHWM is its peak so far, RssAnon its own, RssFile pages of files."""
     try:
         lines = [line.split() for line in Path(f"/proc/{process}/status").read_text().splitlines()]
     except OSError:

@@ -107,7 +107,7 @@ class _Gunzipped(io.RawIOBase):
     """
 
     def __init__(self, packed: BinaryIO) -> None:
-        self._packed = packed
+        self._packed, self._rest = packed, b""
         self._inflate = self._member(packed.read(_PACKED))
 
     def readable(self) -> bool:

@@ -161,6 +161,7 @@ def _padded(size: int) -> int:
 def _pass(stream: BinaryIO, size: int, padding: int, alive: Callable[[], object]) -> None:
     """Reads over the rest of a member, and over what fills its last block, which is no loss."""
     left = size + padding
+    errors: tuple[type[Exception], ...] = (Damaged, *format_errors())
     try:
         while left:
             piece = stream.read(min(left, PIECE))
@@ -168,5 +169,5 @@ def _pass(stream: BinaryIO, size: int, padding: int, alive: Callable[[], object]
                 raise Damaged(_CUT if left > padding else _NO_END)
             left -= len(piece)
             alive()
-    except (Damaged, *format_errors()) as error:
+    except errors as error:
         raise Damaged(str(error) or _CUT, within=left > padding) from None
