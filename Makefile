@@ -1,4 +1,4 @@
-# Plain verbs: demo, test, slow, soak, check, bench, gpu. Each sets up `.venv` first, but for `gpu`, which uses the Python there.
+# Plain verbs: demo, test, slow, soak, fuzz, check, bench, gpu. Each sets up `.venv` first, but for `gpu`, which uses the Python there.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,8 +8,9 @@ GPU_OUT ?= runs/gpu
 PACKAGE := build/types/fastfgssl
 TEST_WORKERS ?= 2
 SOAK_MINUTES ?= 60
+FUZZ_MINUTES ?= 60
 
-.PHONY: demo test slow soak check bench gpu format lock locked clean
+.PHONY: demo test slow soak fuzz check bench gpu format lock locked clean
 
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,9 @@ slow: $(READY)  ## tests of further cases of what `make test` has shown
 
 soak: $(READY)  ## every fault at every call, those missing, within $$SOAK_MINUTES; the table goes into docs/reliability.md
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES)
+
+fuzz: $(READY)  ## hostile bytes guided by coverage, $$FUZZ_MINUTES of CPU time; pip install atheris (Python 3.11 to 3.13)
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/faults/fuzz.py --minutes $(FUZZ_MINUTES)
 
 check: $(READY)  ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ EXTRAS = {
     "baselines": ["lightly>=1.6"],  # its losses, which tests hold ours against
     "dicomweb": ["requests>=2.32.4"],  # from which on netrc's passwords go to no other host
     "excel": ["openpyxl>=3.1"],
+    "heic": ["pi-heif>=1.0"],  # its wheels hold libheif and libde265 (LGPL-3.0), and no encoder
     "mlflow": ["mlflow>=2.18"],
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
@@ -57,6 +58,7 @@ EXTRAS = {
         "openslide-bin>=4.0",
         "openslide-python>=1.4",
         "openpyxl>=3.1",
+        "pi-heif>=1.0",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "python-gdcm>=3.0",  # the decoder that ours are held against

@@ -290,8 +290,9 @@ def test_an_accounting_that_does_not_add_up_is_found(archive, change, problem):
     path = archive.path / "accounting.arrow"
     with pa.ipc.new_file(str(path), SCHEMA) as writer:
         writer.write_table(table)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edit_manifest(archive.path, accounting={"name": "accounting.arrow", "sha256": digest})
+    stored = path.read_bytes()
+    facts = {"name": "accounting.arrow", "bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}
+    edit_manifest(archive.path, accounting=facts)
     assert verify(Archive.open(archive.path)) == [f"accounting.arrow: {problem}"]
     path.unlink()
     assert verify(Archive.open(archive.path)) == ["accounting.arrow: No such file or directory"]

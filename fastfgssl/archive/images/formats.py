@@ -9,6 +9,8 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
+from fastfgssl.archive.images.gif import first_frame
+from fastfgssl.archive.images.heic import read_heic
 from fastfgssl.archive.images.jpeg import is_jpeg_ls
 from fastfgssl.archive.images.jpeg_xl import jpeg_xl_size
 from fastfgssl.archive.images.levels import to_levels
@@ -62,7 +64,7 @@ def identify(data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in (*_AVIF, *_HEIC):
         if any(data[place : place + 4] in _AVIF for place in range(8, min(struct.unpack(">I", data[:4])[0], 64), 4)):
             return "AVIF"
-        raise Unusable("unsupported format: HEIC; export it as JPEG or PNG")
+        return "HEIC"
     if not data:
         raise Unusable("empty file")
     if data.startswith(b"version https://git-lfs"):
@@ -78,6 +80,8 @@ def read_pictures(data: bytes, format: str, max_pixels: int, every_page: bool) -
     try:
         if format in _SECOND:
             yield _by_pillow(data, format, max_pixels)
+        elif format == "HEIC":
+            yield read_heic(data, max_pixels)
         else:
             yield _by_imagecodecs(data, format, max_pixels)
     except (Unusable, MemoryError, KeyboardInterrupt):
@@ -90,10 +94,11 @@ def _by_pillow(data: bytes, format: str, max_pixels: int) -> Picture:
     """Read by Pillow, and by imagecodecs, which has to agree."""
     image = open_image(data, format)
     check_size(*image.size, max_pixels)
+    first = first_frame(data, max_pixels) if format == "GIF" else data
     image.load()
     levels = as_levels(image)
     if not (format == "BMP" and struct.unpack_from("<I", data, 30)[0] in _BMP_RLE):
-        second = np.asarray(_SECOND[format](data))
+        second = np.asarray(_SECOND[format](first))
         if second.dtype == np.uint16:  # AVIF of 10 or 12 bits, which Pillow makes 8
             levels = to_levels(_plain(second))
         else:

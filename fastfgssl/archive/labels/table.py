@@ -153,7 +153,10 @@ def _read_plain(table: Path, image: str, header: list[str], names: list[str]) ->
         text = table.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if b'"' in text or b"\n\n" in text or b"\n\r\n" in text or text.count(b"\r") != text.count(b"\r\n"):
         return None
-    first = text.partition(b"\n")[0].decode()
+    try:
+        first = text.decode().partition("\n")[0]  # the whole: of columns that are not asked for nobody would know
+    except UnicodeDecodeError:
+        return None
     if not first.strip():
         return None
     delimiter = _header(first, (image, *names))[1]

@@ -149,7 +149,9 @@ def kind_by_name(parts: Sequence[str], options: SourceOptions) -> str:
 def container_suffix(name: str) -> str:
     """Of a container's name, which of `CONTAINER_SUFFIXES` it has; empty for anything else."""
     small = name.lower()
-    return next((suffix for suffix in CONTAINER_SUFFIXES if small.endswith(suffix)), "")
+    if not small.endswith(CONTAINER_SUFFIXES):  # nearly always
+        return ""
+    return next(suffix for suffix in CONTAINER_SUFFIXES if small.endswith(suffix))
 
 
 def suffix_kind(name: str) -> str:

@@ -36,12 +36,12 @@ def _hash(name: bytes) -> int:
 
 def plain(name: bytes) -> bytes:
     """A member's name without a `./` that many tars begin with."""
-    return _HERE.sub(b"", name)
+    return _HERE.sub(b"", name) if name.startswith(b"./") else name
 
 
 def told_apart(name: bytes) -> bytes:
     """A name that is no nested member's, such as `a.zip!%2F1.png` for `a.zip!/1.png`."""
-    return _SEEMS_WITHIN.sub(rb"\1!%2F", name)
+    return _SEEMS_WITHIN.sub(rb"\1!%2F", name) if WITHIN in name else name
 
 
 def container_of(name: bytes) -> bytes | None:

@@ -29,7 +29,7 @@ REFUSED = {
     "damaged or unsupported JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
     "damaged or unsupported JPEG XL": b"\xff\x0a" + bytes(30),
     "damaged or unsupported GIF": b"GIF89a" + bytes(30),
-    "unsupported format: HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "damaged or unsupported HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     "constant: all pixels are 7": encode(Image.new("L", (40, 30), 7), "PNG"),
 }
 

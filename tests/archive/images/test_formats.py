@@ -280,3 +280,15 @@ def test_real_cases():
     outcomes = run_all(Path(REAL_DATA, "cases/stack_first_page_black.tif").read_bytes())
     assert str(outcomes[0]) == "constant: all pixels are 0"
     assert [image.part for image in outcomes[1:]] == ["page 2", "page 3", "page 4"]
+
+
+def test_a_later_frame_of_a_gif_that_claims_any_size_takes_neither_time_nor_memory():
+    """Found by `make fuzz`: 4 GiB were taken, for a picture of which only the first frame is used."""
+    data = encode(RGB, "GIF", save_all=True, append_images=[RGB.rotate(90), RGB.rotate(180)])
+    whole = run(data)
+    place = data.rindex(b"\x2c\0\0\0\0" + struct.pack("<HH", *RGB.size))
+    huge = data[: place + 5] + b"\xff" * 4 + data[place + 9 :]
+    assert run(huge).data == whole.data
+    place = data.index(b"\x2c\0\0\0\0" + struct.pack("<HH", *RGB.size))
+    with pytest.raises(Unusable, match=r"^too large: 65535 x 65535 pixels"):
+        run(data[: place + 5] + b"\xff" * 4 + data[place + 9 :])

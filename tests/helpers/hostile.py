@@ -1,0 +1,350 @@
+"""What must hold of bytes that strangers wrote, a function a parser: each ends, or raises what breaks the promise.
+
+A reader may refuse with the errors that it documents, and with none other. What it accepts, another reader accepts too,
+and shows the same.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import zstandard
+from PIL import Image
+
+from fastfgssl.archive.dicom.pictures import DicomSettings, read_dicom
+from fastfgssl.archive.images.formats import identify, read_pictures
+from fastfgssl.archive.images.jpeg import read_jpeg
+from fastfgssl.archive.images.pictures import Picture, same_picture
+from fastfgssl.archive.images.png import read_png
+from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
+from fastfgssl.archive.images.strip_jpeg import strip_jpeg
+from fastfgssl.archive.images.strip_png import strip_png
+from fastfgssl.archive.labels.table import Table, read_cells, read_columns
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.outcome import NoImage, Unusable
+from fastfgssl.archive.sources.base import Entry, SourceOptions
+from fastfgssl.archive.sources.containers import WithContainers
+from fastfgssl.archive.sources.names import container_of
+from fastfgssl.runtime.errors import UserError
+from helpers import hostile_seeds as seeds
+
+MAX_PIXELS = 1 << 20
+_EXPANDED = 1 << 24
+
+
+class Target(NamedTuple):
+    """A parser that is tried."""
+
+    check: Callable[[bytes], bool]
+    """Of any bytes; whether they were accepted."""
+    seeds: Callable[[], list[bytes]]
+    suffixes: tuple[str, ...] = ()
+    """Of files that are seeds too."""
+
+
+class Broken(AssertionError):
+    """A promise that is not kept."""
+
+
+def require(kept: bool, promise: str) -> None:
+    if not kept:
+        raise Broken(promise)
+
+
+def jpeg(data: bytes) -> bool:
+    try:
+        found = read_jpeg(data, MAX_PIXELS)
+    except Unusable:
+        return False
+    _check_picture(found.picture)
+    if found.data is None:
+        return True
+    again = strip_jpeg(found.data)
+    require(again.data == found.data, "what is stripped stays what it is when it is stripped again")
+    require(not again.tagged and not again.profile, "nothing but pixels is left")
+    if found.plain and not found.picture.turned:
+        image = Image.open(io.BytesIO(found.data), formats=("JPEG",))
+        require(same_picture(np.asarray(image), found.picture.pixels), "Pillow shows the same JPEG")
+    return True
+
+
+def png(data: bytes) -> bool:
+    try:
+        found = read_png(data, MAX_PIXELS)
+    except Unusable:
+        return False
+    _check_picture(found.picture)
+    if found.data is not None:
+        again = strip_png(found.data, MAX_PIXELS)
+        require(again.data == found.data, "what is stripped stays what it is when it is stripped again")
+        require(not again.tagged and not again.profile, "nothing but pixels is left")
+        image = Image.open(io.BytesIO(found.data), formats=("PNG",))
+        image.load()
+        shape = found.picture.pixels.shape[:2]
+        require(image.size in (shape, shape[::-1]), "Pillow reads a picture of that size")
+    return True
+
+
+def pictures(data: bytes) -> bool:
+    """Every format that an archive encodes anew."""
+    try:
+        format = identify(data)
+        if format in ("JPEG", "PNG"):
+            return False
+        found = list(read_pictures(data, format, MAX_PIXELS, every_page=True))
+    except Unusable:
+        return False
+    for picture in found:
+        if not isinstance(picture, Unusable):
+            _check_picture(picture)
+    return any(not isinstance(picture, Unusable) for picture in found)
+
+
+def dicom(data: bytes) -> bool:
+    """The first byte chooses how."""
+    choice, data = data[0] if data else 0, data[1:]
+    settings = DicomSettings(
+        frames=("middle", "all", "every:3")[choice % 3],
+        window=("header", "percentiles", "40/400")[choice // 3 % 3],
+        depth=(8, 16)[choice // 9 % 2],
+        max_pixels=MAX_PIXELS,
+        max_bytes=1 << 25,
+    )
+    accepted = False
+    try:
+        for found in read_dicom(data, settings):
+            if isinstance(found, Unusable):
+                continue
+            accepted = True
+            low, high = found.levels
+            pixels = np.asarray(found.picture)
+            require(found.picture.mode in ("L", "RGB", "I;16") and 0 <= low < high <= 65535, "a picture and its levels")
+            require(pixels.size <= 3 * MAX_PIXELS, "no more pixels than are allowed")
+    except NoImage:
+        pass
+    return accepted
+
+
+def slides(data: bytes) -> bool:
+    try:
+        found = list(slide_tiles(data, SlideSettings(mpp=0.5, tile=32)) or ())
+    except Unusable:
+        return False
+    tiles = [tile for tile in found if isinstance(tile, Tile)]
+    require(all(tile.pixels.shape == (32, 32, 3) for tile in tiles), "tiles of one size")
+    return bool(tiles)
+
+
+def zips(data: bytes) -> bool:
+    good = _members(".zip", data)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as other:
+            names = {info.filename.encode(): info for info in other.infolist()}
+            # of members of one name, and where the directory is damaged, others may be meant
+            same = len(names) == len(other.infolist()) and not any(b"!2" in name for name in good)
+            for name, content in good.items() if same else ():
+                if name in names and not names[name].flag_bits & 1:
+                    require(other.read(names[name]) == content, f"zipfile reads the same of {name!r}")
+    except Broken:
+        raise
+    except Exception:  # it refuses a whole container for one member, and much that other programs read
+        pass
+    return bool(good)
+
+
+def tars(data: bytes) -> bool:
+    """The first byte chooses how it is compressed."""
+    choice, data = data[0] % 4 if data else 0, data[1:]
+    suffix, whole = {1: (".tar.gz", gzip.compress(data, 1)), 2: (".tar.zst", zstandard.compress(data, 1))}.get(
+        choice, (".tar", data)
+    )
+    good = _members(suffix, whole)
+    if choice:
+        require(good == _members(".tar", data), "a compressed tar gives what it gives when it is not compressed")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as other:
+            found = [info for info in other if info.isreg() and not info.sparse and not info.pax_headers]
+            for info in found if len({info.name for info in found}) == len(found) else ():
+                name = info.name.encode("utf-8", "surrogateescape").removeprefix(b"./")
+                if name in good:
+                    file = other.extractfile(info)
+                    require(file is not None and file.read() == good[name], f"tarfile reads the same of {name!r}")
+    except Broken:
+        raise
+    except Exception:
+        pass
+    return bool(good)
+
+
+def gzips(data: bytes) -> bool:
+    """A tar whose compressed bytes themselves are damaged."""
+    return bool(_members(".tar.gz", data))
+
+
+def csvs(data: bytes) -> bool:
+    """A table, read by columns and by rows, which have to tell the same."""
+    with _file("labels.csv", data) as table:
+        try:
+            by_columns = _texts(read_columns(table, "image", ("label",), ("group",)))
+        except UserError as error:
+            _check_message(error)
+            by_columns = None
+        try:
+            header, *rows = [cells for _, cells in read_cells(table, ("image", "label"), ("group",))]
+            found = [name for name in ("image", "label", "group") if name in header]
+            by_rows = [tuple(row[header.index(name)] for name in found) for row in rows]
+        except UserError as error:
+            _check_message(error)
+            by_rows = None
+    require((by_rows is None) == (by_columns is None), "a table that is read by rows is read by columns")
+    if by_rows is not None and by_columns is not None:
+        said = [(row[0], *("" if cell.lower() == "nan" else cell for cell in row[1:])) for row in by_rows]
+        require(by_columns == said, "rows and columns tell the same")
+    return by_rows is not None
+
+
+def workbooks(data: bytes) -> bool:
+    with _file("labels.xlsx", data) as table:
+        try:
+            rows = list(read_cells(table, ("image", "label")))
+        except UserError as error:
+            _check_message(error)
+            return False
+    return len(rows) > 1
+
+
+def manifests(data: bytes) -> bool:
+    """A manifest of another's archive, whose table is there."""
+    folder = seeds.archive_of(manifest=data)
+    try:
+        archive = Archive.open(folder, max_bad_share=1.0)
+        ids = np.arange(min(archive.num_samples, 8))
+        archive.columns(ids, ("id", "shard", "offset", "size", "width"))
+    except UserError as error:
+        _check_message(error)
+        return False
+    return True
+
+
+def tables(data: bytes) -> bool:
+    """The table of another's archive."""
+    folder = seeds.archive_of(table=data)
+    try:
+        archive = Archive.open(folder, max_bad_share=1.0, check_table=False)
+        ids = np.arange(min(archive.num_samples, 8))
+        columns = archive.columns(ids, ("id", "shard", "offset", "size", "width", "low", "high"))
+        ends = columns["offset"].astype(object) + columns["size"]
+        require(max(ends, default=0) <= archive.shard_bytes.max(), "samples lie within their shards")
+    except UserError as error:
+        _check_message(error)
+        return False
+    return True
+
+
+TARGETS = {
+    "jpeg": Target(jpeg, seeds.jpegs, (".jpg", ".jpeg")),
+    "png": Target(png, seeds.pngs, (".png",)),
+    "tiff": Target(pictures, seeds.tiffs, (".tif", ".tiff")),
+    "webp": Target(pictures, partial(seeds.by_pillow, "WEBP"), (".webp",)),
+    "gif": Target(pictures, partial(seeds.by_pillow, "GIF"), (".gif",)),
+    "bmp": Target(pictures, partial(seeds.by_pillow, "BMP"), (".bmp",)),
+    "avif": Target(pictures, partial(seeds.by_pillow, "AVIF"), (".avif",)),
+    "heic": Target(pictures, seeds.heics, (".heic",)),
+    "jpeg2000": Target(pictures, seeds.jpegs_2000, (".jp2", ".j2k")),
+    "jpegls": Target(pictures, seeds.jpegs_ls, (".jls",)),
+    "jpegxl": Target(pictures, seeds.jpegs_xl, (".jxl",)),
+    "dicom": Target(dicom, seeds.dicoms, (".dcm",)),
+    "slide": Target(slides, seeds.slides, (".svs", ".ndpi")),
+    "zip": Target(zips, seeds.zips, (".zip",)),
+    "tar": Target(tars, seeds.tars, (".tar",)),
+    "gzip": Target(gzips, seeds.gzips, (".gz", ".tgz")),
+    "csv": Target(csvs, seeds.csvs, (".csv",)),
+    "xlsx": Target(workbooks, seeds.workbooks, (".xlsx",)),
+    "manifest": Target(manifests, seeds.manifests),
+    "table": Target(tables, seeds.tables),
+}
+
+
+def _check_picture(picture: Picture) -> None:
+    pixels, (low, high) = picture.pixels, picture.levels
+    shape = pixels.shape
+    require(pixels.dtype in (np.uint8, np.uint16), "levels of 8 or 16 bits")
+    require(len(shape) == 2 or (len(shape) == 3 and shape[2] == 3), "gray or colour")
+    require(0 < shape[0] * shape[1] <= MAX_PIXELS, "no more pixels than are allowed")
+    require(0 <= low < high <= 65535, "levels that are black and white")
+
+
+def _check_message(error: UserError) -> None:
+    require("\n" not in str(error) and len(str(error)) < 2000, "a refusal is one line")
+
+
+class _InMemory:
+    """A file source of one file."""
+
+    root = Path("/nowhere")
+    name = "nowhere"
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.only, self._data = name.encode(), data
+
+    def open(self, name: bytes) -> BinaryIO:
+        return io.BytesIO(self._data)
+
+    def entries(self) -> Iterator[Entry]:
+        yield Entry(self.only, len(self._data), 0)
+
+    def read(self, entries: Sequence[Entry], alive: object = None) -> Iterator[bytes]:
+        yield from (self._data for _ in entries)
+
+    def where(self, name: bytes) -> str:
+        return f"/nowhere/{name!r}"
+
+
+def _members(suffix: str, data: bytes) -> dict[bytes, bytes]:
+    """What can be read of the members of a container, by their names within it."""
+    name = f"a{suffix}"
+    options = SourceOptions(depth=2, max_bytes=1 << 22, max_expanded=_EXPANDED)
+    source = WithContainers(_InMemory(name, data), options)  # type: ignore[arg-type]
+    entries = list(source.entries())
+    names = {entry.name for entry in entries}
+    require(len(names) == len(entries), "no two entries have the same name")
+    require(all(container_of(name_) == name.encode() for name_ in names), "every name leads to its container")
+    wanted = [entry for entry in entries if not entry.skip]
+    read = list(source.read(wanted))
+    require(len(read) == len(wanted), "an outcome for each entry")
+    good = {
+        entry.name.removeprefix(name.encode() + b"!/"): found
+        for entry, found in zip(wanted, read, strict=True)
+        if isinstance(found, bytes)
+    }
+    for entry, found in zip(wanted, read, strict=True):
+        require(not isinstance(found, bytes) or len(found) == entry.size, "as many bytes as were listed")
+        require(not isinstance(found, OSError), f"what is there can be read: {found}")
+    require(sum(len(content) for content in good.values()) <= _EXPANDED, "no more bytes than are allowed")
+    return good
+
+
+def _texts(table: Table) -> list[tuple[str, ...]]:
+    columns = [
+        ["" if code < 0 else column.words[code] for code in column.code.tolist()] for column in table.columns.values()
+    ]
+    return list(zip(table.image.to_pylist(), *columns, strict=True))
+
+
+@contextmanager
+def _file(name: str, data: bytes) -> Iterator[Path]:
+    """A file in memory, by a path."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder, name)
+        path.write_bytes(data)
+        yield path
