@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from fastfgssl.archive.building.workers import NO_ITEM, Death, Watch, run_tasks
+from fastfgssl.archive.building.worker import NO_ITEM, Death, Watch
+from fastfgssl.archive.building.workers import run_tasks
 from fastfgssl.archive.phantom_scene import MIN_SIDE, TEXTURES, check_at_least, phantom_image, splits
 from fastfgssl.runtime.environment import available_cores, require_alone
 from fastfgssl.runtime.errors import UserError, file_errors

@@ -22,7 +22,8 @@ from fastfgssl.archive.building.keys import key_advice, load_key
 from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
 from fastfgssl.archive.building.plan import DonePart
 from fastfgssl.archive.building.publish import LISTING, Place
-from fastfgssl.archive.building.workers import NO_ITEM, Death, Pool, Workers, expect_workers, run_in
+from fastfgssl.archive.building.worker import NO_ITEM, Death, expect_workers
+from fastfgssl.archive.building.workers import Pool, Workers, run_in
 from fastfgssl.archive.labels.assignment import Labels, labels_of_folders, read_labels
 from fastfgssl.archive.labels.presets import PRESETS, read_preset
 from fastfgssl.archive.listing import Listing, find_images

@@ -13,7 +13,7 @@ import simplejpeg
 from pydicom.encaps import generate_frames
 from pydicom.uid import JPEG2000Lossless
 
-from fastfgssl.archive.building.workers import Watch
+from fastfgssl.archive.building.worker import Watch
 
 
 def jpeg_pixels(data: bytes) -> np.ndarray:

@@ -84,7 +84,7 @@ class _Passes:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of each head."""
         assert batch.labels is not None
-        shown = dict(zip(STAGES, (*batch.puzzles, batch.puzzle_view), strict=True))
+        shown: dict[Any, Any] = dict(zip(STAGES, (*batch.puzzles, batch.puzzle_view), strict=True))
         if self._schedule == "plain":
             return {"all": self._pass({"all": (batch.puzzle_view, batch.labels)})["all"]}
         if self._schedule == "joint":

@@ -21,7 +21,8 @@ import pydicom
 from PIL import Image
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
-from fastfgssl.archive.building.workers import Death, run_tasks
+from fastfgssl.archive.building.worker import Death
+from fastfgssl.archive.building.workers import run_tasks
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import PrepareOptions, prepare

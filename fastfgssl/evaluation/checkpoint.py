@@ -91,9 +91,8 @@ def score_network(
     batch_size: int = 128,
 ) -> Report:
     """Scores frozen features of a network, from a checkpoint or not; arguments as for `evaluate`."""
-    own, of_labels = None, {}
+    own = None
     if protocol == "finetuned":
-        of_labels = {"label_fraction": network.config.data.label_fraction}
         if network.archive == archive.fingerprint:
             own = training_samples(archive, network.config.data, seed=network.config.seed)
         else:
@@ -116,7 +115,9 @@ def score_network(
             label_fraction=label_fraction,
             own=own,
         )
-    return replace(report, step=network.step, **of_labels)
+    if protocol == "finetuned":
+        report = replace(report, label_fraction=network.config.data.label_fraction)
+    return replace(report, step=network.step)
 
 
 def require_classes(model: Network, archive: Archive, checkpoint: str | Path) -> None:

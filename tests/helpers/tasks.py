@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from fastfgssl.archive.building.workers import Death, Watch
+from fastfgssl.archive.building.worker import Death, Watch
 
 
 class Sleep:

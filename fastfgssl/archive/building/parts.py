@@ -28,7 +28,7 @@ from fastfgssl import __version__
 from fastfgssl.archive.building.confinement import limit_memory, quiet
 from fastfgssl.archive.building.near_duplicates import SIDE
 from fastfgssl.archive.building.previews import keep_few, preview_of
-from fastfgssl.archive.building.workers import Watch
+from fastfgssl.archive.building.worker import Watch
 from fastfgssl.archive.images.decoded import FileSettings, images_of
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
 from fastfgssl.archive.listing import Listing

@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from fastfgssl.archive.building.parts import IMAGES
-from fastfgssl.archive.building.workers import Watch
+from fastfgssl.archive.building.worker import Watch
 from fastfgssl.archive.manifest import SHARDS
 from fastfgssl.runtime.files import sync_folder
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
-from fastfgssl.archive.building.workers import Death, Function, Watch, run_tasks
+from fastfgssl.archive.building.worker import Death, Function, Watch
+from fastfgssl.archive.building.workers import run_tasks
 from fastfgssl.archive.summary import Progress
 from fastfgssl.runtime.errors import UserError
 

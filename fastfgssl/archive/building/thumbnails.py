@@ -22,7 +22,7 @@ from fastfgssl.archive.building.inputs import write_private
 from fastfgssl.archive.building.near_duplicates import SIDE, near_duplicates
 from fastfgssl.archive.building.plan import Inputs, first_images, first_of_its_kind, pixel_hashes
 from fastfgssl.archive.building.tasks import OnProgress, do_all
-from fastfgssl.archive.building.workers import Watch
+from fastfgssl.archive.building.worker import Watch
 from fastfgssl.archive.images.image import thumbnail_of_sample
 
 _ROW = np.dtype([("pixels", np.uint64, 2), ("thumbnail", np.int8, SIDE * SIDE)])

@@ -1,75 +1,21 @@
 """Tasks of many items, done by worker processes that may be killed, crash or hang without an end to the whole.
 
-A worker says in shared memory which item it is at and since when. One that takes too long is killed; what becomes of
-the task of a worker that ends before its time is for the caller to say. No process is left behind, however it ends.
+One that takes too long is killed; what becomes of the task of a worker that ends before its time is for the caller to
+say. No process is left behind, however it ends.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import multiprocessing.forkserver
-import os
-import signal
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+from fastfgssl.archive.building.worker import NO_ITEM, Death, Function, Worker, death_of, end_workers, start_worker
 from fastfgssl.runtime.errors import UserError
 
-NO_ITEM = -1
 _LOOK_EVERY = 0.5  # seconds between two looks at how long workers have been at their items
 _STARTS = 3  # of a worker that dies before it begins anything
-_JOIN_SECONDS = 5.0  # a process in the middle of a call to a file server that does not answer cannot end
-
-
-class Watch:
-    """What a worker is at, as both it and its parent see it."""
-
-    def __init__(self, shared: Any) -> None:
-        self._shared = shared  # double [3]: item, stage, since
-
-    def begin(self, item: int, stage: int = 0) -> None:
-        """The worker is at `item` of its task from now on, at a `stage` that is its own to number."""
-        self._shared[:] = item, stage, time.monotonic()
-
-    def renew(self) -> None:
-        """The worker goes on with what it is at: its time begins anew."""
-        self._shared[2] = time.monotonic()
-
-    def rest(self) -> None:
-        """The worker is at no item."""
-        self.begin(NO_ITEM)
-
-    def read(self) -> tuple[int, int, float]:
-        """The item, its stage, and the seconds since it was begun."""
-        item, stage, since = self._shared[:]
-        return int(item), int(stage), time.monotonic() - since
-
-
-class Death(NamedTuple):
-    """How a worker ended."""
-
-    task: Any
-    item: int
-    """Which item of its task it was at, `NO_ITEM` for none."""
-    stage: int
-    reason: str
-    """Such as `killed its worker (SIGSEGV)`."""
-    timed_out: bool
-
-
-class _Worker(NamedTuple):
-    process: BaseProcess
-    pipe: Connection
-    watch: Watch
 
 
 class Done(NamedTuple):
@@ -77,9 +23,6 @@ class Done(NamedTuple):
 
     task: Any
     result: Any
-
-
-Function = Callable[[Any, Watch], Any]
 
 
 class Pool(Protocol):
@@ -152,8 +95,8 @@ class Workers:
 
     def __init__(self, function: Function, workers: int, *, max_seconds: float = float("inf")) -> None:
         self._function, self._workers, self._max_seconds = function, workers, max_seconds
-        self._idle: list[_Worker] = []
-        self._busy: dict[Connection, tuple[_Worker, Any]] = {}
+        self._idle: list[Worker] = []
+        self._busy: dict[Connection, tuple[Worker, Any]] = {}
         self._dead_starts = 0
 
     @property
@@ -164,7 +107,7 @@ class Workers:
         return self._workers - len(self._busy)
 
     def give(self, task: Any) -> None:
-        worker = self._idle.pop() if self._idle else _start(self._function)
+        worker = self._idle.pop() if self._idle else start_worker(self._function)
         self._busy[worker.pipe] = worker, task
         with suppress(OSError):  # it is dead, which the end of its pipe tells
             worker.pipe.send(task)
@@ -178,7 +121,7 @@ class Workers:
                 result = pipe.recv()
             except (EOFError, OSError):
                 del self._busy[pipe]
-                events.append(_death(worker, task))
+                events.append(death_of(worker, task))
                 continue
             del self._busy[pipe]
             self._idle.append(worker)
@@ -190,7 +133,7 @@ class Workers:
             item, stage, seconds = worker.watch.read()
             if item != NO_ITEM and seconds > self._max_seconds:
                 del self._busy[pipe]
-                _end([worker])
+                end_workers([worker])
                 events.append(Death(task, item, stage, f"took more than {self._max_seconds:g} s", True))
         for death in events:
             if isinstance(death, Death):
@@ -202,109 +145,6 @@ class Workers:
         return events
 
     def close(self) -> None:
-        _end([*self._idle, *(worker for worker, _ in self._busy.values())])
+        end_workers([*self._idle, *(worker for worker, _ in self._busy.values())])
         self._idle.clear()
         self._busy.clear()
-
-
-def expect_workers(*modules: str) -> None:
-    """Lets the process that workers are forked from import `modules` while this one is at something else.
-
-    Workers are no forks of this process, which would copy the locks of threads (rich's, pyarrow's, torch's).
-    """
-    multiprocessing.set_forkserver_preload(list(modules))
-    with _ignored_interrupt():
-        multiprocessing.forkserver.ensure_running()
-
-
-def _start(function: Function) -> _Worker:
-    expect_workers(type(function).__module__)  # if nobody has
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
-    shared = context.RawArray(ctypes.c_double, 3)
-    watch = Watch(shared)
-    watch.rest()
-    process = context.Process(target=_serve, args=(function, theirs, shared, dict(os.environ)), daemon=True)
-    # Ctrl-C reaches every process of the terminal: workers inherit that they ignore it
-    with _ignored_interrupt(), _no_script():
-        process.start()
-    theirs.close()  # so that the end of the worker is the end of the pipe
-    return _Worker(process, ours, watch)
-
-
-def _end(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.process.kill()  # it holds nothing that would have to be put in order
-    for worker in workers:
-        worker.process.join(_JOIN_SECONDS)
-        worker.pipe.close()
-
-
-def _serve(function: Function, pipe: Connection, shared: Any, environment: dict[str, str]) -> None:
-    if not _ends_with_parent():  # killed while this one started: the next run is at work already
-        return
-    os.environ.clear()  # it is that of the first start
-    # decoders would set up a GPU in each worker, which none of them uses
-    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
-    watch = Watch(shared)
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, ConnectionError):  # the parent is gone
-            return
-        try:
-            result = function(task, watch)
-        except (OSError, UserError) as error:
-            result = error
-        except MemoryError:
-            result = UserError("a worker has too little memory to work at all: give it more --max-memory")
-        except Exception:
-            result = RuntimeError(f"a worker failed:\n{traceback.format_exc()}")
-        watch.rest()
-        with suppress(ConnectionError):
-            pipe.send(result)
-
-
-def _ends_with_parent() -> bool:
-    """Lets the system end this process, whatever it is at, when its parent goes. False if it has gone already."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which ends a process, and comes when nobody can write to this pipe
-    fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    return not wait([parent.sentinel], timeout=0)
-
-
-def _death(worker: _Worker, task: Any) -> Death:
-    item, stage, _ = worker.watch.read()
-    worker.process.join(_JOIN_SECONDS)
-    code = worker.process.exitcode or 0
-    worker.pipe.close()
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return Death(task, item, stage, f"killed its worker ({how})", False)
-
-
-@contextmanager
-def _no_script() -> Iterator[None]:
-    """Lets a process start without importing the script that this one runs, which may take longer than its work.
-
-    What workers do is defined in modules. So a script need not keep what it does below `if __name__ == "__main__":`.
-    """
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
-@contextmanager
-def _ignored_interrupt() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python sets signals in the main thread only
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

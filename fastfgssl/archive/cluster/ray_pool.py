@@ -16,7 +16,8 @@ from ray._private.state import available_resources_per_node  # Ray tells it nowh
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fastfgssl.archive.building.workers import NO_ITEM, Death, Done, Function
+from fastfgssl.archive.building.worker import NO_ITEM, Death, Function
+from fastfgssl.archive.building.workers import Done
 from fastfgssl.archive.cluster.station import Station, Turn, versions_here
 from fastfgssl.runtime.errors import UserError
 

@@ -10,7 +10,8 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from fastfgssl import __version__
-from fastfgssl.archive.building.workers import Death, Workers
+from fastfgssl.archive.building.worker import Death
+from fastfgssl.archive.building.workers import Workers
 from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.versions import version_of
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastfgssl.archive.building import parts
-from fastfgssl.archive.building.workers import Watch
+from fastfgssl.archive.building.worker import Watch
 from fastfgssl.archive.images import decoded
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.outcome import Unusable

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastfgssl.archive.building.workers import NO_ITEM, Death, Watch, run_tasks
+from fastfgssl.archive.building.worker import NO_ITEM, Death, Watch
+from fastfgssl.archive.building.workers import run_tasks
 from fastfgssl.runtime.errors import UserError
 from helpers.command import Command
 from helpers.images import encode, gradient, write_files

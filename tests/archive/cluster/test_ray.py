@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fastfgssl.archive.building.workers import Death, run_in
+from fastfgssl.archive.building.worker import Death
+from fastfgssl.archive.building.workers import run_in
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.commands.prepare import main
 from fastfgssl.runtime.errors import UserError
