@@ -29,6 +29,8 @@ class Act:
                 time.sleep(100)
             elif item == "disk full":
                 raise OSError(28, "No space left on device")
+            elif item == "memory full":
+                raise MemoryError
             elif item == "defect":
                 math.factorial(-1)
             elif isinstance(item, signal.Signals):

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+
 
 def limit_memory(more: int) -> None:
     """Limits the memory of this process, beyond which there is a MemoryError, to what it has and `more` bytes."""
+    pa.allocate_buffer(1)  # its pool reserves a GiB at its first use, which would count
     pages = int(Path("/proc/self/statm").read_text().split()[5])  # of data and stack
     limit = pages * resource.getpagesize() + more
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

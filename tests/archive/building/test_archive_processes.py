@@ -99,6 +99,8 @@ def test_what_a_worker_raises_is_told():
         list(run_tasks(Act(), [("a",), ("disk full",)], 1, after_death=without_the_guilty(deaths)))
     with pytest.raises(RuntimeError, match=r"(?s)^a worker failed:.*ValueError: factorial"):
         list(run_tasks(Act(), [("defect",)], 1, after_death=without_the_guilty(deaths)))
+    with pytest.raises(UserError, match="a worker has too little memory to work at all: give it more --max-memory"):
+        list(run_tasks(Act(), [("memory full",)], 1, after_death=without_the_guilty(deaths)))
     assert deaths == []
 
 
