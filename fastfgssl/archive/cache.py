@@ -22,7 +22,8 @@ from threading import Event, Lock
 from typing import Any
 
 from fastfgssl.archive.damage import UnreadableShard
-from fastfgssl.archive.manifest import MANIFEST, Archive, parse_manifest
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.manifest_file import MANIFEST, parse_manifest
 from fastfgssl.archive.sources.network import from_server
 from fastfgssl.archive.sources.remote import file_system
 from fastfgssl.runtime.errors import UserError, file_errors

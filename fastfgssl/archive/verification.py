@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastfgssl.archive.building.accounting import ACCOUNTING, problems, read_accounting
-from fastfgssl.archive.manifest import CHECKSUM_DIFFERS, REPORT, TABLE, Archive, read_manifest
+from fastfgssl.archive.manifest import CHECKSUM_DIFFERS, REPORT, TABLE, Archive
+from fastfgssl.archive.manifest_file import read_manifest
 from fastfgssl.runtime.files import sha256_of
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from fastfgssl.archive.building.tables import COLUMNS
-from fastfgssl.archive.manifest import FORMAT, MANIFEST, SHARDS, TABLE, VERSION
+from fastfgssl.archive.manifest import SHARDS, TABLE
+from fastfgssl.archive.manifest_file import FORMAT, MANIFEST, VERSION
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.runtime.errors import UserError

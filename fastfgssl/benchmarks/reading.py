@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastfgssl.archive.manifest import MANIFEST, TABLE, Archive
+from fastfgssl.archive.manifest import TABLE, Archive
+from fastfgssl.archive.manifest_file import MANIFEST
 from fastfgssl.data.order import Order
 from fastfgssl.data.presets import PRESETS
 from fastfgssl.data.quarantine import Quarantine

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fastfgssl.archive.images.decoded import picture_of
 from fastfgssl.archive.listing import ImageFile, find_images
-from fastfgssl.archive.manifest import MANIFEST, Archive
+from fastfgssl.archive.manifest import Archive
+from fastfgssl.archive.manifest_file import MANIFEST
 from fastfgssl.archive.outcome import Unusable
 from fastfgssl.archive.prepare import PrepareOptions
 from fastfgssl.archive.sources.base import SourceOptions

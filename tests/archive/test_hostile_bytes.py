@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from helpers import hostile_seeds
+from helpers import hostile_seeds, mutations
 from helpers.hostile import TARGETS, manifests
 
 MUTATIONS = 100
@@ -23,9 +23,9 @@ def check(name: str, numbers: range) -> int:
     seeds = target.seeds()
     for number in numbers:
         dice = random.Random(number)
-        data = hostile_seeds.mutated(dice.choice(seeds), dice)
+        data = mutations.mutated(dice.choice(seeds), dice)
         if dice.random() < 0.5:
-            data = hostile_seeds.with_checksums(name, data)
+            data = mutations.with_checksums(name, data)
         try:
             accepted += target.check(data)
         except Exception as error:

@@ -13,9 +13,9 @@ from fastfgssl.archive.building.accounting import read_accounting
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import PrepareOptions
 from fastfgssl.archive.prepare import prepare
+from fastfgssl.archive.report.table import report_rows
 from fastfgssl.archive.summary import Summary
 from fastfgssl.archive.verification import verify
-from fastfgssl.commands.prepare import report_rows
 from helpers.images import encode, fixed_key, inputs_of, names_of, write_files
 
 

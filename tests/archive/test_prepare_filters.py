@@ -23,8 +23,8 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import PrepareOptions
 from fastfgssl.archive.outcome import Filtered
 from fastfgssl.archive.prepare import prepare
+from fastfgssl.archive.report.table import report_rows
 from fastfgssl.archive.verification import verify
-from fastfgssl.commands import prepare as command
 from fastfgssl.runtime.errors import UserError
 from helpers.dicom import dataset, dicom, encoded
 from helpers.images import encode, gradient, inputs_of, run, write_files
@@ -98,7 +98,7 @@ def test_what_is_left_out_is_listed_with_its_reason_and_is_not_called_bad(source
     assert of_outcome(became, "quarantined").keys() == {"one value.png", "cut.png"}
     assert summary.filtered == {"too small": 2, "extreme aspect": 1, "nearly constant": 1, "localizer": 1}
     assert Path(summary.examples["localizer"]).name == "scout.dcm"
-    rows = dict(command.report_rows(options, summary))
+    rows = dict(report_rows(options, summary))
     assert rows["filtered"].startswith("1 x ")
     archive = Archive.open(options.out)
     assert archive.quarantined == 2

@@ -12,8 +12,8 @@ from PIL import Image
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import PrepareOptions
 from fastfgssl.archive.prepare import prepare
+from fastfgssl.archive.report.table import report_rows
 from fastfgssl.archive.verification import verify
-from fastfgssl.commands.prepare import report_rows
 from fastfgssl.evaluation.split import split_samples
 from fastfgssl.runtime.errors import UserError
 from helpers.dicom import dicom

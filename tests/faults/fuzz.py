@@ -81,7 +81,7 @@ def _fuzz(name: str, found: Path, seconds: float, seeds: Path | None) -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     with atheris.instrument_imports(include=["fastfgssl.archive"], enable_loader_override=False):
-        from helpers import hostile, hostile_seeds
+        from helpers import hostile, mutations, promises
 
     target = hostile.TARGETS[name]
     corpus = found / "corpus"
@@ -100,7 +100,7 @@ def _fuzz(name: str, found: Path, seconds: float, seeds: Path | None) -> None:
         try:
             target.check(data)
             if time.process_time() - begun > SECONDS:
-                raise hostile.Broken(f"it takes {time.process_time() - begun:.1f} s")
+                raise promises.Broken(f"it takes {time.process_time() - begun:.1f} s")
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             last = next((frame for frame in reversed(frames) if "fastfgssl" in frame.filename), frames[-1])
@@ -112,8 +112,8 @@ def _fuzz(name: str, found: Path, seconds: float, seeds: Path | None) -> None:
 
     def mutate(data: bytes, largest: int, seed: int) -> bytes:
         dice = random.Random(seed)
-        data = hostile_seeds.mutated(data, dice) if dice.random() < 0.3 else atheris.Mutate(data, len(data))
-        return (hostile_seeds.with_checksums(name, data) if dice.random() < 0.7 else data)[:largest]
+        data = mutations.mutated(data, dice) if dice.random() < 0.3 else atheris.Mutate(data, len(data))
+        return (mutations.with_checksums(name, data) if dice.random() < 0.7 else data)[:largest]
 
     options = [
         f"-max_total_time={int(seconds * 20) + 60}",

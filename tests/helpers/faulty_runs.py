@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastfgssl.archive.manifest import MANIFEST
+from fastfgssl.archive.manifest_file import MANIFEST
 from fastfgssl.runtime.errors import STORAGE_EXIT_CODE
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint, load_newest_checkpoint
 from fastfgssl.training.saving import BEST

@@ -6,19 +6,12 @@ and shows the same.
 
 from __future__ import annotations
 
-import gzip
 import io
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import zstandard
 from PIL import Image
 
 from fastfgssl.archive.dicom.pictures import DicomSettings, read_dicom
@@ -32,14 +25,13 @@ from fastfgssl.archive.images.strip_png import strip_png
 from fastfgssl.archive.labels.table import Table, read_cells, read_columns
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.outcome import NoImage, Unusable
-from fastfgssl.archive.sources.base import Entry, SourceOptions
-from fastfgssl.archive.sources.containers import WithContainers
-from fastfgssl.archive.sources.names import container_of
 from fastfgssl.runtime.errors import UserError
 from helpers import hostile_seeds as seeds
+from helpers.hostile_containers import gzips, tars, zips
+from helpers.in_memory import file_in_memory
+from helpers.promises import require
 
 MAX_PIXELS = 1 << 20
-_EXPANDED = 1 << 24
 
 
 class Target(NamedTuple):
@@ -50,15 +42,6 @@ class Target(NamedTuple):
     seeds: Callable[[], list[bytes]]
     suffixes: tuple[str, ...] = ()
     """Of files that are seeds too."""
-
-
-class Broken(AssertionError):
-    """A promise that is not kept."""
-
-
-def require(kept: bool, promise: str) -> None:
-    if not kept:
-        raise Broken(promise)
 
 
 def jpeg(data: bytes) -> bool:
@@ -145,55 +128,9 @@ def slides(data: bytes) -> bool:
     return bool(tiles)
 
 
-def zips(data: bytes) -> bool:
-    good = _members(".zip", data)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as other:
-            names = {info.filename.encode(): info for info in other.infolist()}
-            # of members of one name, and where the directory is damaged, others may be meant
-            same = len(names) == len(other.infolist()) and not any(b"!2" in name for name in good)
-            for name, content in good.items() if same else ():
-                if name in names and not names[name].flag_bits & 1:
-                    require(other.read(names[name]) == content, f"zipfile reads the same of {name!r}")
-    except Broken:
-        raise
-    except Exception:  # it refuses a whole container for one member, and much that other programs read
-        pass
-    return bool(good)
-
-
-def tars(data: bytes) -> bool:
-    """The first byte chooses how it is compressed."""
-    choice, data = data[0] % 4 if data else 0, data[1:]
-    suffix, whole = {1: (".tar.gz", gzip.compress(data, 1)), 2: (".tar.zst", zstandard.compress(data, 1))}.get(
-        choice, (".tar", data)
-    )
-    good = _members(suffix, whole)
-    if choice:
-        require(good == _members(".tar", data), "a compressed tar gives what it gives when it is not compressed")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as other:
-            found = [info for info in other if info.isreg() and not info.sparse and not info.pax_headers]
-            for info in found if len({info.name for info in found}) == len(found) else ():
-                name = info.name.encode("utf-8", "surrogateescape").removeprefix(b"./")
-                if name in good:
-                    file = other.extractfile(info)
-                    require(file is not None and file.read() == good[name], f"tarfile reads the same of {name!r}")
-    except Broken:
-        raise
-    except Exception:
-        pass
-    return bool(good)
-
-
-def gzips(data: bytes) -> bool:
-    """A tar whose compressed bytes themselves are damaged."""
-    return bool(_members(".tar.gz", data))
-
-
 def csvs(data: bytes) -> bool:
     """A table, read by columns and by rows, which have to tell the same."""
-    with _file("labels.csv", data) as table:
+    with file_in_memory("labels.csv", data) as table:
         try:
             by_columns = _texts(read_columns(table, "image", ("label",), ("group",)))
         except UserError as error:
@@ -214,7 +151,7 @@ def csvs(data: bytes) -> bool:
 
 
 def workbooks(data: bytes) -> bool:
-    with _file("labels.xlsx", data) as table:
+    with file_in_memory("labels.xlsx", data) as table:
         try:
             rows = list(read_cells(table, ("image", "label")))
         except UserError as error:
@@ -288,63 +225,8 @@ def _check_message(error: UserError) -> None:
     require("\n" not in str(error) and len(str(error)) < 2000, "a refusal is one line")
 
 
-class _InMemory:
-    """A file source of one file."""
-
-    root = Path("/nowhere")
-    name = "nowhere"
-
-    def __init__(self, name: str, data: bytes) -> None:
-        self.only, self._data = name.encode(), data
-
-    def open(self, name: bytes) -> BinaryIO:
-        return io.BytesIO(self._data)
-
-    def entries(self) -> Iterator[Entry]:
-        yield Entry(self.only, len(self._data), 0)
-
-    def read(self, entries: Sequence[Entry], alive: object = None) -> Iterator[bytes]:
-        yield from (self._data for _ in entries)
-
-    def where(self, name: bytes) -> str:
-        return f"/nowhere/{name!r}"
-
-
-def _members(suffix: str, data: bytes) -> dict[bytes, bytes]:
-    """What can be read of the members of a container, by their names within it."""
-    name = f"a{suffix}"
-    options = SourceOptions(depth=2, max_bytes=1 << 22, max_expanded=_EXPANDED)
-    source = WithContainers(_InMemory(name, data), options)  # type: ignore[arg-type]
-    entries = list(source.entries())
-    names = {entry.name for entry in entries}
-    require(len(names) == len(entries), "no two entries have the same name")
-    require(all(container_of(name_) == name.encode() for name_ in names), "every name leads to its container")
-    wanted = [entry for entry in entries if not entry.skip]
-    read = list(source.read(wanted))
-    require(len(read) == len(wanted), "an outcome for each entry")
-    good = {
-        entry.name.removeprefix(name.encode() + b"!/"): found
-        for entry, found in zip(wanted, read, strict=True)
-        if isinstance(found, bytes)
-    }
-    for entry, found in zip(wanted, read, strict=True):
-        require(not isinstance(found, bytes) or len(found) == entry.size, "as many bytes as were listed")
-        require(not isinstance(found, OSError), f"what is there can be read: {found}")
-    require(sum(len(content) for content in good.values()) <= _EXPANDED, "no more bytes than are allowed")
-    return good
-
-
 def _texts(table: Table) -> list[tuple[str, ...]]:
     columns = [
         ["" if code < 0 else column.words[code] for code in column.code.tolist()] for column in table.columns.values()
     ]
     return list(zip(table.image.to_pylist(), *columns, strict=True))
-
-
-@contextmanager
-def _file(name: str, data: bytes) -> Iterator[Path]:
-    """A file in memory, by a path."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        path = Path(folder, name)
-        path.write_bytes(data)
-        yield path

@@ -12,7 +12,8 @@ import pyarrow as pa
 from fastfgssl.archive.building.accounting import DUPLICATE, FILTERED, SCHEMA, WRITTEN, outcome_codes, read_accounting
 from fastfgssl.archive.building.keys import Key
 from fastfgssl.archive.building.plan import failed, pixel_hashes
-from fastfgssl.archive.manifest import SHARDS, TABLE, Archive, read_manifest
+from fastfgssl.archive.manifest import SHARDS, TABLE, Archive
+from fastfgssl.archive.manifest_file import read_manifest
 from fastfgssl.runtime.errors import UserError
 
 _HEX = 32  # digits of an id

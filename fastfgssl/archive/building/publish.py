@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fastfgssl.archive.building.accounting import ACCOUNTING, read_accounting
 from fastfgssl.archive.lock import LOCK, becomes_sole, lock_folder
-from fastfgssl.archive.manifest import MANIFEST, QUARANTINE, REPORT, SHARDS, TABLE, read_manifest
+from fastfgssl.archive.manifest import QUARANTINE, REPORT, SHARDS, TABLE
+from fastfgssl.archive.manifest_file import MANIFEST, read_manifest
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import sync_folder
 

@@ -18,7 +18,8 @@ from fastfgssl.archive.building.base import Base
 from fastfgssl.archive.building.keys import Key
 from fastfgssl.archive.building.parts import FACT_TYPES
 from fastfgssl.archive.building.plan import Inputs
-from fastfgssl.archive.manifest import FORMAT, MANIFEST, TABLE, VERSION
+from fastfgssl.archive.manifest import TABLE
+from fastfgssl.archive.manifest_file import FORMAT, MANIFEST, VERSION
 
 COLUMNS = [
     pa.field("id", pa.string(), nullable=False),

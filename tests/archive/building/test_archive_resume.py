@@ -17,8 +17,8 @@ import pytest
 from fastfgssl.archive.building.accounting import read_accounting
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, Summary, prepare
+from fastfgssl.archive.report.table import report_rows
 from fastfgssl.archive.verification import verify
-from fastfgssl.commands.prepare import report_rows
 from fastfgssl.runtime.errors import UserError
 from helpers.command import Command, run_command
 from helpers.images import encode, fixed_key, gradient, inputs_of, names_of, write_files

@@ -12,8 +12,8 @@ from fastfgssl.archive.labels.presets import PRESETS, read_preset
 from fastfgssl.archive.listing import find_images
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, Summary, prepare
+from fastfgssl.archive.report.table import report_rows
 from fastfgssl.archive.sources.base import SourceOptions
-from fastfgssl.commands.prepare import report_rows
 from fastfgssl.evaluation.split import labelled_split
 from fastfgssl.runtime.errors import UserError
 from helpers.images import encode, fixed_key, gradient, names_of, write_files

@@ -15,7 +15,7 @@ from fastfgssl.archive.sources.folder import FolderSource
 from fastfgssl.archive.sources.streams import Damaged
 from fastfgssl.archive.sources.tars import _header
 from helpers.containers import contents_of, tar_of, write, zip_of
-from helpers.hostile_seeds import with_checksums
+from helpers.mutations import with_checksums
 
 FILES = {f"{n}.png": bytes([n + 1]) * 300 * n for n in range(4)}
 
