@@ -62,12 +62,9 @@ class ShardCache:
         with _server_errors(f"{url}/{MANIFEST}"):
             stored = self._read(MANIFEST)
         manifest = parse_manifest(stored, f"{url}/{MANIFEST}")
-        try:
-            table, self._shards = manifest["table"], manifest["shards"]
-            ours = all(_NAMES.fullmatch(f"{facts['name']} {facts['sha256']}") for facts in (table, *self._shards))
-        except (KeyError, TypeError):
-            ours = False
-        if not ours:  # they become paths here, and whoever owns the server has written them
+        table, self._shards = manifest["table"], manifest["shards"]
+        if not all(_NAMES.fullmatch(f"{facts['name']} {facts['sha256']}") for facts in (table, *self._shards)):
+            # they become paths here, and whoever owns the server has written them
             raise UserError(f"{url}/{MANIFEST} is damaged: it names other files than `fastfgssl prepare` makes")
         largest = max((shard["bytes"] for shard in self._shards), default=0)
         if 2 * largest > nbytes:

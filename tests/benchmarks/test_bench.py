@@ -27,6 +27,7 @@ from fastfgssl.commands import bench as bench_command
 from fastfgssl.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from fastfgssl.models import build_model
 from fastfgssl.runtime.distributed import World
+from fastfgssl.runtime.environment import available_cores
 from fastfgssl.runtime.errors import UserError
 from helpers.command import run_here
 from helpers.loader import spec
@@ -165,9 +166,13 @@ def test_the_train_suite_pairs_laps_and_prints_nothing(archive_path, tmp_path, m
 
 def test_the_prepare_suite_counts_what_it_made(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_suite, "_KINDS", prepare_suite._KINDS[-1:])
-    (record,) = prepare_suite.run(Settings(device=CPU, traces=Traces(None), rehearse=True))
-    assert record.case.startswith("CT slices in JPEG 2000")
-    assert min(record.value, record.baseline_value, record.limit_value) > 0
+    records = list(prepare_suite.run(Settings(device=CPU, traces=Traces(None), rehearse=True)))
+    workers = f"{available_cores()} workers"
+    assert [record.case for record in records] == [
+        f"CT slices in JPEG 2000, {workers}",
+        f"CT slices in JPEG 2000, each further one, {workers}",
+    ]
+    assert all(min(record.value, record.baseline_value, record.limit_value) > 0 for record in records)
 
 
 def test_wrong_gradients_make_another_curve(archive_path, tmp_path):

@@ -138,7 +138,7 @@ def test_the_disk_of_a_shard_that_went_is_given_back(url, archive_path, tmp_path
             assert sum("(deleted)" in name and str(tmp_path) in name for name in opened) <= 5
 
 
-@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "shards/../../outside.tar", None, 3])
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "shards/../../outside.tar"])
 def test_a_manifest_cannot_name_other_files(bucket, archive_path, tmp_path, name):
     manifest = json.loads((archive_path / "manifest.json").read_bytes())
     manifest["shards"][0]["name"] = name

@@ -1,6 +1,8 @@
 """Scores of fine-tuned networks over several runs of each start, and how they differ from the first, with intervals.
 
 python tests/helpers/finetuned_scores.py ARCHIVE NAME=RUN,RUN,... NAME=RUN,...    # rows of a Markdown table
+
+The first row is the floor: a linear probe of colour statistics, fitted to the images of each of the first runs.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 import fastfgssl
+from fastfgssl.evaluation.report import Report
 from fastfgssl.evaluation.scores import paired_differences, score_probabilities
+from fastfgssl.models.classifier import SUM
 from fastfgssl.training.checkpoint import list_checkpoints
 
 METRICS = ("balanced_accuracy", "macro_auroc", "accuracy")
@@ -25,6 +29,23 @@ def last_checkpoint(run: str) -> Path:
     return list_checkpoints(Path(run) / "checkpoints")[-1]
 
 
+def row(name: str, reports: list[Report], answer: str, than: list[np.ndarray] | None) -> list[np.ndarray]:
+    """Prints a row, and returns the probabilities of each run, [M, K], that it is of."""
+    found = [report.predictions for report in reports]
+    networks = [predictions.probabilities[answer] for predictions in found]
+    truth, groups, classes = found[0].truth, found[0].groups, reports[0].classes
+    scores = score_probabilities(truth, networks, groups, classes=classes)
+    each = ", ".join(f"{100 * report.results[answer]['balanced_accuracy']:.1f}" for report in reports)
+    cells = [percent(scores[metric], *scores["intervals"][metric]) for metric in METRICS]
+    difference = ""
+    if than is not None:
+        differences = paired_differences(truth, networks, than, groups, classes=classes)
+        balanced = differences["balanced_accuracy"]
+        difference = percent(balanced["difference"], balanced["low"], balanced["high"], sign="+")
+    print(f"| {name} | {each} | {' | '.join(cells)} | {difference} |", flush=True)
+    return networks
+
+
 def main(archive: str, starts: list[str]) -> None:
     first: list[np.ndarray] | None = None
     print(f"| start | balanced accuracy of each run | {' | '.join(METRICS)} | balanced accuracy, less the first's |")
@@ -32,20 +53,10 @@ def main(archive: str, starts: list[str]) -> None:
     for start in starts:
         name, _, runs = start.partition("=")
         reports = [fastfgssl.evaluate(last_checkpoint(run), archive, "finetuned") for run in runs.split(",")]
-        scored, classes = reports[0].predictions, reports[0].classes
-        assert scored is not None
-        answer = list(scored.probabilities)[-1]  # the sum, where there are several classifiers
-        networks = [report.predictions.probabilities[answer] for report in reports if report.predictions is not None]
-        scores = score_probabilities(scored.truth, networks, scored.groups, classes=classes)
-        each = ", ".join(f"{100 * report.results[answer]['balanced_accuracy']:.1f}" for report in reports)
-        cells = [percent(scores[metric], *scores["intervals"][metric]) for metric in METRICS]
         if first is None:
-            first, difference = networks, ""
-        else:
-            found = paired_differences(scored.truth, networks, first, scored.groups, classes=classes)
-            balanced = found["balanced_accuracy"]
-            difference = percent(balanced["difference"], balanced["low"], balanced["high"], sign="+")
-        print(f"| {name} | {each} | " + " | ".join(cells) + f" | {difference} |", flush=True)
+            row("colour statistics", reports, "colour", None)
+        networks = row(name, reports, SUM if SUM in reports[0].results else next(iter(reports[0].results)), first)
+        first = first or networks
 
 
 if __name__ == "__main__":
