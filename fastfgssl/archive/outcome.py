@@ -34,7 +34,7 @@ class PreparedImage(NamedTuple):
     thumbnail: bytes = b""
     """Of its structure, see `near_duplicates.thumbnail`, where it is asked for."""
     patient: str = ""
-    """Stands for the patient, study or series that a header names, and for every image of theirs; empty for none."""
+    """Stands for the patient, study or series that a header names, or a file of several images; empty for none."""
 
 
 class Facts(NamedTuple):

@@ -45,11 +45,16 @@ def images_of(
             for found in read_dicom(data, settings.dicom):
                 yield found if isinstance(found, Unusable) else _of_dicom(found, decoder, settings)
         elif tiles := slide_tiles(data, settings.slide):
-            group = hashlib.sha256(b"slide " + hashlib.sha256(data).digest()).hexdigest()[:32]
+            group = _group_of_file("slide", data)
             for tile in tiles:
                 yield tile if isinstance(tile, Unusable) else _of_tile(tile, Facts(), group, decoder, settings)
         else:
-            yield from prepare_file(data, decoder, settings.image)
+            group = ""
+            for page in prepare_file(data, decoder, settings.image):
+                if page.part and not isinstance(page, Unusable):
+                    group = group or _group_of_file("pages", data)
+                    page = page._replace(patient=group)
+                yield page
     except NoImage:
         raise
     except Unusable as unusable:
@@ -104,6 +109,11 @@ def _group_of(identifiers: Identifiers) -> str:
     study, series = identifiers.study, identifiers.series
     name = identifiers.patient or (study and f"study {study}") or (series and f"series {series}")
     return hashlib.sha256(name.encode()).hexdigest()[:32] if name else ""
+
+
+def _group_of_file(kind: str, data: bytes) -> str:
+    """What stands for a file of several images, which may well show one patient."""
+    return hashlib.sha256(kind.encode() + b" " + hashlib.sha256(data).digest()).hexdigest()[:32]
 
 
 def _refuse_level(data: bytes, settings: DicomSettings) -> None:
