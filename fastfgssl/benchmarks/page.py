@@ -25,7 +25,7 @@ def fill(page: str, folder: Path) -> str:
 
 
 def _table(folder: Path, pattern: str) -> str:
-    files = sorted(folder.glob(pattern), key=lambda file: SUITES.index(file.name.partition("_")[0]))
+    files = sorted(folder.glob(pattern), key=lambda file: (SUITES.index(file.name.partition("_")[0]), file.name))
     records = [record for file in files for record in json.loads(file.read_text())]
     if not records:
         raise ValueError(f"{folder}: no records in {pattern}")
