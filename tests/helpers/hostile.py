@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -52,9 +52,7 @@ def jpeg(data: bytes) -> bool:
     _check_picture(found.picture)
     if found.data is None:
         return True
-    again = strip_jpeg(found.data)
-    require(again.data == found.data, "what is stripped stays what it is when it is stripped again")
-    require(not again.tagged and not again.profile, "nothing but pixels is left")
+    _check_stripped(strip_jpeg(found.data), found.data)
     if found.plain and not found.picture.turned:
         image = Image.open(io.BytesIO(found.data), formats=("JPEG",))
         require(same_picture(np.asarray(image), found.picture.pixels), "Pillow shows the same JPEG")
@@ -68,9 +66,7 @@ def png(data: bytes) -> bool:
         return False
     _check_picture(found.picture)
     if found.data is not None:
-        again = strip_png(found.data, MAX_PIXELS)
-        require(again.data == found.data, "what is stripped stays what it is when it is stripped again")
-        require(not again.tagged and not again.profile, "nothing but pixels is left")
+        _check_stripped(strip_png(found.data, MAX_PIXELS), found.data)
         image = Image.open(io.BytesIO(found.data), formats=("PNG",))
         image.load()
         shape = found.picture.pixels.shape[:2]
@@ -219,6 +215,11 @@ def _check_picture(picture: Picture) -> None:
     require(len(shape) == 2 or (len(shape) == 3 and shape[2] == 3), "gray or colour")
     require(0 < shape[0] * shape[1] <= MAX_PIXELS, "no more pixels than are allowed")
     require(0 <= low < high <= 65535, "levels that are black and white")
+
+
+def _check_stripped(again: Any, data: bytes) -> None:
+    require(again.data == data, "what is stripped stays what it is when it is stripped again")
+    require(not again.tagged and not again.profile, "nothing but pixels is left")
 
 
 def _check_message(error: UserError) -> None:

@@ -11,6 +11,7 @@ from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.archive.sources.containers import WithContainers
 from fastfgssl.archive.sources.folder import FolderSource
 from helpers.containers import container_of, contents_of, write
+from helpers.mutations import mutated
 
 MUTATIONS = 400
 
@@ -24,21 +25,8 @@ def test_mutations(tmp_path, monkeypatch, suffix):
     options = SourceOptions(depth=3, max_bytes=1 << 22)
     good = write(tmp_path / "good.png", b"good")
     for seed in range(MUTATIONS):
-        rng = random.Random(seed)
-        data = bytearray(whole)
-        for _ in range(rng.choice((1, 3, 30))):
-            if not data:
-                break
-            act, at = rng.randrange(4), rng.randrange(len(data))
-            if act == 0:
-                data[at] ^= 1 << rng.randrange(8)
-            elif act == 1:
-                data[at : at + 4] = rng.choice((b"\xff" * 4, b"\0" * 4, b"\x80\0\0\0"))
-            elif act == 2:
-                del data[at : at + rng.randrange(1, 600)]
-            else:
-                data[at:at] = data[rng.randrange(len(data)) :][: rng.randrange(1, 600)]
-        write(tmp_path / f"a{suffix}", bytes(data))
+        data = mutated(whole, random.Random(seed))
+        write(tmp_path / f"a{suffix}", data)
         found = contents_of(WithContainers(FolderSource(tmp_path, options), options))
         assert found[good.name] == b"good", seed
         assert sum(len(text) for text in found.values()) < 1 << 26
