@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 import fastfgssl
-from fastfgssl.evaluation.report import Report
+from fastfgssl.evaluation.report import Report, shown_result
 from fastfgssl.evaluation.scores import paired_differences, score_probabilities
-from fastfgssl.models.classifier import SUM
 from fastfgssl.training.checkpoint import list_checkpoints
 
 METRICS = ("balanced_accuracy", "macro_auroc", "accuracy")
@@ -55,7 +54,7 @@ def main(archive: str, starts: list[str]) -> None:
         reports = [fastfgssl.evaluate(last_checkpoint(run), archive, "finetuned") for run in runs.split(",")]
         if first is None:
             row("colour statistics", reports, "colour", None)
-        networks = row(name, reports, SUM if SUM in reports[0].results else next(iter(reports[0].results)), first)
+        networks = row(name, reports, shown_result(reports[0].results), first)
         first = first or networks
 
 
