@@ -18,6 +18,7 @@ REQUIREMENTS = [
     "torchvision>=0.26",
     "nvidia-dali-cuda130>=2.4",
     "nvidia-cuda-crt>=13.0,<14",  # headers that DALI's own include; 0.2 MB
+    "blake3>=1.0",
     "imagecodecs>=2026.1; python_version >= '3.11'",
     "imagecodecs>=2025.3; python_version < '3.11'",
     "numpy>=2.0",

@@ -87,6 +87,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "accounting": _is_file,
     "inputs": _are_counts,
     "report": _is_file,
+    "pixel_hash": _is_text,
 }
 """What each has to be, since it is used without further looks."""
-_LATER = ("accounting", "inputs", "report")  # which archives of version 1 have not
+_LATER = ("accounting", "inputs", "report", "pixel_hash")  # which earlier archives have not

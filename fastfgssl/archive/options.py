@@ -16,6 +16,7 @@ from fastfgssl.archive.dicom.filters import header_filters
 from fastfgssl.archive.dicom.pictures import DicomSettings
 from fastfgssl.archive.images.decoded import FileSettings
 from fastfgssl.archive.images.filters import PictureFilters
+from fastfgssl.archive.images.hashes import PIXEL_HASH
 from fastfgssl.archive.images.image import ImageSettings
 from fastfgssl.archive.images.slides import SlideSettings
 from fastfgssl.archive.labels.drawing import read_shares
@@ -244,19 +245,12 @@ class PrepareOptions:
 
     def source_options(self) -> SourceOptions:
         """What sources need to know."""
-        preset = PRESETS[self.labels_preset] if self.labels_preset else None
-        return SourceOptions(
-            preset.leave_out if preset else (),
-            self.follow_links,
-            self.nested,
-            self.max_bytes,
-            self.max_ratio,
-            self.max_expanded,
-            self.mpp is not None,
-        )
+        unread = PRESETS[self.labels_preset].leave_out if self.labels_preset else ()
+        limits = self.nested, self.max_bytes, self.max_ratio, self.max_expanded
+        return SourceOptions(unread, self.follow_links, *limits, self.mpp is not None)
 
-    def part_options(self) -> PartOptions:
-        """What parts depend on."""
+    def part_options(self, pixel_hash: str = PIXEL_HASH) -> PartOptions:
+        """What parts depend on. pixel_hash: that of the archive which they are for."""
         image = ImageSettings(
             short_side=self.short_side,
             max_pixels=self.max_pixels,
@@ -264,6 +258,7 @@ class PrepareOptions:
             encode=self.encode,
             burned_in=self.burned_in,
             find_text=self.find_text,
+            pixel_hash=pixel_hash,
             thumbnails=self.near_duplicates is not None,
             filters=PictureFilters(min_side=self.min_side, min_contrast=self.min_contrast, max_aspect=self.max_aspect),
         )

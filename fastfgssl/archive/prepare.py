@@ -19,7 +19,7 @@ from fastfgssl.archive.building.base import Base
 from fastfgssl.archive.building.ids import Ids
 from fastfgssl.archive.building.inputs import COLUMNS, harmless, read_inputs
 from fastfgssl.archive.building.keys import key_advice, load_key
-from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, chunks
+from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, PartOptions, chunks
 from fastfgssl.archive.building.plan import DonePart
 from fastfgssl.archive.building.publish import LISTING, Place
 from fastfgssl.archive.building.worker import NO_ITEM, Death, expect_workers
@@ -81,7 +81,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
             summary.moved = _moved(options, ids, listing.images[known[listing.images]])
         todo = listing.images[~known[listing.images]]
         if not options.dry_run and (share or not known.all()):
-            parts = _make_parts(options, place, listing, todo, on_progress)
+            parts = _make_parts(options, options.part_options(base.pixel_hash), place, listing, todo, on_progress)
             if not share:
                 assemble(options, place, base, ids, labels, known, parts, summary, on_progress)
         elif not options.dry_run:
@@ -142,7 +142,12 @@ def _moved(options: PrepareOptions, ids: Ids, known: np.ndarray) -> list[str]:
 
 
 def _make_parts(
-    options: PrepareOptions, place: Place, listing: Listing, rows: np.ndarray, on_progress: OnProgress
+    options: PrepareOptions,
+    of_parts: PartOptions,
+    place: Place,
+    listing: Listing,
+    rows: np.ndarray,
+    on_progress: OnProgress,
 ) -> list[DonePart]:
     """Makes the parts of `rows` of the listing that are not there yet, or this process's share of them."""
     made_before = {path.name for path in place.parts.iterdir()}
@@ -154,7 +159,7 @@ def _make_parts(
 
     def tasks() -> Iterator[Chunk]:
         nonlocal progress
-        for number, chunk in enumerate(chunks(listing, rows, options.part_options())):
+        for number, chunk in enumerate(chunks(listing, rows, of_parts)):
             if share and number % share[1] != share[0] - 1:
                 continue
             order.append((chunk.digest, chunk.rows))
@@ -165,7 +170,7 @@ def _make_parts(
 
     part: Part
     with (
-        _pool(options, place, listing, rows) as pool,
+        _pool(options, of_parts, place, listing, rows) as pool,
         closing(run_in(pool, tasks(), after_death=_Blame())) as results,
     ):
         for part in results:
@@ -198,9 +203,11 @@ def _cluster(options: PrepareOptions) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _pool(options: PrepareOptions, place: Place, listing: Listing, rows: np.ndarray) -> Iterator[Pool]:
+def _pool(
+    options: PrepareOptions, of_parts: PartOptions, place: Place, listing: Listing, rows: np.ndarray
+) -> Iterator[Pool]:
     """Who makes the parts of `rows` of the listing."""
-    maker = PartMaker(place.parts, listing.sources, options.part_options())
+    maker = PartMaker(place.parts, listing.sources, of_parts)
     limit = options.max_seconds
     if options.engine is None:
         yield Workers(maker, options.workers or available_cores(), max_seconds=limit)

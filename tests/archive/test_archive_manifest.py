@@ -88,6 +88,7 @@ def test_manifest(archive):
         "short_side": None,
         "inputs": {"written": 10, "quarantined": 1},
         "key": KEY.fingerprint,
+        "pixel_hash": "blake3",
     }
     assert (archive.classes, archive.labelled, archive.groups, archive.quarantined) == (("a", "b", "c"), 8, 4, 1)
     assert (archive.bit_depth, archive.formats["tiff"], archive.short_side) == ({8: 7, 16: 3}, 3, None)

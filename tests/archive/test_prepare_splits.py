@@ -141,6 +141,21 @@ def test_dicom_patients_without_labels_are_whole(tmp_path):
     assert sorted(splits(asked).values()) == ["test"] * 12 + ["train"] * 12
 
 
+def test_what_a_table_says_of_some_images_of_a_patient_holds_for_the_others(tmp_path):
+    scans = {
+        f"{patient}{i}.dcm": dicom(np.asarray(blotches(10 * patient + i).convert("L")), PatientID=f"P{patient}")
+        for patient in range(2)
+        for i in range(4)
+    }
+    labels = write_files(tmp_path, {"t.csv": b"image,label,patient\n02,a,one\n03,a,other\n"}) / "t.csv"
+    asked = make(tmp_path / "archive", write_files(tmp_path / "data", scans), labels=labels)
+    archive, names = Archive.open(asked.out), names_of(asked)
+    columns = archive.columns(np.arange(8), ("id", "group"))
+    group = {Path(names[id]).name: group for id, group in zip(columns["id"], columns["group"], strict=True)}
+    assert group["00.dcm"] == group["01.dcm"] == group["02.dcm"]
+    assert len({group[f"1{i}.dcm"] for i in range(4)} | {group["02.dcm"], group["03.dcm"]}) == 3
+
+
 def test_near_duplicates_are_whole_and_follow_a_group_that_is_there(tmp_path):
     """New pictures of patients 0 and 1 that are nearly the same, and one of nobody: all go with what is there."""
     data = write_files(tmp_path / "data", pictures(range(12)))

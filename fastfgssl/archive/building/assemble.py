@@ -72,7 +72,7 @@ def assemble(
         known_by = zip(names.to_pylist(), pc.fill_null(inputs.table["part"], "").to_pylist(), strict=True)
         inputs.keep(np.array([one not in settled for one in known_by], bool))
         names = ids.of(inputs.row)
-    alike = _find_alike(options, place, base, inputs, on_progress)
+    alike = _find_alike(options, place, base, inputs, parts, on_progress)
     pairs = alike.pairs if alike else []
     summary.near_duplicates = _names_of(pairs, options, listing, base, inputs)
     number_samples(
@@ -143,13 +143,18 @@ def assemble(
 
 
 def _find_alike(
-    options: PrepareOptions, place: Place, base: Base, inputs: Inputs, on_progress: OnProgress
+    options: PrepareOptions,
+    place: Place,
+    base: Base,
+    inputs: Inputs,
+    parts: Sequence[DonePart],
+    on_progress: OnProgress,
 ) -> Alike | None:
     if options.near_duplicates is None:
         return None
     workers = options.workers or available_cores()
     return Alike(
-        base, inputs, kept=options.thumbnails_file, folder=place.parts, workers=workers, on_progress=on_progress
+        base, inputs, parts, kept=options.thumbnails_file, folder=place.parts, workers=workers, on_progress=on_progress
     )
 
 
@@ -206,11 +211,13 @@ def _write_names(
     What it held of an archive that is replaced goes; what is of none that is known here stays: under one key there may
     be archives of one name in several folders, and nothing else leads from their ids to files.
     """
-    again = set(names.to_pylist())
-    known = set(base.accounting["id"].to_pylist())
-    replaced = set(place.replaced_ids())
 
     def old() -> Iterator[list[str]]:
+        if not options.inputs_file.exists():
+            return  # of a million inputs the sets below take 200 MB
+        again = set(names.to_pylist())
+        known = set(base.accounting["id"].to_pylist())
+        replaced = set(place.replaced_ids())
         for row in read_inputs(options.inputs_file):
             failed = len(row) > 3 and row[3] in (OUTCOMES[QUARANTINED], OUTCOMES[UNREADABLE])
             if row and row[0] not in replaced and not (row[0] in again and (failed or row[0] not in known)):
@@ -237,12 +244,13 @@ def _fill_in(summary: Summary, listing: Listing, inputs: Inputs, manifest: dict)
     summary.unreadable = int((inputs.outcome == UNREADABLE).sum())
     summary.changed, summary.notes = inputs.changed["changes"], inputs.changed["notes"]
     first = dict(inputs.examples)
-    kinds = tables.kind_of_reason(inputs.table["reason"]).to_pylist()
     read = (inputs.part >= 0) | (inputs.outcome == QUARANTINED)
     read &= np.isin(inputs.outcome, (FILTERED, QUARANTINED, SKIPPED, UNREADABLE))
     counters = {SKIPPED: summary.skipped, FILTERED: summary.filtered}
-    for at in np.flatnonzero(read).tolist():
+    rows = np.flatnonzero(read)
+    kinds = tables.kind_of_reason(inputs.table["reason"].take(pa.array(rows))).to_pylist()
+    for at, kind in zip(rows.tolist(), kinds, strict=True):
         counted = counters.get(int(inputs.outcome[at]), summary.quarantined)
-        counted[kinds[at]] += 1
-        first.setdefault(kinds[at], int(inputs.row[at]))
+        counted[kind] += 1
+        first.setdefault(kind, int(inputs.row[at]))
     summary.examples = {what: listing.where(row) for what, row in first.items()}

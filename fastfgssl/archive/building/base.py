@@ -12,6 +12,7 @@ import pyarrow as pa
 from fastfgssl.archive.building.accounting import DUPLICATE, FILTERED, SCHEMA, WRITTEN, outcome_codes, read_accounting
 from fastfgssl.archive.building.keys import Key
 from fastfgssl.archive.building.plan import failed, pixel_hashes
+from fastfgssl.archive.images.hashes import EARLIER_PIXEL_HASH, PIXEL_HASH, PIXEL_HASHES
 from fastfgssl.archive.manifest import SHARDS, TABLE, Archive
 from fastfgssl.archive.manifest_file import read_manifest
 from fastfgssl.runtime.errors import UserError
@@ -28,6 +29,8 @@ class Base:
         self.classes: list[str] | None = None
         self.num_samples = 0
         self.manifest: dict = {}
+        self.pixel_hash = PIXEL_HASH
+        """One of `hashes.PIXEL_HASHES`, by which its samples and those that are added are compared."""
         self.table: pa.Table | None = None
         self.accounting = SCHEMA.empty_table()
         if path is None:
@@ -38,6 +41,9 @@ class Base:
                 f"{path} is of an earlier version, which names its images by their paths: --overwrite makes it anew"
             )
         Archive.open(path)  # refuses what is damaged
+        self.pixel_hash = self.manifest.get("pixel_hash", EARLIER_PIXEL_HASH)
+        if self.pixel_hash not in PIXEL_HASHES:
+            raise UserError(f"{path} compares pixels by {self.pixel_hash}, which this program does not know: update it")
         self.shards, self.classes = self.manifest["shards"], self.manifest["classes"]
         self.num_samples = self.manifest["samples"]
         self.table = pa.ipc.open_file((path / TABLE).read_bytes()).read_all()

@@ -26,7 +26,6 @@ import pyarrow as pa
 
 from fastfgssl import __version__
 from fastfgssl.archive.building.confinement import limit_memory, quiet
-from fastfgssl.archive.building.near_duplicates import SIDE
 from fastfgssl.archive.building.previews import keep_few, preview_of
 from fastfgssl.archive.building.worker import Watch
 from fastfgssl.archive.images.decoded import FileSettings, images_of
@@ -40,7 +39,7 @@ from fastfgssl.runtime.patience import PAUSES
 UNREADABLE = ".unreadable"
 IMAGES, ROWS = "images.bin", "rows.arrow"
 READING, DECODING = 0, 1  # stages of an entry
-_FORMAT = 3  # of a part
+_FORMAT = 4  # of a part
 _ENTRIES, _BYTES = 256, 64 << 20  # of a chunk, at most
 _ENDS_CHUNK = 128  # one name in so many ends its chunk, so that a file that is added moves few of the others
 
@@ -74,7 +73,7 @@ SCHEMA = pa.schema(
         pa.field("crc32", pa.uint32()),
         pa.field("pixels", pa.binary(16)),
         pa.field("patient", pa.string()),
-        pa.field("thumbnail", pa.binary(SIDE * SIDE)),
+        pa.field("thumbnail", pa.binary()),  # int8 [D], where it is asked for; of no fixed size, or none would take it
         pa.field("preview", pa.binary()),  # JPEG, of a few pictures that are left out
         pa.field("changes", pa.list_(pa.string())),
         pa.field("notes", pa.list_(pa.string())),

@@ -25,7 +25,8 @@ _CODES = {
     "unreadable": UNREADABLE,
 }
 _TOLD = ("changes", "notes")
-_LEFT = ("entry", "preview", *_TOLD)  # in the parts
+_LEFT = ("entry", "preview", "thumbnail", *_TOLD)  # in the parts
+_PARTS = 64  # of which the rows are copied together, so that nothing else of their files stays in memory
 
 
 class DonePart(NamedTuple):
@@ -49,6 +50,8 @@ class Inputs:
     """What the parts say, see `parts.SCHEMA`; nulls for what was not read."""
     part: np.ndarray
     """Number of the part, int64; -1 for none."""
+    at: np.ndarray
+    """Row of the part, int64; -1 for none."""
     changed: dict[str, Counter[str]] = field(default_factory=dict)
     """`changes` and `notes`: how often each is said of images."""
     examples: dict[str, int] = field(default_factory=dict)
@@ -56,15 +59,15 @@ class Inputs:
 
     def keep(self, which: np.ndarray) -> None:
         """Leaves out all rows but `which`, bool [N]."""
-        self.row, self.outcome, self.sample, self.part = (
-            column[which] for column in (self.row, self.outcome, self.sample, self.part)
+        self.row, self.outcome, self.sample, self.part, self.at = (
+            column[which] for column in (self.row, self.outcome, self.sample, self.part, self.at)
         )
         self.table = self.table.filter(pa.array(which))
 
 
 def gather(listing: Listing, parts: Sequence[DonePart], skipped: np.ndarray) -> Inputs:
     """All that parts hold, and a row for each of the entries `skipped` (rows of the listing) that nobody reads."""
-    tables, rows, numbers = [], [], []
+    tables, rows, numbers, places = [], [], [], []
     changed: dict[str, Counter[str]] = {name: Counter() for name in _TOLD}
     examples: dict[str, int] = {}
     for number, part in enumerate(parts):
@@ -79,6 +82,9 @@ def gather(listing: Listing, parts: Sequence[DonePart], skipped: np.ndarray) -> 
         tables.append(pa.Table.from_batches([batch]).drop_columns(_LEFT))
         rows.append(of_listing)
         numbers.append(np.full(len(batch), number))
+        places.append(np.arange(len(batch)))
+        if (number + 1) % _PARTS == 0:
+            tables[-_PARTS:] = [pa.concat_tables(tables[-_PARTS:]).combine_chunks()]
     schema = pa.schema([item for item in SCHEMA if item.name not in _LEFT])
     unread = pa.table([pa.nulls(len(skipped), item.type) for item in schema], schema=schema)
     kinds = listing.table["kind"].take(pa.array(skipped)).cast(pa.string())
@@ -86,13 +92,17 @@ def gather(listing: Listing, parts: Sequence[DonePart], skipped: np.ndarray) -> 
     for name, column in (("reason", kinds), ("outcome", pc.if_else(damaged, "quarantined", "skipped"))):
         unread = unread.set_column(schema.get_field_index(name), schema.field(name), column)
     table = pa.concat_tables([*tables, unread.cast(schema)])
-    row = np.concatenate([*rows, skipped]).astype(np.int64)
-    of_part = np.concatenate([*numbers, np.full(len(skipped), -1)]).astype(np.int64)
+    none = np.full(len(skipped), -1)
+    row, part, at = (
+        np.concatenate([*columns, last]).astype(np.int64)
+        for columns, last in ((rows, skipped), (numbers, none), (places, none))
+    )
     order = np.argsort(row, kind="stable")
-    table = table.take(pa.array(order))
+    if (np.diff(row) < 0).any():  # not where every input is an image
+        table = table.take(pa.array(order))
     codes = pc.index_in(table["outcome"], pa.array(list(_CODES))).to_numpy()
     outcome = np.array(list(_CODES.values()), np.int8)[codes]
-    return Inputs(row[order], outcome, np.full(len(order), -1), table, of_part[order], changed, examples)
+    return Inputs(row[order], outcome, np.full(len(order), -1), table, part[order], at[order], changed, examples)
 
 
 def number_samples(

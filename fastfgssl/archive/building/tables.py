@@ -55,10 +55,17 @@ class SampleLabels(NamedTuple):
         return cls(*(pa.nulls(number, type) for type in (pa.string(), pa.int64(), pa.string())))
 
     def with_patients(self, patients: pa.Array, key: Key) -> SampleLabels:
-        """With a group for each patient where no other is said; patients: what stands for them, null for none."""
+        """With a group for each patient where no other is said; patients: what stands for them, null for none.
+
+        It is the first that is said of an image of the patient, or else one of its own.
+        """
         words = pc.dictionary_encode(patients)
-        hashes = pa.array([key.group(f"patient {word}") for word in words.dictionary.to_pylist()], pa.int64())
-        return self._replace(group=pc.coalesce(self.group, hashes.take(words.indices)))
+        groups = [key.group(f"patient {word}") for word in words.dictionary.to_pylist()]
+        both = np.flatnonzero(pc.and_(words.is_valid(), self.group.is_valid()))[::-1]
+        known, said = (column.take(pa.array(both)).to_pylist() for column in (words.indices, self.group))
+        for word, group in zip(known, said, strict=True):
+            groups[word] = group
+        return self._replace(group=pc.coalesce(self.group, pa.array(groups, pa.int64()).take(words.indices)))
 
     def joined(self, pairs: Sequence[tuple[int, int]], ids: pa.Array, key: Key, base: Base) -> tuple[SampleLabels, int]:
         """With one group for samples that are paired, and for all that share a group with one of them.
@@ -194,7 +201,7 @@ def manifest_of(
     """The manifest of an archive, but for its report."""
     entry, samples = table
     written = inputs.table.filter(pa.array(inputs.outcome == WRITTEN))
-    depth = Counter({"8": 0, "16": 0}) + Counter(map(str, written["bit_depth"].to_pylist()))
+    depth = {"8": 0, "16": 0} | _counted(written["bit_depth"])
     known = classes is not None
     outcomes = counts(accounting[1])
     assert sum(outcomes.values()) == len(accounting[1])
@@ -212,12 +219,18 @@ def manifest_of(
         "groups": len(pc.unique(samples["group"].drop_null())) if "group" in samples.schema.names else 0,
         "quarantined": outcomes.get("quarantined", 0) + outcomes.get("unreadable", 0),
         "bit_depth": {bits: depth[bits] + base.manifest.get("bit_depth", {}).get(bits, 0) for bits in ("8", "16")},
-        "formats": Counter(base.manifest.get("formats", {})) + Counter(written["format"].to_pylist()),
+        "formats": Counter(base.manifest.get("formats", {})) + Counter(_counted(written["format"])),
         "near_duplicates": sum(pairs) if pairs else None,
         "short_side": made_with["short_side"],
         "made_with": made_with,
+        "pixel_hash": base.pixel_hash,
         "key": key.fingerprint,
     }
+
+
+def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often there is what."""
+    return {str(found["values"]): found["counts"] for found in pc.value_counts(column).to_pylist()}
 
 
 def write_manifest(archive: Path, manifest: dict) -> None:

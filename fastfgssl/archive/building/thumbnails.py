@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,7 +20,8 @@ from fastfgssl.archive.building.accounting import WRITTEN
 from fastfgssl.archive.building.base import Base
 from fastfgssl.archive.building.inputs import write_private
 from fastfgssl.archive.building.near_duplicates import SIDE, near_duplicates
-from fastfgssl.archive.building.plan import Inputs, first_images, first_of_its_kind, pixel_hashes
+from fastfgssl.archive.building.parts import read_part
+from fastfgssl.archive.building.plan import DonePart, Inputs, first_images, first_of_its_kind, pixel_hashes
 from fastfgssl.archive.building.tasks import OnProgress, do_all
 from fastfgssl.archive.building.worker import Watch
 from fastfgssl.archive.images.image import thumbnail_of_sample
@@ -35,21 +36,28 @@ class Alike:
     """Which images are nearly but not quite the same as earlier ones."""
 
     def __init__(
-        self, base: Base, inputs: Inputs, *, kept: Path, folder: Path, workers: int, on_progress: OnProgress
+        self,
+        base: Base,
+        inputs: Inputs,
+        parts: Sequence[DonePart],
+        *,
+        kept: Path,
+        folder: Path,
+        workers: int,
+        on_progress: OnProgress,
     ) -> None:
-        """base: the samples that are there already; `inputs` come behind them. kept: the file beside the key, see
-        `keep`. folder: for a nameless file with the thumbnails of both."""
+        """base: the samples that are there already; `inputs`, of `parts`, come behind them. kept: the file beside the
+        key, see `keep`. folder: for a nameless file with the thumbnails of both."""
         held, samples = base.pixels()
         own = first_of_its_kind(held) == np.arange(len(held))
         held, samples = held[own], samples[own]
         self._images = first_images(inputs, held)
-        new = inputs.table.select(("pixels", "thumbnail")).take(pa.array(self._images)).combine_chunks()
-        self._pixels = np.concatenate([held, pixel_hashes(new["pixels"])])
+        self._pixels = np.concatenate([held, pixel_hashes(inputs.table["pixels"].take(pa.array(self._images)))])
         self._rows = _room(folder, len(self._pixels))
         self.unreadable = 0
         """Samples that could not be read, and are like nothing."""
         self._read_held(base, samples, kept, workers, on_progress)
-        self._rows[len(held) :] = _stacked(new["thumbnail"])
+        _fill_new(self._rows[len(held) :], inputs.part[self._images], inputs.at[self._images], parts)
         numbers = np.concatenate([samples - base.num_samples, self._images])
         self.pairs = [
             (int(numbers[one]), int(numbers[two]), cosine)
@@ -171,9 +179,10 @@ def _room(folder: Path, number: int) -> np.ndarray:
         return np.memmap(file, np.int8, "r+", shape=(number, SIDE * SIDE))
 
 
-def _stacked(column: pa.ChunkedArray) -> np.ndarray:
-    """int8 [N, D] of a column of thumbnails."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):  # of no chunk
-        return np.zeros((0, SIDE * SIDE), np.int8)
-    return np.frombuffer(whole.buffers()[1], np.int8).reshape(-1, SIDE * SIDE)[whole.offset :][: len(whole)]
+def _fill_new(rows: np.ndarray, part: np.ndarray, at: np.ndarray, parts: Sequence[DonePart]) -> None:
+    """Fills in `rows`, int8 [N, D], with what is in rows `at` of parts, a part at a time."""
+    order = np.argsort(part, kind="stable")
+    begins = np.flatnonzero(np.diff(part[order], prepend=-1))
+    for of_part in np.split(order, begins[1:]) if len(order) else ():
+        column = read_part(parts[part[of_part[0]]].folder)["thumbnail"].take(pa.array(at[of_part]))
+        rows[of_part] = np.frombuffer(b"".join(column.to_pylist()), np.int8).reshape(len(of_part), -1)

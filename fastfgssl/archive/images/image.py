@@ -8,7 +8,6 @@ agree; see `_prepare_jpeg` for the one exception.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import sys
@@ -24,11 +23,13 @@ from fastfgssl.archive.building.near_duplicates import thumbnail
 from fastfgssl.archive.images.burned_in import without_text
 from fastfgssl.archive.images.filters import PictureFilters
 from fastfgssl.archive.images.formats import identify, read_pictures
+from fastfgssl.archive.images.hashes import PIXEL_HASH, hash_of_pixels
 from fastfgssl.archive.images.jpeg import decode_encoded, read_jpeg
 from fastfgssl.archive.images.pictures import (
     NO_PROFILE,
     SEVERAL,
     Picture,
+    as_gray,
     as_image,
     in_8_bits,
     refuse_constant,
@@ -63,6 +64,8 @@ class ImageSettings:
     """What becomes of pictures with text in their pixels, see `burned_in.without_text`."""
     find_text: Literal["dicom", "all"] = "dicom"
     """Which are looked at for text: those of DICOM files, or of all."""
+    pixel_hash: str = PIXEL_HASH
+    """By which pictures are found to be the same: one of `hashes.PIXEL_HASHES`."""
     thumbnails: bool = False
     """Whether the structure of each is kept beside it, by which near-duplicates are found."""
     filters: PictureFilters = field(default_factory=PictureFilters)
@@ -158,7 +161,7 @@ def thumbnail_of_sample(data: bytes) -> np.ndarray:
 
     Raises Unusable, and what decoders do, for bytes that are damaged.
     """
-    return thumbnail(as_image(_as_gray(_first_picture(data, sys.maxsize).pixels)))
+    return thumbnail(as_image(as_gray(_first_picture(data, sys.maxsize).pixels)))
 
 
 def _first_picture(data: bytes, max_pixels: int) -> Picture:
@@ -267,24 +270,10 @@ def _prepared(
     """pixels: those that `data` shows."""
     height, width = pixels.shape[:2]
     bit_depth = 8 * pixels.dtype.itemsize
-    pixels = _as_gray(pixels)
-    seen = hashlib.sha256(f"{height} {width} {bit_depth} {levels} ".encode())
-    seen.update(np.ascontiguousarray(pixels).data)
+    pixels = as_gray(pixels)
+    seen = hash_of_pixels(pixels, levels, settings.pixel_hash)
     structure = thumbnail(as_image(pixels)).tobytes() if settings.thumbnails else b""
-    return PreparedImage(
-        data, format, width, height, bit_depth, changes, notes, levels, part, facts, seen.digest()[:16], structure
-    )
-
-
-def _as_gray(pixels: np.ndarray) -> np.ndarray:
-    return pixels[..., 0] if pixels.ndim == 3 and _is_gray(pixels) else pixels
-
-
-def _is_gray(pixels: np.ndarray) -> bool:
-    few = pixels[::8, ::8]
-    if (few[..., 0] != few[..., 1]).any():  # nearly always, of colour
-        return False
-    return not (pixels != pixels[..., :1]).any()
+    return PreparedImage(data, format, width, height, bit_depth, changes, notes, levels, part, facts, seen, structure)
 
 
 def _shows(decoder: TrainingDecoder, data: bytes, picture: Picture) -> bool:

@@ -101,6 +101,13 @@ def plain_picture(image: Image.Image) -> Image.Image:
     return as_image(levels.pixels)
 
 
+def as_gray(pixels: np.ndarray) -> np.ndarray:
+    """Colours [height, width, 3] of three equal channels as [height, width]; all others as they are."""
+    if pixels.ndim == 2 or (pixels[::8, ::8, 0] != pixels[::8, ::8, 1]).any():  # nearly always, of colour
+        return pixels
+    return pixels if (pixels != pixels[..., :1]).any() else pixels[..., 0]
+
+
 def in_8_bits(pixels: np.ndarray, levels: tuple[int, int]) -> np.ndarray:
     """uint8 of uint8 or uint16, of which `levels` are black and white, as training windows them."""
     if pixels.dtype == np.uint8:

@@ -1,8 +1,9 @@
 """Splits drawn at random: groups stay whole, and each class and the whole come as near to their shares as that allows.
 
-Groups are placed one by one, the largest first and those of one size in a random order. Each goes where it leaves the
-least error: the sum over classes, and once more over all samples, of (count - target)^2 / share. For single samples
-that is the method of Webster and Sainte-Laguë, by which parliaments share out their seats.
+Groups are placed one by one: those with the rarest class first, of them the largest, and those of one size in a random
+order. Each goes where it leaves the least error: the sum over classes, and once more over all samples, of
+(count - target)^2 / target, which is Pearson's. For single samples of one class that is the method of Webster and
+Sainte-Laguë, by which parliaments share out their seats.
 """
 
 from __future__ import annotations
@@ -92,10 +93,13 @@ def draw_splits(
     of_unit: list[list[tuple[int, int]]] = [[] for _ in begins]
     for (unit, code), count in _counted(units, codes):
         of_unit[unit].append((code, count))
+    totals = np.bincount(codes).tolist()
+    rarest = [min(totals[code] for code, _ in counts) for counts in of_unit]
     key = int(seed).to_bytes(8, "big", signed=True)
     shown = hashes[order[begins]].astype(">u8").tobytes()  # the least of each unit: who else is in it does not matter
     drawn = [hashlib.blake2b(shown[16 * unit : 16 * unit + 16], key=key).digest() for unit in range(len(begins))]
-    for unit in sorted(np.flatnonzero(split_of == OPEN).tolist(), key=lambda unit: (-sizes[unit], drawn[unit])):
+    still_open = np.flatnonzero(split_of == OPEN).tolist()
+    for unit in sorted(still_open, key=lambda unit: (rarest[unit], -sizes[unit], drawn[unit])):
         split_of[unit] = table.best(of_unit[unit])
         table.add(int(split_of[unit]), of_unit[unit])
     return np.where(given != OPEN, given, split_of[units])
@@ -114,7 +118,8 @@ class _Counts:
 
     def __init__(self, shares: list[float], classes: np.ndarray) -> None:
         self._shares = shares
-        self._over = [[-share * count for count in [*classes.tolist(), int(classes.sum())]] for share in shares]
+        self._totals = [*classes.tolist(), int(classes.sum())]
+        self._over = [[-share * total for total in self._totals] for share in shares]
 
     def add(self, split: int, counts: Sequence[tuple[int, int]]) -> None:
         """Puts samples into a split: pairs of a class, and how many."""
@@ -127,7 +132,7 @@ class _Counts:
         """The split that such samples leave with the least error."""
         terms = [*counts, (-1, sum(count for _, count in counts))]
         errors = [
-            sum(count * (2 * over[code] + count) for code, count in terms) / share
+            sum(count * (2 * over[code] + count) / self._totals[code] for code, count in terms) / share
             for over, share in zip(self._over, self._shares, strict=True)
         ]
         return errors.index(min(errors))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastfgssl.archive.building import base
 from fastfgssl.archive.building.accounting import read_accounting
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, Summary, prepare
@@ -236,3 +237,20 @@ def test_an_archive_of_the_version_before_is_not_added_to(tmp_path):
     with pytest.raises(UserError, match="is of an earlier version, which names its images by their paths: --overwrite"):
         grown(tmp_path, {})
     assert grown(tmp_path, {}, overwrite=True).samples == 1
+
+
+def test_an_archive_goes_on_with_the_hash_of_pixels_that_it_began_with(tmp_path, monkeypatch):
+    pictures = {f"{i}.png": encode(gradient(20 + i, 30), "PNG") for i in range(3)}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(base, "PIXEL_HASH", "sha256")
+        grown(tmp_path, pictures)
+    manifest = tmp_path / "archive/manifest.json"
+    manifest.write_text(manifest.read_text().replace('  "pixel_hash": "sha256",\n', ""))
+    assert "pixel_hash" not in manifest.read_text()
+    summary = grown(tmp_path, {"again.png": pictures["1.png"], "new.png": encode(gradient(50, 50), "PNG")})
+    assert (summary.added, summary.duplicates) == (1, 1)
+    assert '"pixel_hash": "sha256"' in manifest.read_text()
+
+    manifest.write_text(manifest.read_text().replace('"sha256",\n  "quarantined', '"md9",\n  "quarantined'))
+    with pytest.raises(UserError, match="compares pixels by md9, which this program does not know: update it"):
+        grown(tmp_path, {})
