@@ -15,7 +15,8 @@ IMAGE_SUFFIXES = frozenset(f"{_OF_IMAGES} .dcm .dicom .ima".split())
 _OF_DICOM = re.compile(r"(im|img|image|i|ct|cr|dx|mg|mr|nm|pt|rf|us|xa)?[-_]?\d[\d.]*", re.IGNORECASE)
 """Names that devices give to DICOM files without a suffix: a number behind a modality, or a UID."""
 UNKNOWN = "other suffix", "no suffix"
-"""Kinds of files whose names do not tell what they are."""
+"""Kinds of files whose names do not tell what they are: their first `DICOM_PREFIX` bytes may."""
+DICOM_PREFIX = 132
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif"})
 CONTAINER_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 JUNK = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
@@ -125,6 +126,11 @@ def junk(parts: Sequence[str]) -> str:
 def may_be_image(name: str) -> bool:
     """Whether a file of that name is read to see whether it is an image."""
     return suffix_of(name) in IMAGE_SUFFIXES or _OF_DICOM.fullmatch(name) is not None
+
+
+def begins_as_dicom(data: bytes) -> bool:
+    """Whether a file is DICOM by its first `DICOM_PREFIX` bytes: on media, such files have names that say nothing."""
+    return data[128:DICOM_PREFIX] == b"DICM"
 
 
 def is_named_image(name: str) -> bool:

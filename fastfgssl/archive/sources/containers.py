@@ -18,10 +18,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
 from fastfgssl.archive.sources.base import (
+    DICOM_PREFIX,
+    UNKNOWN,
     Contents,
     Entry,
     FileSource,
     SourceOptions,
+    begins_as_dicom,
     container_suffix,
     kind_by_name,
     nothing,
@@ -41,7 +44,7 @@ class Found(NamedTuple):
 
     entry: Entry
     open: Callable[[], BinaryIO] | None = None
-    """Its bytes, to be read forwards before the walk goes on."""
+    """Its bytes, to be read forwards before the walk goes on; also of an entry that is skipped as `UNKNOWN`."""
     crc: int | None = None
     lost: bool = False
     """Of a damage: whether the bytes of the member before it are not all there."""
@@ -121,7 +124,7 @@ class WithContainers:
                 lost = found.lost and held and parent_of(held.name) == found.entry.name and not held.damaged
                 if held and not lost:
                     yield held
-                held = found.entry
+                held = _by_its_bytes(found)
             if held:
                 yield held
         finally:
@@ -214,7 +217,9 @@ class _Walk(Iterator[Found]):
                 suffix = container_suffix(parts[-1])
                 skip = member.skip or kind_by_name(parts, self._options)
                 too_long = f"name too long: {len(own)} bytes" if len(own) > LONGEST_NAME else ""
-                if skip or member.unusable or too_long:
+                if skip in UNKNOWN and not member.unusable and not too_long:
+                    yield Found(Entry(path, member.size, version, skip), member.open, member.crc)
+                elif skip or member.unusable or too_long:
                     why = skip or member.unusable or too_long
                     yield Found(Entry(path, member.size, version, why, not skip))
                 elif suffix and depth >= self._options.depth:
@@ -248,6 +253,17 @@ class _Walk(Iterator[Found]):
 
     def _live(self) -> None:
         self.alive()
+
+
+def _by_its_bytes(found: Found) -> Entry:
+    """The entry of a member; where its name does not tell what it is, its first bytes do."""
+    if found.entry.skip in UNKNOWN and found.open is not None:
+        try:
+            if begins_as_dicom(_all(found.open(), DICOM_PREFIX)):
+                return found.entry._replace(skip="")
+        except (Damaged, *format_errors()):
+            pass  # which going on tells, if it hurts others too
+    return found.entry
 
 
 def _damage(name: bytes, version: int, why: str) -> Entry:

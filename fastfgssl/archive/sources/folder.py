@@ -11,7 +11,16 @@ from typing import BinaryIO, NamedTuple
 
 from fastfgssl.archive.dicom.slides import PREFIX, slide_file, slides_among
 from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
-from fastfgssl.archive.sources.base import UNKNOWN, Contents, Entry, SourceOptions, kind_by_name, nothing
+from fastfgssl.archive.sources.base import (
+    DICOM_PREFIX,
+    UNKNOWN,
+    Contents,
+    Entry,
+    SourceOptions,
+    begins_as_dicom,
+    kind_by_name,
+    nothing,
+)
 from fastfgssl.runtime.errors import UserError
 
 OUTSIDE = "link out of the source"
@@ -98,7 +107,7 @@ class FolderSource:
         """Its beginning, if that is DICOM's; empty for what cannot be read, which reading tells."""
         try:
             with self.open(name) as file:
-                return file.read(PREFIX) if file.read(132)[128:] == b"DICM" and not file.seek(0) else b""
+                return file.read(PREFIX) if begins_as_dicom(file.read(DICOM_PREFIX)) and not file.seek(0) else b""
         except OSError:
             return b""
 
@@ -141,9 +150,7 @@ class FolderSource:
             raise UserError(f"cannot read the folder {os.fsdecode(path)}: {error.strerror}") from error
 
     def _entry(self, name: bytes, *, is_link: bool) -> Entry:
-        kind = kind_by_name(os.fsdecode(name).split("/"), self._options)
-        if kind in UNKNOWN and _is_dicom(self._path(name)):
-            kind = ""
+        kind = self._kind(name)
         if not kind and is_link and self._leaves(name):
             kind = OUTSIDE
         if kind:
@@ -157,6 +164,11 @@ class FolderSource:
         if not stat.S_ISREG(facts.st_mode):
             return Entry(name, 0, 0, "not a regular file")  # opening a named pipe would wait for ever
         return Entry(name, facts.st_size, facts.st_mtime_ns)
+
+    def _kind(self, name: bytes) -> str:
+        """Why it is skipped, as its name says, or its bytes where that says nothing; empty for what may be an image."""
+        kind = kind_by_name(os.fsdecode(name).split("/"), self._options)
+        return "" if kind in UNKNOWN and _is_dicom(self._path(name)) else kind
 
     def _leaves(self, name: bytes) -> bool:
         """Whether a symbolic link leads out of the source."""
@@ -175,10 +187,11 @@ def _is_dicom(path: bytes) -> bool:
     """Whether a file's bytes say so: names of DICOM files say nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except (OSError, ValueError):  # a name in a list may hold anything
         return False
     try:
-        return stat.S_ISREG(os.fstat(descriptor).st_mode) and os.pread(descriptor, 4, 128) == b"DICM"
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return regular and begins_as_dicom(os.pread(descriptor, DICOM_PREFIX, 0))
     except OSError:
         return False
     finally:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastfgssl.archive.sources.base import Entry, SourceOptions, kind_by_name
+from fastfgssl.archive.sources.base import Entry, SourceOptions
 from fastfgssl.archive.sources.folder import FolderSource
 from fastfgssl.runtime.errors import file_errors
 
@@ -40,8 +40,7 @@ class ListSource(FolderSource):
                     yield self._named(name)
 
     def _named(self, name: bytes) -> Entry:
-        kind = kind_by_name(os.fsdecode(name).split("/"), self._options)
-        if kind:
+        if kind := self._kind(name):
             return Entry(name, 0, 0, kind)
         try:
             facts = os.stat(self._path(name))  # noqa: PTH116 - in bytes

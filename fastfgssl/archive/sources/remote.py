@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fastfgssl.archive.outcome import NEEDS_MEMORY, Unusable
-from fastfgssl.archive.sources.base import Entry, SourceOptions, kind_by_name, nothing
+from fastfgssl.archive.sources.base import (
+    DICOM_PREFIX,
+    UNKNOWN,
+    Entry,
+    SourceOptions,
+    begins_as_dicom,
+    kind_by_name,
+    nothing,
+)
 from fastfgssl.archive.sources.network import Turn, from_server, in_order, public, system_error
 from fastfgssl.runtime.errors import UserError, in_a_line
 
@@ -59,7 +67,7 @@ class RemoteSource:
             yield from self._below(path, "")
         else:
             name = os.fsdecode(self.only)
-            yield self._entry(name, from_server(lambda: fs.info(f"{path}/{name}")))
+            yield from self._objects("", [(name, from_server(lambda: fs.info(f"{path}/{name}")))])
 
     def read(
         self, entries: Sequence[Entry], alive: Callable[[], object] = nothing
@@ -99,14 +107,38 @@ class RemoteSource:
             if item["name"].rstrip("/") != where:  # which a store may have as an object of no bytes
                 items.append((os.fsencode(f"{name}/" if item["type"] == "directory" else name), name, item))
         del found
-        for _, name, item in sorted(items, key=lambda item: item[0]):
+        items.sort(key=lambda item: item[0])
+        entries = self._objects(folder, [(name, item) for _, name, item in items if item["type"] != "directory"])
+        for _, name, item in items:
             if item["type"] != "directory":
-                yield self._entry(f"{folder}{name}", item)
+                yield next(entries)
             else:
                 yield from self._below(path, f"{folder}{name}/")
 
-    def _entry(self, name: str, item: dict[str, Any]) -> Entry:
-        if kind := kind_by_name(name.split("/"), self._options):
+    def _objects(self, folder: str, items: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[Entry]:
+        """The entries of objects in a folder. Of those whose names tell nothing, the first bytes are asked for."""
+        fs, path = self._opened()
+        kinds = [kind_by_name(f"{folder}{name}".split("/"), self._options) for name, _ in items]
+        unknown = [
+            name
+            for (name, item), kind in zip(items, kinds, strict=True)
+            if kind in UNKNOWN and (item["size"] or 0) >= DICOM_PREFIX
+        ]
+
+        def begin(name: str, turn: Turn) -> bytes:
+            return from_server(lambda: fs.cat_file(f"{path}/{folder}{name}", start=0, end=DICOM_PREFIX))
+
+        begins = dict(zip(unknown, in_order(unknown, begin), strict=True))
+        for (name, item), kind in zip(items, kinds, strict=True):
+            data = begins.get(name, b"")
+            if isinstance(data, OSError):
+                kind = kind if isinstance(data, PermissionError) else ""  # it is asked for again when it is read
+            elif begins_as_dicom(data):
+                kind = ""
+            yield self._entry(f"{folder}{name}", item, kind)
+
+    def _entry(self, name: str, item: dict[str, Any], kind: str) -> Entry:
+        if kind:
             return Entry(os.fsencode(name), 0, 0, kind)
         changed = next((item[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if item.get(key)), "")
         version = int.from_bytes(hashlib.blake2b(str(changed).encode(), digest_size=7).digest(), "big")

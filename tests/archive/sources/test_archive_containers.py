@@ -17,6 +17,7 @@ from fastfgssl.archive.sources.base import SourceOptions
 from fastfgssl.archive.sources.containers import WithContainers
 from fastfgssl.archive.sources.folder import FolderSource
 from helpers.containers import container_of, contents_of, tar_of, write, zip_of
+from helpers.images import write_files
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst")
 FILES = {f"{'ab'[i % 2]}/{i:02d}.png": random.Random(i).randbytes(i * 997) for i in range(20)}
@@ -63,6 +64,24 @@ def test_one_inside_another_to_a_stated_depth(tmp_path, outer, inner):
         f"{top}z.png": b"z",
     }
     assert list(contents(path, depth=1)) == [f"{top}0.png", f"{top}in{inner}", f"{top}z.png"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_dicom_is_found_by_its_bytes_as_in_a_folder(tmp_path, suffix):
+    """On a disc from a PACS, names have eight letters and no suffix."""
+    scan = bytes(128) + b"DICM" + random.Random(0).randbytes(9000)
+    files = {"DICOM/A0001": scan, "DICOM/EE1F.Doe": scan[:200], "DICOMDIR": scan, "LIESMICH": b"text" * 99, "Z": b""}
+    folder = write_files(tmp_path / "disc", files)
+    expected = {name: data for name, data in files.items() if data.startswith(bytes(128))}
+    expected |= {"LIESMICH": "skipped: no suffix", "Z": "skipped: no suffix"}
+    assert contents(folder) == expected
+    nested = container_of(suffix, {f"in{suffix}": container_of(suffix, files)})
+    for depth, path in {1: write(tmp_path / f"a{suffix}", container_of(suffix, files)),
+                        2: write(tmp_path / f"b{suffix}", nested)}.items():  # fmt: skip
+        above = f"{path.name}!/" if depth == 1 else f"{path.name}!/in{suffix}!/"
+        assert contents(path) == {f"{above}{name}": data for name, data in expected.items()}
+    (said,) = contents(write(tmp_path / f"cut{suffix}", container_of(suffix, {"A0001": scan})[:5000])).values()
+    assert said.startswith("quarantined: damaged container")
 
 
 def test_a_compressed_tar_is_read_once_by_who_reads_in_order(tmp_path, monkeypatch):

@@ -39,8 +39,13 @@ def test_lines_are_paths_from_where_the_list_lies(tmp_path):
         "b.png",
         "folder.png",
         "odd\0.png",
+        "odd\0",
+        "A0001",
+        "LIESMICH",
     ]
     (tmp_path / "data/folder.png").mkdir()
+    scan = bytes(128) + b"DICM"  # found by its bytes, as in a folder
+    write_files(tmp_path / "data", {"A0001": scan, "LIESMICH": b"text" * 99})
     found = contents(write(tmp_path / "data/list", b"\xef\xbb\xbf" + "\n".join(lines).encode()))
     assert found == {
         "b/2.png": b"two",
@@ -54,6 +59,9 @@ def test_lines_are_paths_from_where_the_list_lies(tmp_path):
         "b.png": "FileNotFoundError: No such file or directory",
         "folder.png": "skipped: not a regular file",
         "odd\0.png": "OSError: no file can have this name",
+        "odd\0": "skipped: no suffix",
+        "A0001": scan,
+        "LIESMICH": "skipped: no suffix",
     }
     assert list(found)[:4] == ["b/2.png", "x y.png", "1.png", f"{tmp_path}/elsewhere/3.png"]
 

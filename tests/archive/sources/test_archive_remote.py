@@ -90,5 +90,10 @@ def test_urls_of_other_protocols(tmp_path):
     fs = fsspec.filesystem("memory")
     fs.pipe({"/scans/b/1.png": b"one", "/scans/a.png": b"a"})
     assert contents("memory://scans") == {"a.png": b"a", "b/1.png": b"one"}
+    scan = bytes(128) + b"DICM"
+    fs.pipe({"/disc/DICOM/A0001": scan, "/disc/DICOM/B.Doe": scan, "/disc/LIESMICH": b"text" * 99, "/disc/Z": b""})
+    found = {"DICOM/A0001": scan, "DICOM/B.Doe": scan, "LIESMICH": "skipped: no suffix", "Z": "skipped: no suffix"}
+    assert contents("memory://disc") == found
+    assert contents("memory://disc/DICOM/A0001") == {"A0001": scan}
     with pytest.raises(UserError, match="nonsense://x cannot be read: Protocol not known: nonsense"):
         contents("nonsense://x")
