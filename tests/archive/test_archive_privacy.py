@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset
 
 from fastfgssl.archive.building.inputs import Input, harmless, read_inputs, write_inputs
 from fastfgssl.archive.building.keys import Key, key_advice, load_key
@@ -20,7 +21,10 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.runtime.errors import UserError
 from helpers.command import run_command
-from helpers.images import encode, fixed_key, gradient, inputs_of, names_of, write_files
+from helpers.containers import zip_of
+from helpers.dicom import dataset, encoded
+from helpers.images import RGB, encode, fixed_key, gradient, inputs_of, names_of, write_files
+from helpers.names import NAME, TEXT, jpegs_with_names, names_in, others_with_names, pngs_with_names
 from helpers.paths import TOOLS
 
 SECRET = "Müller-Lüdenscheidt"
@@ -62,6 +66,30 @@ def test_no_name_is_in_any_byte_of_the_archive(tmp_path):
     for path in (options.key_file, options.inputs_file, options.report_file, options.left_out_file):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(options.key_file.parent.stat().st_mode) == 0o700
+
+
+def test_what_files_hold_beside_their_pixels_is_in_no_byte_of_the_archive(tmp_path):
+    """Every place of every format where a name can be, in one archive: its shards, members, tables and report."""
+    scan = dataset(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64), SpecificCharacterSet="ISO_IR 192")
+    for tag in (0x00080070, 0x00081030, 0x00100010, 0x00100020, 0x00104000):
+        scan.add_new(tag, "LO", NAME)
+    scan.private_block(0x0011, NAME, create=True).add_new(1, "OB", TEXT)
+    icon = Dataset()
+    icon.PixelData = TEXT + bytes(len(TEXT) % 2)
+    icon["PixelData"].VR = "OB"
+    scan.IconImageSequence = [icon]
+    pictures = jpegs_with_names(RGB) | pngs_with_names(RGB) | others_with_names(RGB)
+    files = {f"{NAME} {place}.tif": data for place, data in pictures.items()}  # their bytes say what they are
+    files |= {f"{NAME}.dcm": encoded(scan), f"{NAME}.zip": zip_of({f"{NAME}.png": pictures["texts"]}), "0.bmp": TEXT}
+    source = write_files(tmp_path / NAME, files)
+    asked = PrepareOptions(
+        sources=[source], out=tmp_path / "archive", duplicates="keep", members="json", burned_in="keep", workers=1
+    )
+    assert prepare(asked).samples == len(files) - 1
+    told = {path.name: names_in(path.read_bytes()) for path in asked.out.rglob("*") if path.is_file()}
+    assert len(told) >= 6
+    assert not any(told.values()), told
+    assert names_in(asked.inputs_file.read_bytes())
 
 
 def test_ids_and_groups_are_hmacs_that_a_second_archive_repeats(tmp_path):

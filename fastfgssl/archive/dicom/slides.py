@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fastfgssl.archive.dicom import facts as of_header
-from fastfgssl.archive.dicom.facts import SLIDES, Flags
+from fastfgssl.archive.dicom.facts import SLIDES, Flags, Identifiers
 from fastfgssl.archive.dicom.header import read_file
 from fastfgssl.archive.outcome import Facts, Unusable
 
@@ -23,8 +23,7 @@ class SlideFile(NamedTuple):
     """UID of the series, which is the slide."""
     pixels: int
     """Of the level."""
-    patient: str
-    """A raw value: only a keyed hash of it may be written."""
+    identifiers: Identifiers
     facts: Facts
     flags: Flags
 
@@ -43,7 +42,7 @@ def slide_file(data: bytes) -> SlideFile | None:
         return None
     columns, rows = (int((header.words(tag, code="I") or [0])[0]) for tag in (0x00480006, 0x00480007))
     facts = Facts(of_header.modality(header), of_header.body_part(header), of_header.manufacturer(header))
-    return SlideFile(identifiers.series, columns * rows, identifiers.patient, facts, of_header.flags(file, header))
+    return SlideFile(identifiers.series, columns * rows, identifiers, facts, of_header.flags(file, header))
 
 
 def slides_among(

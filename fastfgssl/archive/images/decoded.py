@@ -136,7 +136,7 @@ def _of_dicom_slide(
     tiles = slide_tiles(files, settings.slide)
     if tiles is None:
         raise Unusable("damaged slide: OpenSlide does not know it as one")
-    group = hashlib.sha256((found.patient or f"slide {found.series}").encode()).hexdigest()[:32]
+    group = _group_of(found.identifiers)
     for tile in tiles:
         yield tile if isinstance(tile, Unusable) else _of_tile(tile, found.facts, group, decoder, settings)
 

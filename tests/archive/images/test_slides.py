@@ -14,14 +14,15 @@ import tifffile
 from PIL import Image
 
 from fastfgssl.archive.building.accounting import read_accounting
+from fastfgssl.archive.images.decoded import FileSettings, images_of
 from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
 from fastfgssl.archive.manifest import Archive
-from fastfgssl.archive.outcome import Filtered, Unusable
+from fastfgssl.archive.outcome import Filtered, PreparedImage, Unusable
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.dicom import dicom
-from helpers.images import encode, fixed_key, gradient, inputs_of, write_files
+from helpers.images import DECODER, encode, fixed_key, gradient, inputs_of, write_files
 from helpers.slides import damaged, dicom_slide, slide, tissue
 
 pytest.importorskip("openslide")
@@ -202,6 +203,21 @@ def test_an_archive_of_dicom_slides(tmp_path):
 
     (source / "a" / "level 2.dcm").write_bytes((source / "a" / "level 1.dcm").read_bytes())
     assert prepare(options).grown == [f"{source}/a/level 0.dcm"]
+
+
+def test_slides_of_a_study_that_names_no_patient_are_one_group():
+    """As after anonymisation; with whatever else the study has."""
+    study = {"PatientID": "", "StudyInstanceUID": "1.2.3"}
+    files = [dicom_slide(pixels, mpp=0.5, **study) for pixels in (PIXELS, PIXELS[::-1])]
+    settings = FileSettings(slide=SlideSettings(mpp=2.0, tile=64))
+    found = [
+        *images_of([files[0]["level 0.dcm"], files[0]["level 1.dcm"]], DECODER, settings),
+        *images_of([files[1]["level 0.dcm"], files[1]["level 1.dcm"]], DECODER, settings),
+        *images_of(dicom(np.arange(4096, dtype=np.uint16).reshape(64, 64), **study), DECODER, settings),
+    ]
+    groups = [image.patient for image in found if isinstance(image, PreparedImage)]
+    assert len(groups) >= 5
+    assert len(set(groups) - {""}) == 1 == len(set(groups))
 
 
 def test_a_dicom_slide_that_openslide_cannot_read_is_one_row(tmp_path):
