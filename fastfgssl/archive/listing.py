@@ -162,9 +162,10 @@ def find_images(
     stored = pa.memory_map(os.fsencode(file)) if file else pa.BufferReader(memory.getvalue())
     listing = Listing(sources, pa.ipc.open_file(stored).read_all())
     if not len(listing.images):
-        seen = ", ".join(f"{count} x {kind}" for kind, count in listing.other_files.most_common(_SHOWN)) or "no files"
+        others = ", ".join(f"{count} x {kind}" for kind, count in listing.other_files.most_common(_SHOWN))
+        seen = f"only {others}" if others else "nor any other files"
         then = f"; {advice}" if advice else ""
-        raise UserError(f"no images below {', '.join(map(str, (*paths, *lists)))}, only {seen}{then}")
+        raise UserError(f"no images below {', '.join(map(str, (*paths, *lists)))}, {seen}{then}")
     _check_unique(listing)
     return listing
 

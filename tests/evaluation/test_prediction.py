@@ -149,7 +149,7 @@ def test_the_command_counts_and_names_what_it_could_not_decode(checkpoint, tmp_p
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [("nowhere", "the source .*nowhere does not exist"), ("empty", "no images below .*empty, only no files")],
+    [("nowhere", "the source .*nowhere does not exist"), ("empty", "no images below .*empty, nor any other files")],
 )
 def test_data_without_images_is_a_line(checkpoint, tmp_path, data, message):
     (tmp_path / "empty").mkdir()

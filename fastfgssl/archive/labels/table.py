@@ -66,7 +66,8 @@ def read_cells(table: Path, needed: Collection[str], optional: Collection[str] =
     except OSError as error:
         raise UserError(f"cannot read the labels {table}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is not a CSV file in UTF-8: {error}") from error
+        advice = "; Excel saves such as CSV UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise UserError(f"{table} is not a CSV file in UTF-8: {error}{advice}") from error
 
 
 def _check_header(table: Path, header: list[str], needed: Collection[str]) -> None:

@@ -83,5 +83,5 @@ def test_lists_that_are_none(tmp_path):
         find_images([], lists=[tmp_path / "none.txt"])
     with pytest.raises(UserError, match=r"cannot read the list .*: Is a directory"):
         find_images([], lists=[tmp_path])
-    with pytest.raises(UserError, match=r"no images below .*empty.txt, only no files"):
+    with pytest.raises(UserError, match=r"no images below .*empty.txt, nor any other files"):
         find_images([], lists=[write(tmp_path / "empty.txt", b"\n")])

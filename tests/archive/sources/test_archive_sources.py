@@ -131,7 +131,7 @@ def test_a_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
     ("sources", "message"),
     [
         (["nowhere"], "the source .*nowhere does not exist"),
-        (["empty"], "no images below .*empty, only no files"),
+        (["empty"], "no images below .*empty, nor any other files"),
         (["texts"], r"no images below .*texts, only 2 x \.txt, 1 x \.nii"),
         (["a", "a/images"], "images would count twice: the source .*a/images lies in the source .*a$"),
         (["a/images/1.png", "a"], "images would count twice"),
@@ -226,7 +226,7 @@ def test_rows_may_repeat_but_not_contradict(tmp_path):
         ("image,label\n", "no row matches an image, e.g. it has no rows"),
         ("image,label\nother,a\n", "no row matches an image, e.g. line 2, 'other': no image has it"),
         ("image,label\n1,a,b\n", "line 2: 3 cells for 2 columns"),
-        (b"image,label\n1,\xe4\n", "is not a CSV file in UTF-8: .*byte 0xe4"),
+        (b"image,label\n1,\xe4\n", "is not a CSV file in UTF-8: .*byte 0xe4 .*; Excel saves such as CSV UTF-8$"),
         ('image,label\n1,"a\n', "is not a CSV file in UTF-8: unexpected end of data"),
     ],
 )
