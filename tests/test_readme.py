@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 
 import pytest
 
+from fastfgssl.archive.options import PrepareOptions
+from fastfgssl.commands.prepare import parse_arguments
 from fastfgssl.config.files import load_config
 from helpers.paths import ROOT
 
@@ -27,7 +30,7 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
-def test_commands_name_what_exists(command):
+def test_commands_name_what_exists(command, monkeypatch):
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[0] == ".":  # the environment that `make` sets up
         assert words[1] == ".venv/bin/activate"
@@ -44,6 +47,12 @@ def test_commands_name_what_exists(command):
     for option in (word for word in words[start:] if word.startswith("--")):
         known = f'"{option}"' in source or f'("{option[2:]}",' in source  # in a table of options
         assert known, f"{name} has no {option}"
+    if name == "prepare":
+        words_of_tool = [re.sub(r"\$\w+", "1", word) for word in words[start + 1 :]]  # for a variable of the shell
+        monkeypatch.setattr(sys, "argv", [name, *words_of_tool])
+        arguments = vars(parse_arguments())
+        if not arguments.pop("verify"):
+            PrepareOptions(**arguments)
     if "--config" in words:
         config = words[words.index("--config") + 1]
         overrides = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)]

@@ -172,8 +172,9 @@ class PrepareOptions:
         given = [f"--{name.replace('_', '-')}" for name in _LABELS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} each say what images show: give one of them")
-        if self.group_column is not None and self.labels is None:
-            raise UserError("group-column names a column of the labels: give --labels too")
+        for name in ("group_column", "image_column", "label_column"):
+            if self.labels is None and getattr(self, name) != getattr(type(self), name):
+                raise UserError(f"{name.replace('_', '-')} names a column of the labels: give --labels too")
         if self.engine is not None and self.part is not None:
             raise UserError("--engine ray shares the work out itself: leave out --part")
         if self.engine is None and self.ray_address is not None:
@@ -292,4 +293,6 @@ def _path(key: str, value: Any) -> Path | str:
     """A path, in which `~` is the home folder; of sources, a URL stays one."""
     if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
         raise UserError(f"{key} = {value!r}: must be a path")
+    if key != "sources" and re.match(r"[A-Za-z][\w+.-]+:/", str(value)):  # which would make folders of such names here
+        raise UserError(f"{key} = {str(value)!r}: must be a path on this machine, not a URL")
     return path_or_url(str(value)) if key == "sources" and isinstance(value, str) else user_path(os.fspath(value))

@@ -35,13 +35,13 @@ from fastfgssl.runtime.errors import UserError
 from fastfgssl.runtime.files import user_path
 
 _LIMITS = (
-    ("max-pixels", int, "images with more are quarantined undecoded"),
-    ("max-bytes", int, "files with more are quarantined unread"),
-    ("max-seconds", float, "files that take longer are quarantined"),
-    ("max-memory", float, "MiB that one file may take; those that need more are quarantined"),
-    ("max-ratio", float, "bytes that a container may give for each of its own, beyond the first 64 MiB"),
-    ("max-expanded", int, "bytes that a container may give"),
-    ("max-unreadable", float, "share of the files that may be unreadable before the run ends"),
+    ("max-pixels", "images with more are quarantined undecoded"),
+    ("max-bytes", "files with more are quarantined unread"),
+    ("max-seconds", "files that take longer are quarantined"),
+    ("max-memory", "MiB that one file may take; those that need more are quarantined"),
+    ("max-ratio", "bytes that a container may give for each of its own, beyond the first 64 MiB"),
+    ("max-expanded", "bytes that a container may give"),
+    ("max-unreadable", "share of the files that may be unreadable before the run ends"),
 )
 
 _FILTERS = (
@@ -197,9 +197,9 @@ def parse_arguments() -> argparse.Namespace:
         help="images that are nearly the same as another, new or in the archive: tell of them, put them into one group,"
         " or keep the first (default: not looked for)",
     )
-    for name, kind, what in _LIMITS:
+    for name, what in _LIMITS:  # text, of which the options make numbers: 8e9 is one of bytes too
         default = getattr(PrepareOptions, name.replace("-", "_"))
-        add(f"--{name}", type=kind, metavar="N", default=default, help=f"{what} (default {default:g})")
+        add(f"--{name}", metavar="N", default=default, help=f"{what} (default {default:g})")
     add("--key", type=user_path, metavar="FILE", help="key of the names, made if absent (default OUT.private/key)")
     add(
         "--nested",

@@ -113,11 +113,11 @@ def test_words_and_options_stand_in_any_order():
 def main():
     parser = Parser(description="")
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--seconds", type=int)
-    arguments = parser.parse_args(["a=1", "--seconds", "3", "b=2"])
-    print(arguments.words, arguments.seconds)
+    parser.add_argument("--window")
+    arguments = parser.parse_args(["a=1", "--window", "-600/1500", "b=2"])
+    print(arguments.words, arguments.window)
 run_tool(main)"""
-    assert run(program).stdout == "['a=1', 'b=2'] 3\n"
+    assert run(program).stdout == "['a=1', 'b=2'] -600/1500\n"
 
 
 def test_lines_of_progress_come_now_and_then(capsys):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,8 +83,10 @@ def read_labels(
     Raises UserError if the table cannot be read, lacks a column, contradicts itself or matches no image.
     """
     optional = ("split",) if group_column else ("split", *GROUP_COLUMNS)
-    one_hot = "," in label_column
+    one_hot = "," in label_column and not _has_column(table, image_column, label_column)
     names = list(filter(None, map(str.strip, label_column.split(",")))) if one_hot else [label_column]
+    if not names:
+        raise UserError(f"label-column = {label_column!r}: must be a column of {table}, or one for each class: A,B")
     read = read_columns(table, image_column, (*names, *filter(None, [group_column])), optional)
     told = {name: read.columns[name] for name in names}
     label = class_of_columns(table, read.line, told) if one_hot else told[label_column]
@@ -114,6 +117,12 @@ def read_labels(
         code[found.images[matched]] = column.code[first]
         said.append(Column(column.words, code))
     return Labels(EntryLabels(*said), sorted(label.words), len(read.line), unmatched)
+
+
+def _has_column(table: Path, image_column: str, name: str) -> bool:
+    """Whether a table has a column of this very name, with commas in it."""
+    with closing(read_cells(table, (image_column,), (name,))) as rows:
+        return name in next(rows, (0, []))[1]
 
 
 def labels_of_folders(found: Listing) -> Labels:

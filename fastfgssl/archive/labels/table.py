@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,9 @@ class Table(NamedTuple):
     """The other columns."""
 
 
-def read_cells(table: Path, needed: Collection[str], optional: Collection[str] = ()) -> Iterator[tuple[int, list[str]]]:
+def read_cells(
+    table: Path, needed: Collection[str], optional: Collection[str] = ()
+) -> Generator[tuple[int, list[str]], None, None]:
     """The number of each row's last line and its cells, stripped; the header first, blank lines left out.
 
     Cells are separated by commas, semicolons or tabs, as the header is. Or the table is a sheet of a workbook, as

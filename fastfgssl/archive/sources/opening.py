@@ -46,6 +46,8 @@ def open_sources(
 def _open(source: Path | str, options: SourceOptions) -> Source:
     if isinstance(source, Path):
         return _with_containers(FolderSource(source, options), options)
+    if not source.partition("://")[2].strip("/"):
+        raise UserError(f"the source {source} names nothing behind its protocol")
     if is_dicomweb(source):
         return DicomWebSource(source, options)
     return _with_containers(RemoteSource(source, options), options)

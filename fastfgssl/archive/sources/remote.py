@@ -46,7 +46,8 @@ class RemoteSource:
         try:
             info = from_server(lambda: fs.info(path))
         except FileNotFoundError:
-            raise UserError(f"the source {public(url)} does not exist") from None
+            or_away = " or cannot be reached" if url.startswith("http") else ""  # which of both, fsspec does not tell
+            raise UserError(f"the source {public(url)} does not exist{or_away}") from None
         except OSError as error:
             raise UserError(f"cannot read the source {public(url)}: {error.strerror or error}") from error
         if info["type"] == "file":
@@ -192,6 +193,9 @@ def file_system(url: str) -> Any:
     protocol = url.partition("://")[0]
     options: dict[str, Any] = _S3 if protocol in ("s3", "s3a") else {}
     try:
+        options |= fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(url)
+        if "host" in options:  # whose packages read one thing at a time
+            raise ValueError(f"of servers, those of https and DICOMweb are, and object stores, but none of {protocol}")
         system = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
         package = _EXTRAS.get(protocol, "")

@@ -68,6 +68,14 @@ def test_a_column_for_each_class(tmp_path):
         read_labels(table, found, label_column="mel,DF")
 
 
+def test_a_column_whose_name_has_a_comma_is_one(tmp_path):
+    write_files(tmp_path / "data", {"1.png": b""})
+    table, found = tmp_path / "labels.csv", find_images([tmp_path / "data"])
+    table.write_text('image,"Diagnosis, final"\n1,nv\n')
+    labels = read_labels(table, found, label_column="diagnosis, final")
+    assert by_name(labels, found).facts == {"1.png": Facts("nv", None, None)}
+
+
 def test_columns_of_other_names_and_letters(tmp_path):
     write_files(tmp_path / "data", {"ISIC_1.jpg": b""})
     table = tmp_path / "labels.csv"

@@ -95,5 +95,13 @@ def test_urls_of_other_protocols(tmp_path):
     found = {"DICOM/A0001": scan, "DICOM/B.Doe": scan, "LIESMICH": "skipped: no suffix", "Z": "skipped: no suffix"}
     assert contents("memory://disc") == found
     assert contents("memory://disc/DICOM/A0001") == {"A0001": scan}
-    with pytest.raises(UserError, match="nonsense://x cannot be read: Protocol not known: nonsense"):
-        contents("nonsense://x")
+    for url, why in {
+        "nonsense://x": "nonsense://x cannot be read: Protocol not known: nonsense",
+        "ftp://127.0.0.1/x": "ftp://127.0.0.1/x cannot be read: of servers, those of https and DICOMweb are, and obj",
+        "hdfs://x/y": "hdfs://x/y cannot be read: of servers, those",
+        "s3://": "the source s3:// names nothing behind its protocol",
+        "https://127.0.0.1:9/x.zip": "the source https://127.0.0.1:9/x.zip does not exist or cannot be reached",
+    }.items():
+        with pytest.raises(UserError, match=f"^{why}") as told:
+            contents(url)
+        assert "\n" not in str(told.value)
