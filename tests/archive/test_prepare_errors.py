@@ -137,16 +137,21 @@ def test_bad_input_in_a_process_of_its_own(bad_folder):
 
 @pytest.mark.parametrize("command", [*list(FORBIDDEN)[::2], *further(*list(FORBIDDEN)[1::2])])
 def test_what_the_system_forbids_is_told_before_the_work(tmp_path, command):
-    write_files(tmp_path, {"images/1.png": encode(gradient(), "PNG"), "closed/1.png": b""})
+    """But for a folder that is the system's own, as at the root of a disk."""
+    files = {"images/1.png": encode(gradient(), "PNG"), "images/disk/lost+found/1": b"", "closed/1.png": b""}
+    write_files(tmp_path, files)
     fixed_key(tmp_path / "readonly/key")
-    (tmp_path / "closed").chmod(0)
+    closed = tmp_path / "closed", tmp_path / "images/disk/lost+found"
+    for folder in closed:
+        folder.chmod(0)
     (tmp_path / "readonly").chmod(0o500)
     without_privileges = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     tool = [*without_privileges, sys.executable, TOOL, *command.split()]
     try:
         ended = subprocess.run(list(map(str, tool)), cwd=tmp_path, capture_output=True, text=True)
     finally:
-        (tmp_path / "closed").chmod(0o700)
+        for folder in closed:
+            folder.chmod(0o700)
     message = FORBIDDEN[command].format(tmp_path.resolve())
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {message}\n")
 

@@ -25,6 +25,8 @@ from fastfgssl.runtime.errors import UserError
 
 OUTSIDE = "link out of the source"
 TOO_LONG = "path too long"
+_OF_SYSTEM = (b"lost+found", b"System Volume Information", b"$RECYCLE.BIN", b".Trashes")
+"""Folders at the root of disks, which mostly nobody but the system may read."""
 
 
 class _Found(NamedTuple):
@@ -69,6 +71,8 @@ class FolderSource:
                 yield of_slides.pop(name) if name in of_slides else self._entry(name, is_link=is_link)
             elif is_link and self._leaves(name[:-1]):
                 yield Entry(name[:-1], 0, 0, OUTSIDE)
+            elif name[:-1].rpartition(b"/")[2] in _OF_SYSTEM and not os.access(self._path(name), os.R_OK | os.X_OK):
+                yield Entry(name[:-1], 0, 0, "folder of the system")
             elif (found := self._within(name, entered)) is not None:
                 waiting += reversed(found)
                 of_slides |= self._of_slides(found)
