@@ -24,7 +24,8 @@ class Finder:
     """Finds the images of a listing by what the cells of a table, in the folder `beside`, call them.
 
     A cell is a path relative to a source or to `beside`, or absolute, or a name as in `ImageFile.name`; or a file name,
-    with or without its suffix, or with that of another format, if only one image has it.
+    with or without its suffix, or with that of another format, if only one image has it. Where none of it is there, a
+    cell with backslashes is a path as Windows spells it.
     """
 
     def __init__(self, listing: Listing, beside: Path) -> None:
@@ -60,6 +61,10 @@ class Finder:
         unmatched = np.flatnonzero(found == NONE)
         if len(unmatched):  # files that were given another format since the table was made
             found[unmatched] = self._of_name(pc.replace_substring_regex(cells.take(pa.array(unmatched)), _SUFFIX, ""))
+        with_backslash = pc.match_substring(cells, "\\").to_numpy(zero_copy_only=False)
+        of_windows = np.flatnonzero((found == NONE) & with_backslash)
+        if len(of_windows):
+            found[of_windows] = self(pc.replace_substring(cells.take(pa.array(of_windows)), "\\", "/"))
         return found
 
     def _spellings(self, cell: str) -> Iterator[bytes]:

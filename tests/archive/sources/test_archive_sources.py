@@ -170,6 +170,7 @@ def read(tmp_path: Path, table: str | bytes, source: str = "data", where: str = 
         ("1", "images/1.png"),  # its name without suffix
         ("top.jpg", "top.jpg"),  # the source's own, though another has that name
         ("deep/top.jpg", "deep/top.jpg"),
+        ("data\\images\\1.png", "images/1.png"),  # of Windows
     ],
 )
 def test_every_way_to_name_an_image(tmp_path, cell, id):
