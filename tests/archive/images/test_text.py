@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from fastfgssl.archive.images.image import ImageSettings
 from fastfgssl.archive.images.pictures import in_8_bits
 from fastfgssl.archive.images.text import _letters, _opened, find_text
 from fastfgssl.archive.outcome import Filtered
+from helpers import text_detection
 from helpers.dicom import dicom
-from helpers.images import DECODER
+from helpers.images import DECODER, REAL_DATA, real_data
 
 WORDS = ("DOE^JOHN 12.03.1957", "Smith, Mary ID 4471193", "F 63y 2021-04-17 10:33", "MUELLER PETRA *1948")
 
@@ -70,6 +73,21 @@ def test_nothing_is_found_where_there_is_none(pictures):
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     for plain in (noise, np.zeros((40, 40), np.uint8), np.zeros((3, 90), np.uint8), np.zeros((1, 1, 3), np.uint8)):
         assert find_text(plain) == []
+
+
+@real_data
+def test_text_over_real_pictures_is_found_and_in_them_there_is_none():
+    files = sorted(Path(REAL_DATA, "dermoscopy/images").iterdir())[::120]
+    pictures, rng = [Image.open(file).convert("RGB") for file in files], random.Random(0)
+    assert sum(bool(find_text(np.asarray(picture))) for picture in pictures) == 0
+    written = [
+        text_detection.overlaid(picture, size, text_detection.COLOURS[colour], rng)[0]
+        for picture in pictures
+        for size in (12, 24)
+        for colour in ("white", "black", "yellow")
+    ]
+    assert len(written) >= 120
+    assert sum(bool(find_text(picture)) for picture in written) >= 0.97 * len(written)
 
 
 def test_boxes_of_letters_are_those_of_scipy():
