@@ -8,7 +8,7 @@ fastfgssl prepare dicomweb+https://pacs.hospital.example/dicom-web --out archive
 fastfgssl prepare --verify archive
 
 Every image is decoded completely, as training decodes it, and a damaged one is left out. The archive appears at --out
-when it is complete, and not before; the same command goes on where one was stopped or killed. If --out holds an archive,
+when it is complete, and not before; the same command goes on where it was stopped or killed. If --out holds an archive,
 what is new in the sources is added to it. It holds no name of a file or a patient: names, and what became of each file,
 are in a table beside the key, which by default are both in a folder OUT.private, to be kept to yourself. Two pages show
 it: report.html in the archive, without names, and OUT.report.html beside the key, with them and with left-out pictures.
