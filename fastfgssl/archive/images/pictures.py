@@ -195,9 +195,10 @@ def require_same(format: str, first: np.ndarray, second: np.ndarray) -> None:
 
 def refuse_constant(pixels: np.ndarray) -> None:
     """Raises Unusable if all pixels are alike: decoders have been found to return black without an error."""
-    if pixels.flat[0] != pixels.flat[-1]:  # nearly always, of colour
+    first = pixels[0, 0]
+    if (first != pixels[-1, -1]).any():  # nearly always
         return
-    few = pixels[::16, ::16]
     one_pixel = pixels.shape[:2] == (1, 1)  # which is small: another reason
-    if not one_pixel and few.min() == few.max() and pixels.min() == pixels.max():
-        raise Unusable(f"constant: all pixels are {pixels.flat[0]}")
+    if not one_pixel and (pixels[::16, ::16] == first).all() and (pixels == first).all():
+        levels = np.atleast_1d(first).tolist()
+        raise Unusable(f"constant: all pixels are {', '.join(map(str, levels if len(set(levels)) > 1 else levels[:1]))}")

@@ -31,6 +31,8 @@ REFUSED = {
     "damaged or unsupported GIF": b"GIF89a" + bytes(30),
     "damaged or unsupported HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     "constant: all pixels are 7": encode(Image.new("L", (40, 30), 7), "PNG"),
+    "constant: all pixels are 0, 135, 0": encode(Image.new("RGB", (40, 30), (0, 135, 0)), "PNG"),
+    "constant: all pixels are 9": encode(Image.new("RGB", (40, 30), (9, 9, 9)), "JPEG"),
 }
 
 
