@@ -201,4 +201,5 @@ def refuse_constant(pixels: np.ndarray) -> None:
     one_pixel = pixels.shape[:2] == (1, 1)  # which is small: another reason
     if not one_pixel and (pixels[::16, ::16] == first).all() and (pixels == first).all():
         levels = np.atleast_1d(first).tolist()
-        raise Unusable(f"constant: all pixels are {', '.join(map(str, levels if len(set(levels)) > 1 else levels[:1]))}")
+        shown = levels if len(set(levels)) > 1 else levels[:1]
+        raise Unusable(f"constant: all pixels are {', '.join(map(str, shown))}")
