@@ -26,6 +26,7 @@ from fastfgssl.archive.labels.presets import PRESETS
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import PrepareOptions
 from fastfgssl.archive.prepare import prepare
+from fastfgssl.archive.report.samples import mostly_gray
 from fastfgssl.archive.report.table import report_rows
 from fastfgssl.archive.sources.opening import path_or_url
 from fastfgssl.archive.summary import Progress
@@ -74,8 +75,7 @@ def main() -> int | None:
     if options.part or options.dry_run:
         return None
     archive = shlex.quote(str(options.out))
-    depths = Archive.open(options.out).bit_depth
-    config = "grayscale" if depths.get(16, 0) > depths.get(8, 0) else "paper"  # deep images are gray, nearly always
+    config = "grayscale" if mostly_gray(Archive.open(options.out)) else "paper"
     print_line(console, f"\nnext: fastfgssl train --config {config} data.path={archive} output=runs/first")
     if options.labels_preset:
         settings = f"model.weights=CHECKPOINT data.path={archive} output=runs/tuned"

@@ -229,7 +229,7 @@ def test_the_tool_writes_the_same_bytes_with_any_number_of_workers(generated, pl
         "quarantined  1 x empty file, e.g. ",
     ):
         assert line in result.stdout
-    assert f"data.path='{out}'" in result.stdout
+    assert f"next: fastfgssl train --config paper data.path='{out}'" in result.stdout
 
 
 def test_verify_of_the_tool(plain, tmp_path):

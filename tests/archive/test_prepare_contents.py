@@ -12,6 +12,7 @@ from fastfgssl.archive.building.inputs import read_inputs
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import PrepareOptions
 from fastfgssl.archive.prepare import prepare
+from fastfgssl.archive.report.samples import mostly_gray
 from fastfgssl.archive.verification import verify
 from fastfgssl.data.decode import depth_of
 from helpers.dicom import dicom
@@ -99,6 +100,7 @@ def test_images_with_text_are_kept_if_that_is_asked_for(export, tmp_path):
     assert archive.num_samples == 7
     assert not summary.filtered
     assert depth_of(archive) == "8"
+    assert mostly_gray(archive)
 
 
 def blotches(seed: int) -> Image.Image:
@@ -123,6 +125,7 @@ def copies(tmp_path) -> Path:
 def test_pictures_that_are_nearly_the_same_are_told_of(copies, tmp_path):
     archive, outcomes, summary = make(tmp_path, near_duplicates="report")
     assert archive.num_samples == 6
+    assert not mostly_gray(archive)
     assert outcomes["7 the same as 2.png"][0] == "duplicate"
     told = {frozenset(Path(path).name for path in pair.split(" and ")) for pair in summary.near_duplicates}
     assert told == {

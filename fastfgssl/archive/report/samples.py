@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from fastfgssl.archive.images.pictures import as_gray
 from fastfgssl.archive.images.preview import preview, shown_pixels
+from fastfgssl.archive.manifest import Archive
 from fastfgssl.runtime.patience import patiently
 
 _FEW = 1 << 16
 """Pixels of a picture whose levels are counted, at most."""
+_LOOKED_AT = 16
+"""Samples that tell whether an archive is gray."""
 
 
 class Samples:
@@ -44,6 +49,21 @@ class Samples:
         """A small JPEG; empty for what cannot be read."""
         pixels = self.pixels(sample)
         return b"" if pixels is None else preview(pixels, (0, 255))
+
+
+def mostly_gray(archive: Archive) -> bool:
+    """Whether most samples show gray, in one channel or in three that are alike: of some that are looked at.
+
+    Those that cannot be read count as colour.
+    """
+    ids = np.unique(np.linspace(0, archive.num_samples - 1, _LOOKED_AT).astype(np.int64))
+    rows = archive.columns(ids, ("shard", "offset", "size"))
+    gray = 0
+    for shard, offset, size in zip(*(column.tolist() for column in rows.values()), strict=True):
+        with suppress(Exception), archive.shard_path(shard).open("rb") as file:
+            file.seek(offset)
+            gray += as_gray(shown_pixels(file.read(size), (0, 255))).ndim == 2
+    return gray > len(ids) / 2
 
 
 class Brightness:
