@@ -92,6 +92,11 @@ def jpegs_with_names(image: Image.Image, **options: object) -> dict[str, bytes]:
         "a comment before the scan": before_scan(jpeg_segment(0xFE, TEXT)),
         "an unused quantisation table": before_scan(jpeg_segment(0xDB, quantisation)),
         "an unused Huffman table": before_scan(jpeg_segment(0xC4, huffman)),
+        "tables that others replace": behind_start(
+            jpeg_segment(0xDB, b"\0" + quantisation[1:] + quantisation),
+            jpeg_segment(0xC4, b"\0" + huffman[1:] + huffman),
+        ),
+        "tables behind the last scan": plain[:-2] + jpeg_segment(0xDB, b"\0" + quantisation[1:]) + plain[-2:],
     }
 
 

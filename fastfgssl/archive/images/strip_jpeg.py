@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -91,9 +90,9 @@ class _Segment(NamedTuple):
 def strip_jpeg(data: bytes) -> StrippedJpeg:
     """The JPEG `data` of tables, frame header, scans and the two markers that name its colour space.
 
-    Left out are EXIF with its thumbnail, XMP, IPTC, ICC, comments, MPF's further pictures, tables that no scan uses,
-    bytes between segments and after the end, fill bytes; all that is kept has its canonical length. Whether the scans
-    are whole is for a strict decoder to say.
+    Left out are EXIF with its thumbnail, XMP, IPTC, ICC, comments, MPF's further pictures, tables that no scan uses or
+    others replace, bytes between segments and after the end, fill bytes; all that is kept has its canonical length.
+    Whether the scans are whole is for a strict decoder to say.
     Raises Unusable if the structure is damaged or has no end, if scans are missing or above `MAX_SCANS`.
     """
     segments = _segments(data)
@@ -110,8 +109,11 @@ def strip_jpeg(data: bytes) -> StrippedJpeg:
     components = tuple(Component(*frame.body[place : place + 3]) for place in range(6, 6 + 3 * count, 3))
     _check_complete(frame.marker, components, scans)
 
-    quantisation = frozenset(component.table for component in components)
-    entropy = frozenset(table for scan in scans for table in _entropy_tables(scan))
+    wanted = {
+        DQT: frozenset(component.table for component in components),
+        DHT: frozenset(table for scan in scans for table in _entropy_tables(scan)),
+    }
+    replaced = _replaced(segments)
     parts = [b"\xff\xd8"]
     adobe, jfif = None, False
     for marker, body, _ in segments:
@@ -123,11 +125,10 @@ def strip_jpeg(data: bytes) -> StrippedJpeg:
         parts.append(_segment(APP0, _JFIF))
     if adobe is not None:
         parts.append(_segment(APP14, _ADOBE + bytes([adobe])))
-    for marker, body, scan in segments:
-        if marker == DQT:
-            body = _tables(body, quantisation, _quantisation_size)
-        elif marker == DHT:
-            body = _tables(body, entropy, _huffman_size)
+    for number, (marker, body, scan) in enumerate(segments):
+        if marker in wanted:
+            tables = _tables(marker, body).items()
+            body = b"".join(table for which, table in tables if which in wanted[marker] - replaced[number])
         elif marker == DRI:
             body = body[:2]
         elif marker == SOS:
@@ -227,34 +228,40 @@ def _check_complete(frame: int, components: tuple[Component, ...], scans: list[_
         raise _damaged("some of its scans are missing")
 
 
+def _replaced(segments: list[_Segment]) -> list[set[int]]:
+    """Of each segment the numbers of its tables that another replaces before a scan uses them, or that none does."""
+    later: dict[int, set[int]] = {DQT: set(range(256)), DHT: set(range(256))}  # behind the last scan
+    found = []
+    for marker, body, _ in reversed(segments):
+        if marker == SOS:
+            later = {DQT: set(), DHT: set()}
+        found.append(set(later.get(marker, ())))
+        if marker in later:
+            later[marker] |= _tables(marker, body).keys()
+    return found[::-1]
+
+
 def _entropy_tables(scan: _Segment) -> set[int]:
     """Those that it uses, as a Huffman table spells class and number."""
     chosen = scan.body[2 : 1 + 2 * scan.body[0] : 2]
     return {pair >> 4 for pair in chosen} | {0x10 | pair & 15 for pair in chosen}
 
 
-def _quantisation_size(body: bytes, place: int) -> int:
-    return 129 if body[place] >> 4 else 65
-
-
-def _huffman_size(body: bytes, place: int) -> int:
-    return 17 + sum(body[place + 1 : place + 17])
-
-
 @lru_cache(maxsize=256)  # a device writes the same tables into each of its files
-def _tables(body: bytes, wanted: frozenset[int], size_of: Callable[[bytes, int], int]) -> bytes:
-    """Those of a segment that are wanted."""
-    kept = []
+def _tables(marker: int, body: bytes) -> dict[int, bytes]:
+    """Of a segment of quantisation or Huffman tables, each by its number; of two with one number, the second."""
+    found: dict[int, bytes] = {}
     place = 0
     while place < len(body):
-        size = size_of(body, place)
+        if marker == DQT:
+            number, size = body[place] & 15, 129 if body[place] >> 4 else 65
+        else:
+            number, size = body[place], 17 + sum(body[place + 1 : place + 17])
         if place + size > len(body):
             raise _damaged("a table is cut off")
-        number = body[place] & 15 if size_of is _quantisation_size else body[place]
-        if number in wanted:
-            kept.append(body[place : place + size])
+        found[number] = body[place : place + size]
         place += size
-    return b"".join(kept)
+    return found
 
 
 def _segment(marker: int, body: bytes) -> bytes:
