@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS = 1 << 14  # of a batch
+pa.array([0])  # at its first array, Arrow looks for pandas, and takes a signal meanwhile for its absence
 _SHOWN = 5
 
 

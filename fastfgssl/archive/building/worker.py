@@ -74,7 +74,8 @@ Function = Callable[[Any, Watch], Any]
 def expect_workers(*modules: str) -> None:
     """Lets the process that workers are forked from import `modules` while this one is at something else.
 
-    Workers are no forks of this process, which would copy the locks of threads (rich's, pyarrow's, torch's).
+    Workers are no forks of this process, which would copy the locks of threads (rich's, pyarrow's, torch's). Ctrl-C
+    reaches every process of a terminal: they inherit from that one that they ignore it.
     """
     multiprocessing.set_forkserver_preload(list(modules))
     with _ignored_interrupt():
@@ -90,9 +91,8 @@ def start_worker(function: Function) -> Worker:
     watch = Watch(shared)
     watch.rest()
     process = context.Process(target=_serve, args=(function, theirs, shared, dict(os.environ)), daemon=True)
-    # Ctrl-C reaches every process of the terminal: workers inherit that they ignore it
-    with _ignored_interrupt(), _no_script():
-        process.start()
+    with _no_script():
+        process.start()  # which may wait for seconds for what is imported
     theirs.close()  # so that the end of the worker is the end of the pipe
     return Worker(process, ours, watch)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastfgssl.archive.building.worker import NO_ITEM, Death, Watch
+from fastfgssl.archive.building.worker import NO_ITEM, Death, Watch, start_worker
 from fastfgssl.archive.building.workers import run_tasks
 from fastfgssl.runtime.errors import UserError
 from helpers.command import Command
@@ -46,6 +46,19 @@ def test_interrupt_leaves_no_archive_and_no_processes(tmp_path):
     assert (run.returncode, errors) == (130, "interrupted\n")
     assert not (tmp_path / "archive").exists()
     wait_until(lambda: not living(run.pid))
+
+
+def test_an_interrupt_is_heard_while_a_worker_starts(monkeypatch):
+    """For which its parent waits as long as the process that workers are forked from imports what they need."""
+    monkeypatch.setattr(
+        "multiprocessing.context.ForkServerProcess.start", lambda self: signal.raise_signal(signal.SIGINT)
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_worker(Act())
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_workers_end_when_their_parent_is_killed():
