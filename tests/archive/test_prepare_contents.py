@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from fastfgssl.archive.building.accounting import read_accounting
 from fastfgssl.archive.building.inputs import read_inputs
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.options import PrepareOptions
@@ -15,7 +16,7 @@ from fastfgssl.archive.prepare import prepare
 from fastfgssl.archive.report.samples import mostly_gray
 from fastfgssl.archive.verification import verify
 from fastfgssl.data.decode import depth_of
-from helpers.dicom import dicom
+from helpers.dicom import dicom, wheel_file
 from helpers.images import REAL_DATA, inputs_of, real_data
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -58,6 +59,8 @@ def export(tmp_path) -> Path:
     (source / "declared.dcm").write_bytes(dicom(scan(8), BurnedInAnnotation="YES", **stored))
     (source / "written.dcm").write_bytes(dicom(with_text(scan(9)), **stored))
     (source / "2").write_bytes(b"a list of something")
+    (source / "report.dcm").write_bytes(wheel_file("reportsi.dcm").read_bytes())
+    (source / "plan.dcm").write_bytes(wheel_file("rtplan.dcm").read_bytes())
     return source
 
 
@@ -74,7 +77,12 @@ def test_a_dicom_export_becomes_an_archive(export, tmp_path):
         "declared.dcm": "filtered",
         "written.dcm": "filtered",
         "2": "skipped",
+        "report.dcm": "skipped",
+        "plan.dcm": "skipped",
     }
+    kinds = {"no image, by its first bytes": 1, "DICOM: Basic Text SR Storage": 1, "DICOM: RT Plan Storage": 1}
+    assert summary.skipped == kinds
+    assert kinds.keys() <= set(read_accounting(archive.path)["reason"].to_pylist())
     assert (summary.filtered, summary.quarantined) == ({"burned-in text": 3}, {})
     assert [outcomes[name][1].split(";")[0] for name in ("capture.dcm", "declared.dcm")] == [
         "burned-in text: a capture of a screen or a film",

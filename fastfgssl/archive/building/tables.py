@@ -18,6 +18,7 @@ from fastfgssl.archive.building.base import Base
 from fastfgssl.archive.building.keys import Key
 from fastfgssl.archive.building.parts import FACT_TYPES
 from fastfgssl.archive.building.plan import Inputs
+from fastfgssl.archive.dicom.classes import OF_CLASS
 from fastfgssl.archive.manifest import TABLE
 from fastfgssl.archive.manifest_file import FORMAT, MANIFEST, VERSION
 
@@ -177,8 +178,10 @@ def new_accounting(inputs: Inputs, ids: pa.Array, sizes: np.ndarray) -> pa.Table
 
 
 def kind_of_reason(reasons: pa.Array) -> pa.Array:
-    """What stands before the first colon."""
-    return pc.list_element(pc.split_pattern(_whole(reasons), ":", max_splits=1), 0)
+    """What stands before the first colon; all of it for a class of DICOM objects, whose names are the standard's."""
+    whole = _whole(reasons)
+    kinds = pc.list_element(pc.split_pattern(whole, ":", max_splits=1), 0)
+    return pc.if_else(pc.starts_with(whole, f"{OF_CLASS}: "), whole, kinds)
 
 
 def write_accounting(archive: Path, table: pa.Table) -> dict:

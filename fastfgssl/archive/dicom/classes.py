@@ -6,6 +6,8 @@ import re
 
 from pydicom.uid import UID, UID_dictionary
 
+OF_CLASS = "DICOM"
+"""What the reason begins with why an object is no image; behind a colon follows what kind it is."""
 # names of PS3.6 annex A; what is not among them is read, and its contents tell
 _CLASSES = re.compile(
     r".*\b(SR|Waveform|Presentation State|Document|Encapsulated \w+|Structure Set|Plan|Record|Registration|Fiducials"
@@ -22,5 +24,5 @@ def without_pixels(sop_class: str, modality: str) -> str:
     """
     if sop_class:
         name = UID(sop_class).name if sop_class in UID_dictionary else ""
-        return f"DICOM: {name}" if _CLASSES.fullmatch(name) else ""
-    return f"DICOM: modality {modality}" if modality in _MODALITIES else ""
+        return f"{OF_CLASS}: {name}" if _CLASSES.fullmatch(name) else ""
+    return f"{OF_CLASS}: modality {modality}" if modality in _MODALITIES else ""

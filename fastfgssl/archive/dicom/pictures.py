@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastfgssl.archive.dicom import facts as of_header
+from fastfgssl.archive.dicom.classes import OF_CLASS
 from fastfgssl.archive.dicom.codecs import becomes_rgb, codec, decode_compressed, decode_native
 from fastfgssl.archive.dicom.colour import apply_palette, to_8_bits, to_rgb
 from fastfgssl.archive.dicom.facts import Flags, Identifiers
@@ -110,10 +111,10 @@ def _without_pixels(file: DicomFile) -> Exception:
     if 0x00280010 in file.header or file.kind.endswith("Image Storage") or file.kind in WITH_PIXELS:
         return Unusable("damaged or unsupported DICOM: an image without pixels: cut short?")
     if 0x00041220 in file.header:
-        return NoImage("DICOM: Media Storage Directory Storage")
+        return NoImage(f"{OF_CLASS}: Media Storage Directory Storage")
     if not file.kind:
         return Unusable("damaged or unsupported DICOM: neither pixels nor a class of object: cut short?")
-    return NoImage(f"DICOM: {file.kind}")
+    return NoImage(f"{OF_CLASS}: {file.kind}")
 
 
 def _chosen(layout: Layout, frames: Frames, settings: DicomSettings) -> range:

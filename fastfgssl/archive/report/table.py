@@ -27,7 +27,9 @@ def report_rows(options: PrepareOptions, summary: Summary) -> Iterator[tuple[str
     if summary.known and done:
         yield "added", f"{summary.added:,} of them; {summary.known:,} images that were found were known"
     if summary.grown:
-        yield "not renewed", f"{len(summary.grown):,} files have another size than when added, e.g. {summary.grown[0]}"
+        have = "file has" if len(summary.grown) == 1 else "files have"
+        what = f"{len(summary.grown):,} {have} another size than when added, e.g. {summary.grown[0]}"
+        yield "not renewed", f"{what}; --retry takes those that had failed, --overwrite makes all anew"
     if summary.moved:
         what = "known images lay elsewhere when added: if they are others, rename their source"
         yield "elsewhere", f"{what}; e.g. {summary.moved[0]}"
