@@ -65,6 +65,8 @@ class Listing:
     """Rows of what may be an image, int64, ascending."""
     other_files: Counter[str]
     """Entries that are none, by the kind of thing that they are."""
+    damaged: Counter[str]
+    """Entries that should have been images or hold some, by why they are of no use."""
 
     def __init__(self, sources: Sequence[Source], table: pa.Table) -> None:
         self.sources = list(sources)
@@ -72,9 +74,8 @@ class Listing:
         self.table = table
         kinds = table["kind"]
         self.images = np.flatnonzero(pc.is_null(kinds).to_numpy())
-        others = kinds.filter(pc.invert(table["damaged"])).drop_null()
-        counts = pc.value_counts(others.cast(pa.string())).to_pylist()
-        self.other_files = Counter({item["values"]: item["counts"] for item in counts})
+        self.other_files = _counted(kinds.filter(pc.invert(table["damaged"])))
+        self.damaged = _counted(kinds.filter(table["damaged"]))
         csv = np.flatnonzero(pc.fill_null(pc.equal(kinds.cast(pa.string()), ".csv"), False).to_numpy())
         self.tables = [Path(path) for path in self.places(csv) if "!/" not in path and "://" not in path]
 
@@ -163,12 +164,18 @@ def find_images(
     stored = pa.memory_map(os.fsencode(file)) if file else pa.BufferReader(memory.getvalue())
     listing = Listing(sources, pa.ipc.open_file(stored).read_all())
     if not len(listing.images):
-        others = ", ".join(f"{count} x {kind}" for kind, count in listing.other_files.most_common(_SHOWN))
+        counts = listing.other_files + listing.damaged
+        others = ", ".join(f"{count} x {kind}" for kind, count in counts.most_common(_SHOWN))
         seen = f"only {others}" if others else "nor any other files"
         then = f"; {advice}" if advice else ""
         raise UserError(f"no images below {', '.join(map(str, (*paths, *lists)))}, {seen}{then}")
     _check_unique(listing)
     return listing
+
+
+def _counted(kinds: pa.ChunkedArray) -> Counter[str]:
+    counts = pc.value_counts(kinds.drop_null().cast(pa.string())).to_pylist()
+    return Counter({item["values"]: item["counts"] for item in counts})
 
 
 def _batches(sources: Sequence[Source], kinds: dict[str, int]) -> Iterator[pa.RecordBatch]:

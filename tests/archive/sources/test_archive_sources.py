@@ -133,6 +133,7 @@ def test_a_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
         (["nowhere"], "the source .*nowhere does not exist"),
         (["empty"], "no images below .*empty, nor any other files"),
         (["texts"], r"no images below .*texts, only 2 x \.txt, 1 x \.nii"),
+        (["no.zip"], "no images below .*no.zip, only 1 x damaged container: it has no directory: is it cut off"),
         (["a", "a/images"], "images would count twice: the source .*a/images lies in the source .*a$"),
         (["a/images/1.png", "a"], "images would count twice"),
         (["a", "a"], "images would count twice"),
@@ -144,9 +145,10 @@ def test_a_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
 )
 def test_bad_sources(tmp_path, sources, message):
     touch(tmp_path, "a/images/1.png", "b/images/1.png", "texts/1.txt", "texts/2.txt", "texts/3.nii")
+    touch(tmp_path, "no.zip")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        find_images([tmp_path / source for source in sources])
+        find_images([tmp_path / source for source in sources], SourceOptions(depth=3))
 
 
 def labels_of(sources: list[Path], table: Path, **options: str) -> Said:
