@@ -66,8 +66,10 @@ def evaluate(
     if untrained is not None:
         network = network._replace(model=build_untrained(network.config, untrained), step=0)
         of_weights = {"untrained": untrained}
-    of_run = network.config.data
-    archive = open_archive(replace(of_run, path=str(data), cache=of_run.cache if cache is None else str(cache)))
+    if cache is not None:
+        config = network.config
+        network = network._replace(config=replace(config, data=replace(config.data, cache=str(cache))))
+    archive = open_archive(replace(network.config.data, path=str(data)))
     if protocol == "finetuned":
         require_classifier(network.model, checkpoint)
     report = score_network(
