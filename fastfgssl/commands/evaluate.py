@@ -106,12 +106,9 @@ def main() -> None:
 
 
 def _print(report: Report) -> None:
-    from fastfgssl.evaluation.report import is_external
-
     console = make_console()
     title = f"{report.protocol} after {report.step} steps; {report.val_samples} images (split: {report.split}) scored"
-    if report.fit_samples:
-        title += f", {report.fit_samples} {'of another archive ' if is_external(vars(report)) else ''}to train"
+    title += f", {report.fit_samples} to train" if report.fit_samples else ""
     if report.label_fraction < 1:
         title += f" ({100 * report.label_fraction:g} % of the labels)"
     rows = report.results | report.floors
@@ -134,7 +131,7 @@ def _print(report: Report) -> None:
 
 def _print_classes(console: Console, report: Report) -> list[str]:
     """Prints what is told of each class, and returns lines to follow."""
-    from fastfgssl.evaluation.report import shown_result
+    from fastfgssl.evaluation.report import is_external, shown_result
 
     shown = shown_result(report.results)
     result = report.results[shown]
@@ -159,15 +156,16 @@ def _print_classes(console: Console, report: Report) -> list[str]:
         lines.append(f"no image of class {', '.join(missing)}: means over classes are of the others")
     if result["one_group"]:
         lines.append(f"one group alone, so that nothing is known of its spread: {', '.join(result['one_group'])}")
+    to_train = f"the images to train{', of another archive' if is_external(vars(report)) else ''}"
     overlap = report.overlap
     if overlap is not None:
         lines += [
-            f"shared with the images to train: {overlap.groups} groups, {overlap.identical_files} identical files,",
+            f"shared with {to_train}: {overlap.groups} groups, {overlap.identical_files} identical files,",
             f"    {overlap.near_duplicates} near-duplicates (cosine of thumbnails {overlap.threshold:g} or more)",
         ]
         lines += [f"    {scoring} is like {training}: {cosine:.3f}" for scoring, training, cosine in overlap.examples]
     else:
-        lines.append("not compared with the images to train, whose archive is not there")
+        lines.append(f"not compared with {to_train}, which is not there")
     return lines
 
 

@@ -44,7 +44,10 @@ def split_samples(archive: Archive, scoring: ScoringSplit | None = None, *, trai
     names = named_splits(archive)
     if names is None:
         if scoring is not None:
-            raise UserError(f"{archive.path} names no splits: prepare it with a column `split`, or leave out --split")
+            or_all = "" if trains else ", or take --split all"
+            raise UserError(
+                f"{archive.path} names no splits: prepare it with a column `split`, or leave out --split{or_all}"
+            )
         return _random_quarter(archive, ids)
     split = _own_split(archive, names, scoring, trains=trains)
     return split._replace(left_out=left_out(archive, np.concatenate([split.train, split.val])))
@@ -75,11 +78,12 @@ def _random_quarter(archive: Archive, ids: np.ndarray) -> Split:
 
 
 def named_splits(archive: Archive) -> np.ndarray | None:
-    """For each sample the split that the archive names, as `NAMES` has it; None if it names none."""
+    """For each sample the split that the archive names, as `SPLITS` has it; None if it names none."""
     if not archive.has_column("split"):
         return None
     written = archive.columns(np.arange(archive.num_samples), ("split",))["split"]
-    return np.array([_standard_name(name) for name in written]) if any(name is not None for name in written) else None
+    standard = {name: _standard_name(name) for name in set(written)}  # of a million samples a few
+    return np.array([standard[name] for name in written]) if standard.keys() - {None} else None
 
 
 def _standard_name(written: str | None) -> str:
@@ -159,7 +163,7 @@ def _labels(archive: Archive) -> np.ndarray:
 
 def _labelled(archive: Archive, labels: np.ndarray, scoring: ScoringSplit | None, *, trains: bool) -> Split:
     split = split_samples(archive, scoring, trains=trains)
-    if scoring is None and not (labels[split.val] >= 0).any():
+    if scoring is None and len(split.train) and not (labels[split.val] >= 0).any():
         split = _random_quarter(archive, split.train)
     train, val = (ids[labels[ids] >= 0] for ids in (split.train, split.val))
     return Split(train, val, split.name, left_out(archive, np.concatenate([train, val]), labels))

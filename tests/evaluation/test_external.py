@@ -17,7 +17,7 @@ from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.commands import evaluate as evaluate_command
 from fastfgssl.evaluation.checkpoint import evaluate
 from fastfgssl.evaluation.scores import floor_scores
-from fastfgssl.evaluation.split import scoring_samples, split_samples
+from fastfgssl.evaluation.split import labelled_split, scoring_samples, split_samples
 from fastfgssl.evaluation.training_samples import training_samples
 from fastfgssl.export.score_tables import score_lines
 from fastfgssl.runtime.errors import UserError
@@ -26,6 +26,7 @@ from helpers.command import run_here
 from helpers.images import files_of, fixed_key
 
 NEW = 12  # images that the first hospital has not; two more are of it
+TEST = 6  # of them are of a split `test`; nothing names one to train on
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -47,9 +48,11 @@ def theirs(phantom_folder, tmp_path_factory) -> Path:
     known = [row for row in learned if row["label"] != first][:2]
     for place, row in enumerate(known):
         shutil.copy(phantom_folder / row["image"], folder / "source" / "images" / f"known {place}.jpg")
-    lines = ["image,label,group"]
-    lines += [f"{place:06d}.jpg,{others[place % len(others)]},theirs {place // 2}" for place in range(NEW - 2)]
-    lines += [f"known 0.jpg,{known[0]['label']},{known[0]['group']}", f"known 1.jpg,{known[1]['label']},"]
+    lines = ["image,label,group,split"]
+    for place in range(NEW - 2):
+        split = "test" if place < TEST else ""
+        lines.append(f"{place:06d}.jpg,{others[place % len(others)]},theirs {place // 2},{split}")
+    lines += [f"known 0.jpg,{known[0]['label']},{known[0]['group']},", f"known 1.jpg,{known[1]['label']},,"]
     (folder / "labels.csv").write_text("\n".join(lines))
     options = {"labels": folder / "labels.csv", "key": fixed_key(folder / "key"), "workers": 1}
     prepare(PrepareOptions(sources=[folder / "source" / "images"], out=folder / "archive", **options))
@@ -120,9 +123,9 @@ def test_the_tool_and_the_card_say_which_images_scored(make_checkpoint, theirs, 
     out = " ".join(capsys.readouterr().out.split())
     record = json.loads(file.read_text())
     assert record["split"] == "all"
-    assert f"{NEW} images (split: all) scored, {record['fit_samples']} of another archive to train" in out
+    assert f"{NEW} images (split: all) scored, {record['fit_samples']} to train" in out
     assert f"no image of class {record['classes'][0]}: means over classes are of the others" in out
-    assert "shared with the images to train: 1 groups, 2 identical files" in out
+    assert "shared with the images to train, of another archive: 1 groups, 2 identical files" in out
     assert "left out: no label 2" in out
     card = "\n".join(score_lines(record))
     assert f"scored on split all, {NEW} images" in card
@@ -142,7 +145,13 @@ def test_classes_that_the_network_does_not_know_are_named(theirs):
     assert (labels[own < 0] == -1).all()
 
 
-def test_their_own_splits_need_none_to_train_on(archive_path):
+def test_their_own_splits_need_none_to_train_on(archive_path, theirs):
+    other = Archive.open(theirs)
+    split, _ = scoring_samples(other, other.classes)
+    assert (split.name, len(split.val), len(split.train)) == ("test", TEST, 0)
+    assert split.left_out == {"no split": NEW + 2 - TEST}
+    with pytest.raises(UserError, match="it must name samples to train on"):
+        labelled_split(other)
     archive = Archive.open(archive_path)
     val = split_samples(archive, "val")
     split, _ = scoring_samples(archive, archive.classes)
