@@ -152,6 +152,9 @@ def scoring_samples(
     split = _labelled(archive, labels, scoring, trains=False)
     if not len(split.val):
         raise UserError(f"{archive.path}: no image of split {split.name} has a label")
+    if scoring == "all":  # a label is all that the others can lack
+        unlabelled = archive.num_samples - len(split.val)
+        return split._replace(left_out={"no label": unlabelled} if unlabelled else {}), labels
     return split._replace(train=split.train[:0], left_out=left_out(archive, split.val, labels)), labels
 
 

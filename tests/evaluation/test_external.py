@@ -52,6 +52,7 @@ def theirs(phantom_folder, tmp_path_factory) -> Path:
     for place in range(NEW - 2):
         split = "test" if place < TEST else ""
         lines.append(f"{place:06d}.jpg,{others[place % len(others)]},theirs {place // 2},{split}")
+    lines.append(f"{NEW - 2:06d}.jpg,,,spare")
     lines += [f"known 0.jpg,{known[0]['label']},{known[0]['group']},", f"known 1.jpg,{known[1]['label']},,"]
     (folder / "labels.csv").write_text("\n".join(lines))
     options = {"labels": folder / "labels.csv", "key": fixed_key(folder / "key"), "workers": 1}
@@ -149,7 +150,7 @@ def test_their_own_splits_need_none_to_train_on(archive_path, theirs):
     other = Archive.open(theirs)
     split, _ = scoring_samples(other, other.classes)
     assert (split.name, len(split.val), len(split.train)) == ("test", TEST, 0)
-    assert split.left_out == {"no split": NEW + 2 - TEST}
+    assert split.left_out == {"no split": NEW + 1 - TEST, "spare": 1}
     with pytest.raises(UserError, match="it must name samples to train on"):
         labelled_split(other)
     archive = Archive.open(archive_path)
