@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.phantom import write_phantoms
 from fastfgssl.archive.prepare import PrepareOptions, prepare
 from fastfgssl.commands import evaluate as evaluate_command
 from fastfgssl.evaluation.checkpoint import evaluate
+from fastfgssl.evaluation.near_duplicates import Thumbnails, find_overlap
 from fastfgssl.evaluation.scores import floor_scores
 from fastfgssl.evaluation.split import labelled_split, scoring_samples, split_samples
 from fastfgssl.evaluation.training_samples import training_samples
@@ -99,6 +101,17 @@ def test_all_that_have_a_label_score_and_floors_are_of_what_was_learned(make_che
     assert (report.overlap.groups, report.overlap.identical_files, report.overlap.near_duplicates) == (1, 2, 2)
     for scoring, training, _ in report.overlap.examples:
         assert files[scoring].read_bytes() == files_of(archive_path)[training].read_bytes()
+
+
+def test_images_of_no_group_share_none(theirs):
+    archive = Archive.open(theirs)
+    groups = archive.columns(np.arange(archive.num_samples), ("group",))["group"]
+    of_a_patient = np.flatnonzero(groups == groups[groups >= 0][0])
+    for ids, shared in ((np.flatnonzero(groups < 0), 0), (of_a_patient, 1)):
+        sides = Thumbnails(archive), Thumbnails(archive)
+        for side, sample in zip(sides, ids, strict=False):
+            side.add(np.array([sample]), torch.rand(1, 3, 32, 32))
+        assert find_overlap(*sides).groups == shared
 
 
 def test_where_the_archive_of_the_fine_tuning_is_not_there_it_is_said(make_checkpoint, archive_path, theirs, caplog):
