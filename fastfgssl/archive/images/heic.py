@@ -22,7 +22,8 @@ def read_heic(data: bytes, max_pixels: int) -> Picture:
     """
     file = _library().open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False, remove_stride=False)
     image = file[file.primary_index]
-    check_size(*image.size, max_pixels)
+    width, height = image.size
+    check_size(width, height, max_pixels)
     pixels = _pixels(image)
     if pixels.ndim == 3:  # transparency is left out
         pixels = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3]
