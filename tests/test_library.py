@@ -80,7 +80,7 @@ def test_it_works_in_a_thread_which_may_set_no_signals(phantom_folder, tmp_path)
             r"^protocol = 'lineer': must be one of matching, knn, linear, finetuned; did you mean 'linear'\?$",
         ),
         ({"batch_statistics": "z"}, "^batch_statistics = 'z': must be one of stored, recomputed$"),
-        ({"split": "foo"}, "^split = 'foo': must be one of val, test$"),
+        ({"split": "foo"}, "^split = 'foo': must be one of val, test, all$"),
     ],
 )
 def test_a_word_that_evaluation_does_not_know_is_told_before_any_work(tmp_path, words, message):

@@ -42,6 +42,13 @@ def main() -> int:
         help="of batch norm when scored: as training left them (none in untrained), or of the training split",
     )
     parser.add_argument(
+        "--label-fraction",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of each class's labelled training groups that the protocol learns from; each seed draws its own",
+    )
+    parser.add_argument(
         "--seconds", type=float, metavar="S", help="of training for the second table; default: what the fastest took"
     )
     parser.add_argument(
@@ -68,6 +75,7 @@ def main() -> int:
             seeds=args.seeds,
             protocol=args.protocol,
             batch_statistics=args.batch_statistics,
+            label_fraction=args.label_fraction,
             seconds=args.seconds,
             hooks=lambda run: [Terminal(console, run)],
             stop_signal=lambda: request.signal_number,
@@ -86,7 +94,7 @@ def main() -> int:
 
 
 def _print(results: dict[str, Any]) -> None:
-    from fastfgssl.comparison.results import intervals_over
+    from fastfgssl.comparison.results import intervals_over, labels_used
 
     console = make_console()
     images, seconds = results["equal_images"], results["equal_seconds"]
@@ -97,8 +105,8 @@ def _print(results: dict[str, Any]) -> None:
     many = len(results["seeds"])
     for line in (
         f"{results['protocol']} on {results['val_samples']} images of {results['val_groups']} groups"
-        f" ({results['split']}), {results['fit_samples']} to train; {many} {'seeds' if many > 1 else 'seed'};"
-        f" batch statistics {results['batch_statistics']}",
+        f" ({results['split']}), {results['fit_samples']} to train{labels_used(results)};"
+        f" {many} {'seeds' if many > 1 else 'seed'}; batch statistics {results['batch_statistics']}",
         f"balanced accuracy in per cent, in brackets 95 % over {intervals_over(results)}; without a network: {floors}",
         f"difference to {images['rows'][0]['label']}; features of the backbone, or of all heads side by side",
     ):

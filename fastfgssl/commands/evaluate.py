@@ -2,11 +2,12 @@
 
 fastfgssl evaluate --checkpoint runs/first/checkpoints/step_000001000.pt --data ARCHIVE --protocol matching
 fastfgssl evaluate --checkpoint ... --data LABELLED_ARCHIVE --protocol knn --json scores.json
+fastfgssl evaluate --checkpoint runs/tuned/checkpoints/best.pt --data OTHER_ARCHIVE --protocol finetuned --split all
 
 matching needs no labels: among all scoring images, how often is the anchor nearest to a puzzle view that of the same
 image. knn: cosine, k = 20, weighted. linear: logistic regression, classes weighted, C chosen on the training split.
-finetuned: the classifiers of a network of `fastfgssl finetune`, and their sum. Every score has a 95 % interval; --json
-has all of them, of each class too.
+finetuned: the classifiers of a network of `fastfgssl finetune`, and their sum; of another archive all labelled images
+may score. Every score has a 95 % interval; --json has all of them, of each class too.
 """
 
 from __future__ import annotations
@@ -47,7 +48,16 @@ def main() -> None:
         help="of batch norm: as the checkpoint has them, or of the training split",
     )
     parser.add_argument(
-        "--split", choices=("val", "test"), help="the archive's split that scores (default val, or test without val)"
+        "--split",
+        choices=("val", "test", "all"),
+        help="the archive's split that scores (default val, or test without val; without both a random quarter of the"
+        " groups); all: every image, for matching, and for finetuned on another archive than it was fine-tuned on",
+    )
+    parser.add_argument(
+        "--trained-on",
+        metavar="DIR|URL",
+        help="of finetuned on another archive: that of the fine-tuning, whose images are compared with those that score"
+        " (default: where it was then)",
     )
     parser.add_argument(
         "--seed",
@@ -78,6 +88,7 @@ def main() -> None:
         args.protocol,
         cache=args.cache,
         split=args.split,
+        trained_on=args.trained_on,
         untrained=args.untrained,
         batch_statistics=args.batch_statistics,
         seed=args.seed,
@@ -96,7 +107,7 @@ def main() -> None:
 
 def _print(report: Report) -> None:
     console = make_console()
-    title = f"{report.protocol} after {report.step} steps; {report.val_samples} images ({report.split}) scored"
+    title = f"{report.protocol} after {report.step} steps; {report.val_samples} images (split: {report.split}) scored"
     title += f", {report.fit_samples} to train" if report.fit_samples else ""
     if report.label_fraction < 1:
         title += f" ({100 * report.label_fraction:g} % of the labels)"
@@ -113,14 +124,14 @@ def _print(report: Report) -> None:
         lines += _print_classes(console, report)
     lines.append(f"batch statistics {report.batch_statistics}; seeds: {_listed(report.seeds)}")
     if report.left_out:
-        lines.append(f"left out, by split: {_listed(report.left_out)}")
+        lines.append(f"left out: {_listed(report.left_out)}")
     for line in lines:
         print_line(console, line)
 
 
 def _print_classes(console: Console, report: Report) -> list[str]:
     """Prints what is told of each class, and returns lines to follow."""
-    from fastfgssl.evaluation.report import shown_result
+    from fastfgssl.evaluation.report import is_external, shown_result
 
     shown = shown_result(report.results)
     result = report.results[shown]
@@ -141,15 +152,20 @@ def _print_classes(console: Console, report: Report) -> list[str]:
     )
     beside = [f"{_words(metric)} {_cell(result, metric)}" for metric in _BESIDE]
     lines = [f"features {shown!r}:", f"    {', '.join(beside[:2])},", f"    {', '.join(beside[2:])}"]
+    if missing := [name for name, row in result["by_class"].items() if not row["images"]]:
+        lines.append(f"no image of class {', '.join(missing)}: means over classes are of the others")
     if result["one_group"]:
         lines.append(f"one group alone, so that nothing is known of its spread: {', '.join(result['one_group'])}")
+    to_train = f"the images to train{', of another archive' if is_external(vars(report)) else ''}"
     overlap = report.overlap
     if overlap is not None:
         lines += [
-            f"on both sides of the split: {overlap.groups} groups, {overlap.identical_files} identical files,",
+            f"shared with {to_train}: {overlap.groups} groups, {overlap.identical_files} identical files,",
             f"    {overlap.near_duplicates} near-duplicates (cosine of thumbnails {overlap.threshold:g} or more)",
         ]
         lines += [f"    {scoring} is like {training}: {cosine:.3f}" for scoring, training, cosine in overlap.examples]
+    else:
+        lines.append(f"not compared with {to_train}, which is not there")
     return lines
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from fastfgssl.archive.manifest import Archive
 from fastfgssl.comparison.cost import PeakMemory, read_cost
 from fastfgssl.comparison.entrants import (
     IMAGENET,
@@ -35,7 +36,7 @@ from fastfgssl.evaluation.linear_probe import folds_of
 from fastfgssl.evaluation.pretrained import load_pretrained
 from fastfgssl.evaluation.protocols import Protocol
 from fastfgssl.evaluation.report import BatchStatistics
-from fastfgssl.evaluation.split import groups_of, labelled_split
+from fastfgssl.evaluation.split import draw_fraction, groups_of, labelled_split
 from fastfgssl.pretraining import pretrain
 from fastfgssl.runtime.environment import require_alone
 from fastfgssl.runtime.errors import UserError, require_one_of
@@ -65,15 +66,18 @@ def compare(
     seeds: int = 3,
     protocol: Protocol = "knn",
     batch_statistics: BatchStatistics = "stored",
+    label_fraction: float = 1.0,
     seconds: float | None = None,
     hooks: Callable[[str], Sequence[Hook]] = lambda run: (),
     stop_signal: Callable[[], int | None] = lambda: None,
 ) -> Outcome:
     """Compares objectives of pretraining, and `untrained` and `imagenet`, and writes `out`/comparison.json.
 
-    seeds: how many, from `config.seed` on. seconds: of training that each has, None for what the fastest took. hooks:
-    those of the run of that name. stop_signal: asked before each step and each score. The same call again goes on, and
-    makes nothing again that is done. Raises `UserError` before any training for what cannot be compared.
+    seeds: how many, from `config.seed` on. label_fraction: of each class's labelled training groups that the protocol
+    learns from; each seed draws its own, from which all networks of that seed learn. seconds: of training that each
+    has, None for what the fastest took. hooks: those of the run of that name. stop_signal: asked before each step and
+    each score. The same call again goes on, and makes nothing again that is done. Raises `UserError` before any
+    training for what cannot be compared.
     """
     require(seeds >= 1, "seeds", seeds, "1 or more")
     require(seconds is None or seconds > 0, "seconds", seconds, "greater than 0")
@@ -85,11 +89,9 @@ def compare(
     archive = open_archive(config.data)
     if not archive.has_column("label"):
         raise UserError(f"{archive.path} has no labels, which score a comparison: prepare it with --labels")
-    split, labels = labelled_split(archive)
-    if protocol == "linear":
-        folds_of(labels[split.train], groups_of(archive, split.train))
+    _require_labels(archive, protocol, label_fraction, range(config.seed, config.seed + seeds))
     check_writable(out / "comparison.json")
-    scoring = Scoring(archive, protocol, batch_statistics, config.train.device)
+    scoring = Scoring(archive, protocol, batch_statistics, config.train.device, label_fraction)
     comparison = _Comparison(config, out / "runs", scoring, hooks, stop_signal)
     try:
         results = comparison.results(objectives, range(config.seed, config.seed + seeds), seconds)
@@ -98,6 +100,16 @@ def compare(
         return Outcome(None, stopped.number)
     write_json(out / "comparison.json", results)
     return Outcome(results, None)
+
+
+def _require_labels(archive: Archive, protocol: Protocol, label_fraction: float, seeds: Sequence[int]) -> None:
+    """Raises `UserError` unless the protocol can learn from what each seed draws of the labels."""
+    split, labels = labelled_split(archive)
+    of_train, groups = labels[split.train], groups_of(archive, split.train)
+    for seed in seeds:
+        drawn = draw_fraction(split.train, of_train, groups, label_fraction, seed, classes=archive.classes)
+        if protocol == "linear":
+            folds_of(labels[drawn], groups_of(archive, drawn))
 
 
 class _Stopped(Exception):
@@ -124,7 +136,8 @@ class _Comparison:
         members: dict[str, list[Member]] = {name: [] for name in objectives}
         for seed in seeds:  # outermost: what is stopped early has something of each
             for name in objectives:
-                if name != IMAGENET or seed == seeds[0]:
+                # of ImageNet there is one network, which differs by what labels it is scored with
+                if name != IMAGENET or seed == seeds[0] or self._scoring.label_fraction < 1:
                     members[name].append(self._member(name, seed, self._steps))
         report = members[objectives[0]][0].scored.report
         return {
@@ -132,6 +145,7 @@ class _Comparison:
             "seeds": list(seeds),
             "protocol": self._scoring.protocol,
             "batch_statistics": self._scoring.batch_statistics,
+            "label_fraction": self._scoring.label_fraction,
             "archive": {"path": str(self._scoring.archive.path), "fingerprint": self._scoring.archive.fingerprint},
             **{key: report[key] for key in ("split", "val_samples", "val_groups", "fit_samples", "classes", "overlap")},
             "floors": report["floors"] | {"colour": report["results"]["colour"]},
@@ -173,7 +187,7 @@ class _Comparison:
             of_network = {key: value for key, value in values.items() if key.startswith(("model.", "data."))}
             del of_network["data.path"]  # where the archive is, of which the fingerprint tells what it is
             identity = {"name": name, "seed": seed, **of_network}
-            scored = self._scoring.scored(folder, lambda: network_of(self._config, name, seed), identity)
+            scored = self._scoring.scored(folder, lambda: network_of(self._config, name, seed), identity, seed)
             return Member(name, seed, 0, None, scored)
         folder = self._runs / f"{name}-seed-{seed}{'' if steps == self._steps else f'-steps-{steps}'}"
         config = config_of(self._config, name, seed, folder)
@@ -183,7 +197,7 @@ class _Comparison:
         if number := self._stop_signal():
             raise _Stopped(number)
         identity = {"checkpoint": sha256_of(checkpoint)}
-        scored = self._scoring.scored(folder, lambda: load_pretrained(checkpoint), identity)
+        scored = self._scoring.scored(folder, lambda: load_pretrained(checkpoint), identity, seed)
         return Member(name, seed, steps, read_cost(config), scored)
 
     def _train(self, config: Config, steps: int) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastfgssl.comparison.results import intervals_over
+from fastfgssl.comparison.results import intervals_over, labels_used
 from fastfgssl.runtime.errors import UserError, file_errors
 from fastfgssl.runtime.files import write_whole
 
@@ -46,7 +46,9 @@ def save_plot(results: dict[str, Any], file: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     seeds = len(results["seeds"])
     over = intervals_over(results)
-    axes.set_xlabel(f"balanced accuracy, per cent ({results['protocol']}; 95 % intervals over {over})")
+    axes.set_xlabel(
+        f"balanced accuracy, per cent ({results['protocol']}{labels_used(results)}; 95 % intervals over {over})"
+    )
     axes.set_title(
         f"{results['val_samples']} images of {results['val_groups']} groups ({results['split']}),"
         f" {seeds} {'seeds' if seeds > 1 else 'seed'}; bars: each seed",

@@ -86,6 +86,12 @@ def intervals_over(results: dict[str, Any]) -> str:
     return "groups and seeds" if len(results["seeds"]) > 1 else "groups"
 
 
+def labels_used(results: dict[str, Any]) -> str:
+    """How the table and the plot of a comparison say that only a part of the labels was learned from."""
+    share = results["label_fraction"]
+    return f", {100 * share:g} % of the labels, drawn by each seed" if share < 1 else ""
+
+
 def _label(objective: str, feature: str) -> str:
     return objective if feature == FEATURES[0] else f"{objective}, heads"
 

@@ -36,17 +36,26 @@ class Scoring(NamedTuple):
     protocol: Protocol
     batch_statistics: BatchStatistics
     device: str
+    label_fraction: float = 1.0
 
-    def scored(self, folder: Path, network: Callable[[], Pretrained], identity: dict[str, Any]) -> Scored:
-        """Scores of `network`, made or read; identity: what tells it from any other network, as JSON has it."""
+    def scored(self, folder: Path, network: Callable[[], Pretrained], identity: dict[str, Any], seed: int) -> Scored:
+        """Scores of `network`, made or read; identity: what tells it from any other network, as JSON has it.
+
+        seed: of the draw of labelled images, where `label_fraction` leaves some out.
+        """
+        drawn: dict[str, Any] = (
+            {} if self.label_fraction == 1 else {"label_fraction": self.label_fraction, "seed": seed}
+        )
         key = {
             "fastfgssl": __version__,
             "archive": self.archive.fingerprint,
             "protocol": self.protocol,
             "batch_statistics": self.batch_statistics,
             "network": identity,
+            **drawn,
         }
-        file = folder / f"scores-{self.protocol}-{self.batch_statistics}.json"
+        words = "".join(f"-{word}-{value}" for word, value in drawn.items())
+        file = folder / f"scores-{self.protocol}-{self.batch_statistics}{words}.json"
         kept = _read(file, key)
         if kept is None:
             report = score_network(
@@ -55,6 +64,7 @@ class Scoring(NamedTuple):
                 self.protocol,
                 batch_statistics=self.batch_statistics,
                 device=self.device,
+                **drawn,
             )
             kept = {"key": key, "report": report.record(), "predictions": _plain(report)}
             with file_errors("write", file):

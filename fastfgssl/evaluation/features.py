@@ -60,6 +60,10 @@ class FeatureExtractor:
         """Where the network is."""
         return self._device
 
+    def of(self, archive: Archive) -> FeatureExtractor:
+        """The same for samples of another archive."""
+        return FeatureExtractor(self._model, self._config, archive, self._device, self._batch_size)
+
     def plain(self, ids: np.ndarray, thumbnails: Thumbnails | None = None) -> tuple[np.ndarray, dict[str, Rows]]:
         """Samples that decode among `ids`, and the features of each: the whole image, resized, nothing else.
 

@@ -1,4 +1,4 @@
-"""Images that are on both sides of a split: the same file, or nearly the same picture.
+"""Images that both train and score: the same file, or nearly the same picture, in one archive or in two.
 
 Two pictures are compared by small thumbnails of their brightness without its slow changes, of which only structure is
 left, by cosine, in all eight orientations. That finds what was encoded, resized or brightened again, flipped or turned
@@ -17,7 +17,6 @@ from torch.nn import functional
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.evaluation.feature_rows import CPU, GPU_QUERIES, QUERIES, FeatureRows, Rows, blocks
 from fastfgssl.evaluation.knn import nearest
-from fastfgssl.evaluation.split import groups_of
 
 _SIDE = 32
 THRESHOLD = 0.9
@@ -33,14 +32,14 @@ _FLAT = 1e-3  # length of a thumbnail before it is made 1, below which it is rou
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What the scoring samples share with the training split."""
+    """What the scoring samples share with those that train."""
 
     groups: int
-    """Groups on both sides."""
+    """Groups on both sides; a patient of two archives is one group if they were prepared under the same key."""
     identical_files: int
-    """Scoring images whose file, byte for byte, is in the training split too."""
+    """Scoring images whose file, byte for byte, trains too."""
     near_duplicates: int
-    """Scoring images to which one of the training split is nearly the same picture; identical files among them."""
+    """Scoring images to which one that trains is nearly the same picture; identical files among them."""
     threshold: float
     highest: float | None
     """The cosine of the pair that is most alike."""
@@ -49,9 +48,10 @@ class Overlap:
 
 
 class Thumbnails:
-    """Of N samples in the order in which they were added, float32 [N, T * T], of length 1."""
+    """Of N samples of an archive in the order in which they were added, float32 [N, T * T], of length 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, archive: Archive) -> None:
+        self.archive = archive
         self.ids = np.empty(0, np.int64)
         self.rows = FeatureRows()
 
@@ -71,15 +71,16 @@ def thumbnails(images: torch.Tensor) -> torch.Tensor:
     return torch.where(length > _FLAT, structure / length.clamp(min=_FLAT), 0.0)
 
 
-def find_overlap(archive: Archive, train: Thumbnails, val: Thumbnails, *, device: torch.device = CPU) -> Overlap:
-    """Compares each scoring sample with every one of the training split, in blocks, on `device`."""
+def find_overlap(train: Thumbnails, val: Thumbnails, *, device: torch.device = CPU) -> Overlap:
+    """Compares each scoring sample with every one that trains, in blocks, on `device`."""
     most, partner = _most_alike(train.rows, val.rows, device)
     order = np.argsort(-most, kind="stable")[:_EXAMPLES]
     order = order[most[order] >= THRESHOLD]
-    names = (archive.columns(ids, ("id",))["id"] for ids in (val.ids[order], train.ids[partner[order]]))
+    pairs = (val, val.ids[order]), (train, train.ids[partner[order]])
+    names = (side.archive.columns(ids, ("id",))["id"] for side, ids in pairs)
     return Overlap(
-        groups=len(np.intersect1d(groups_of(archive, train.ids), groups_of(archive, val.ids))),
-        identical_files=len(_identical(archive, train.ids, val.ids)),
+        groups=len(np.intersect1d(_named_groups(train), _named_groups(val))),
+        identical_files=_count_identical(train, val),
         near_duplicates=int((most >= THRESHOLD).sum()),
         threshold=THRESHOLD,
         highest=float(most.max()) if len(most) else None,
@@ -106,22 +107,30 @@ def _orientations(pictures: torch.Tensor) -> torch.Tensor:
     return torch.stack([*turned, *(picture.flip(2) for picture in turned)])
 
 
-def _identical(archive: Archive, train: np.ndarray, val: np.ndarray) -> np.ndarray:
-    """Those of the samples `val` whose bytes are those of one of `train`."""
+def _named_groups(side: Thumbnails) -> np.ndarray:
+    """Groups that labels or headers name; of the others, of one sample each, no other archive could know."""
+    if not side.archive.has_column("group"):
+        return np.empty(0, np.int64)
+    groups = side.archive.columns(side.ids, ("group",))["group"]
+    return groups[groups >= 0]
+
+
+def _count_identical(train: Thumbnails, val: Thumbnails) -> int:
+    """Samples of `val` whose bytes are those of one of `train`."""
     keys = []
-    for ids in (train, val):
-        rows = archive.columns(ids, ("crc32", "size"))
+    for side in (train, val):
+        rows = side.archive.columns(side.ids, ("crc32", "size"))
         keys.append(rows["crc32"].astype(np.uint64) << np.uint64(32) ^ rows["size"].astype(np.uint64))
     candidates = np.flatnonzero(np.isin(keys[1], keys[0]))
     by_key: dict[int, list[int]] = {}
     for place in np.flatnonzero(np.isin(keys[0], keys[1][candidates])):
-        by_key.setdefault(int(keys[0][place]), []).append(int(train[place]))
-    same = [
-        val[place]
+        by_key.setdefault(int(keys[0][place]), []).append(int(train.ids[place]))
+    return sum(
+        any(
+            _bytes(train.archive, other) == _bytes(val.archive, val.ids[place]) for other in by_key[int(keys[1][place])]
+        )
         for place in candidates
-        if any(_bytes(archive, other) == _bytes(archive, val[place]) for other in by_key[int(keys[1][place])])
-    ]
-    return np.array(same, np.int64)
+    )
 
 
 def _bytes(archive: Archive, sample: int) -> bytes:

@@ -1,8 +1,7 @@
-"""The protocols on frozen features: view matching, kNN and linear probe, for every kind of feature of a network."""
+"""The protocols: view matching, kNN and linear probe on every kind of frozen features, and fine-tuned classifiers."""
 
 from __future__ import annotations
 
-import logging
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.config.section import require
 from fastfgssl.evaluation.feature_rows import Rows
 from fastfgssl.evaluation.features import FeatureExtractor
+from fastfgssl.evaluation.finetuned import Learned, run_finetuned
 from fastfgssl.evaluation.knn import knn_probabilities
 from fastfgssl.evaluation.linear_probe import folds_of, linear_probe
 from fastfgssl.evaluation.matching import matches
@@ -19,10 +19,8 @@ from fastfgssl.evaluation.near_duplicates import Thumbnails, find_overlap
 from fastfgssl.evaluation.report import BatchStatistics, Report, classification_report
 from fastfgssl.evaluation.scores import share_interval
 from fastfgssl.evaluation.split import ScoringSplit, Split, draw_fraction, groups_of, labelled_split, split_samples
-from fastfgssl.evaluation.training_samples import TrainingSamples
 from fastfgssl.runtime.errors import UserError
 
-log = logging.getLogger(__name__)
 Protocol = Literal["matching", "knn", "linear", "finetuned"]
 
 
@@ -35,7 +33,7 @@ def run_protocol(
     scoring: ScoringSplit | None = None,
     seed: int = 0,
     label_fraction: float = 1.0,
-    own: TrainingSamples | None = None,
+    learned: Learned | None = None,
 ) -> Report:
     """Runs a protocol on the scoring samples of an archive (see split.py), on the extractor's device.
 
@@ -43,13 +41,15 @@ def run_protocol(
     network), "recomputed" those of the training split, labelled or not. scoring: the split that scores, None for `val`
     or, without it, `test`. seed: of the distortions that view matching compares, of the draw of samples for
     "recomputed", and of the part of the labelled training groups, `label_fraction`, that kNN and the probe learn from.
-    own: what the network was fine-tuned on, if that was of this archive. Raises `UserError` if the archive lacks what
-    the protocol needs.
+    learned: what the network was fine-tuned on, which finetuned needs. Raises `UserError` if the archive lacks what the
+    protocol needs.
     """
+    require_scoring(protocol, scoring, batch_statistics)
     if protocol == "finetuned":
         require(label_fraction == 1, "label_fraction", label_fraction, "1 for finetuned: nothing is learned")
         require(batch_statistics == "stored", "batch_statistics", batch_statistics, "stored for finetuned")
-        return _run_finetuned(extractor, archive, scoring, own)
+        assert learned is not None, "`learned_by` finds it"
+        return run_finetuned(extractor, archive, learned, scoring)
     if protocol == "matching":
         require(label_fraction == 1, "label_fraction", label_fraction, "1 for matching, which uses no labels")
         split = split_samples(archive, scoring)
@@ -63,6 +63,7 @@ def run_protocol(
         return Report(
             protocol=protocol,
             batch_statistics=batch_statistics,
+            archive=archive.fingerprint,
             split=split.name,
             left_out=split.left_out,
             fit_samples=0,
@@ -84,53 +85,24 @@ def run_protocol(
         labels,
         found.probabilities,
         batch_statistics=batch_statistics,
-        overlap=find_overlap(archive, found.train, found.val, device=extractor.device),
+        overlap=find_overlap(found.train, found.val, device=extractor.device),
         chosen=found.chosen,
         label_fraction=label_fraction,
         seeds=seeds,
     )
 
 
-def _run_finetuned(
-    extractor: FeatureExtractor, archive: Archive, scoring: ScoringSplit | None, own: TrainingSamples | None
-) -> Report:
-    """Scores the network's own classifiers: each by itself, as `sum` their prediction together, and a floor: `colour`,
-    the linear probe of colour statistics.
-
-    own: what it was fine-tuned and validated on, if that was of this archive.
-    """
-    if own is not None and scoring is None:
-        split, labels = Split(own.train, own.validation, own.name, {}), own.labels
-    else:
-        split, labels = labelled_split(archive, scoring)
-    if own is not None:
-        known = np.isin(groups_of(archive, split.val), groups_of(archive, own.train))
-        if known.any():
-            raise UserError(
-                f"{archive.path}: the network was fine-tuned on {known.sum()} of the {len(split.val)} images of split"
-                f" {split.name}, or on others of their groups; without --split those score that it did not see"
-            )
-        split = split._replace(train=own.train)
-    thumbnails = Thumbnails(), Thumbnails()
-    train_ids, train = extractor.colours(split.train, thumbnails[0])
-    val_ids, val = extractor.colours(split.val, thumbnails[1])
-    _, probabilities = extractor.classifier_probabilities(val_ids)
-    chosen = {}
-    groups = groups_of(archive, train_ids)
-    try:
-        floor = _predict_linear(train, labels[train_ids], groups, val, len(archive.classes), extractor.device)
-        probabilities["colour"], chosen["colour"] = floor
-    except UserError as error:  # a classifier can be scored where a probe of colours cannot be fitted
-        log.info("without the floor of colours: %s", error)
-    return classification_report(
-        archive,
-        "finetuned",
-        split._replace(train=train_ids, val=val_ids),
-        labels,
-        probabilities,
-        overlap=find_overlap(archive, *thumbnails, device=extractor.device),
-        chosen=chosen,
-    )
+def require_scoring(protocol: Protocol, scoring: ScoringSplit | None, batch_statistics: BatchStatistics) -> None:
+    """Raises `UserError` where every sample scores and a protocol would need others to learn from."""
+    if scoring != "all":
+        return
+    if protocol in ("knn", "linear"):
+        raise UserError(
+            f"split all leaves {protocol} nothing to learn from, which takes the training split of the same archive:"
+            " take split val or test, or the protocol finetuned or matching"
+        )
+    if batch_statistics == "recomputed":
+        raise UserError("split all leaves no training split to recompute batch statistics from: take stored ones")
 
 
 def _require_two(ids: np.ndarray, archive: Archive) -> None:
@@ -163,7 +135,7 @@ class _Found(NamedTuple):
 def _classify(
     extractor: FeatureExtractor, archive: Archive, split: Split, labels: np.ndarray, protocol: Protocol
 ) -> _Found:
-    thumbnails = Thumbnails(), Thumbnails()
+    thumbnails = Thumbnails(archive), Thumbnails(archive)
     train_ids, train = extractor.plain(split.train, thumbnails[0])
     val_ids, val = extractor.plain(split.val, thumbnails[1])
     predict = _predict_knn if protocol == "knn" else _predict_linear

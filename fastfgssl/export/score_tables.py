@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from fastfgssl.evaluation.metrics import SPECIFICITY
-from fastfgssl.evaluation.report import shown_result
+from fastfgssl.evaluation.report import is_external, shown_result
 from fastfgssl.runtime.errors import UserError, file_errors
 
 _NAMES = {"auroc": "AUROC", "macro_auroc": "macro AUROC", "macro_f1": "macro F1", "f1": "F1", "top1": "top-1"}
@@ -38,10 +38,10 @@ def score_lines(report: dict[str, Any]) -> Iterator[str]:
     facts = [plain(f"protocol {report['protocol']}")]
     for key, words in (
         ("step", "step {}"),
-        ("split", "scored on {}"),
+        ("split", "scored on split {}"),
         ("val_samples", "{} images"),
         ("val_groups", "{} groups"),
-        ("fit_samples", "{} images to train on"),
+        ("fit_samples", f"{{}} images {'of another archive ' if is_external(report) else ''}to train on"),
     ):
         if report.get(key):
             facts.append(plain(words.format(report[key])))
@@ -68,7 +68,7 @@ def score_lines(report: dict[str, Any]) -> Iterator[str]:
         counts = ", ".join(
             f"{overlap.get(key)} {key.replace('_', ' ')}" for key in ("groups", "identical_files", "near_duplicates")
         )
-        yield f"\nOn both sides of the split: {plain(counts)}."
+        yield f"\nShared with the images to train on: {plain(counts)}."
     yield ""
 
 

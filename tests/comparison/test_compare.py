@@ -20,10 +20,13 @@ from fastfgssl.archive.manifest import Archive
 from fastfgssl.commands import compare
 from fastfgssl.comparison import compare as comparison
 from fastfgssl.comparison import scored
+from fastfgssl.comparison.entrants import network_of
 from fastfgssl.comparison.results import intervals_over
 from fastfgssl.config.files import load_config
 from fastfgssl.evaluation import linear_probe
+from fastfgssl.evaluation.checkpoint import score_network
 from fastfgssl.evaluation.scores import paired_differences
+from fastfgssl.evaluation.split import draw_fraction, groups_of, labelled_split
 from fastfgssl.training.checkpoint import list_checkpoints
 from fastfgssl.training.display import Terminal
 from fastfgssl.training.sinks import read_metrics
@@ -171,6 +174,29 @@ def test_the_plot_shows_every_interval(compared):
         assert (np.abs(pixels - colour).max(axis=2) < 8).sum() > 200
 
 
+def test_networks_of_a_seed_learn_from_the_same_part_of_the_labels(archive_path, tmp_path, capsys):
+    given = ["--config", "demo", f"data.path={archive_path}", *TINY, "--out", tmp_path, "--seeds", "2"]
+    given += ["--objectives", "untrained", "--label-fraction", "0.3"]
+    assert run_here(compare.main, *given) == 0
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    archive = Archive.open(archive_path)
+    split, labels = labelled_split(archive)
+    groups = groups_of(archive, split.train)
+    drawn = [draw_fraction(split.train, labels[split.train], groups, 0.3, seed) for seed in (0, 1)]
+    assert set(drawn[0]) != set(drawn[1])
+    assert (results["label_fraction"], results["fit_samples"]) == (0.3, len(drawn[0]))
+    assert f"{len(drawn[0])} to train, 30 % of the labels, drawn by each seed; 2 seeds" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    for seed in (0, 1):
+        kept = json.loads(
+            (tmp_path / f"runs/untrained-seed-{seed}/scores-knn-stored-label_fraction-0.3-seed-{seed}.json").read_text()
+        )
+        network = network_of(load_config("demo", [f"data.path={archive_path}", *TINY]), "untrained", seed)
+        report = score_network(network, archive, "knn", label_fraction=0.3, seed=seed, device="cpu")
+        assert kept["report"]["results"] == json.loads(json.dumps(report.results))
+
+
 def test_without_matplotlib_the_rest_is_there(compared, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(comparison, "compare", lambda *_, **__: comparison.Outcome(compared.results, None))
@@ -197,6 +223,8 @@ def test_a_run_of_another_length_is_not_gone_on_with(compared, capsys):
         (["--objectives", "barlow,imagenet"], "objective imagenet: model.weights = 'imagenet': must be none or a file"),
         (["--seeds", "0"], "seeds = 0: must be 1 or more"),
         (["--seconds", "0"], r"seconds = 0.0: must be greater than 0"),
+        (["--label-fraction", "0.01"], "a label fraction of 0.01 leaves class .* without images"),
+        (["--label-fraction", "0.1", "--protocol", "linear"], "too few labelled images for the linear probe"),
         (["output=runs/mine"], "override output=runs/mine: here --out says it"),
     ],
 )

@@ -68,10 +68,10 @@ def test_a_report_tells_what_both_sides_share(archive, make_config):
 def test_different_pictures_are_far_apart(archive):
     ids = np.arange(20)
     images = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    sides = Kept(), Kept()
+    sides = Kept(archive), Kept(archive)
     for side, part in zip(sides, (slice(0, 12), slice(12, 20)), strict=True):
         side.add(ids[part], images[part])
-    overlap = find_overlap(archive, *sides)
+    overlap = find_overlap(*sides)
     assert (overlap.near_duplicates, overlap.examples) == (0, [])
     assert overlap.highest is not None
     assert overlap.highest < 0.5

@@ -121,7 +121,7 @@ def test_the_card_says_what_it_is_and_what_it_is_not(make_config, archive_path, 
     rows = {line.split(" | ")[0]: line for line in card.splitlines()}
     assert f"{result['balanced_accuracy']:.3g} ({low:.3g} to {high:.3g})" in rows["| balanced accuracy"]
     assert all(f"| {name}" in rows for name in ("macro AUROC", "expected calibration error"))
-    assert "On both sides of the split: 0 groups, " in card
+    assert "Shared with the images to train on: 0 groups, " in card
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ python tests/faults/fuzz.py [--minutes M] [--only WORDS] [--seeds FOLDER] [--fou
 
 Each target of `helpers.hostile` runs in a process of its own, for its share of the CPU time. What breaks a promise is
 kept in FOLDER, a file for each place that it comes from, and the search goes on; where a decoder of other people's ends
-the process, or an input takes too long or too much memory, it begins again.
+the process, or an input takes too long or too much memory, its input is kept as `ended-N.bin`, and it begins again.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import mmap
 import os
 import random
 import re
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS, MEBIBYTES = 10, 1024  # of an input; the second also of a single allocation
 _LARGEST = 1 << 16  # bytes of an input
 _RESTARTS = 20
+_STUCK = 60  # seconds without any work: memory that is corrupted can leave the process waiting for itself
 
 
 def main() -> None:
@@ -56,18 +58,50 @@ def _run(name: str, found: Path, seconds: float, seeds: Path | None) -> None:
         before = _of_children()
         command = [sys.executable, __file__, "--target", name, "--found", str(found)]
         command += ["--minutes", str((seconds - spent) / 60), *(["--seeds", str(seeds)] if seeds else [])]
-        done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace")
+        said = _until_its_end(command)
         spent += _of_children() - before
-        counts = [int(count) for count in re.findall(r"^#(\d+)\s", done.stderr, re.MULTILINE)]
+        counts = [int(count) for count in re.findall(r"^#(\d+)\s", said, re.MULTILINE)]
         executions += max(counts, default=0)
-        reached = max([reached, *(int(count) for count in re.findall(r" cov: (\d+)", done.stderr))])
-        if "Done " not in done.stderr:
-            (found / f"ended-{ended}.log").write_text(done.stderr[-20_000:])
+        reached = max([reached, *(int(count) for count in re.findall(r" cov: (\d+)", said))])
+        if "Done " not in said:
+            (found / f"ended-{ended}.log").write_text(said[-20_000:])
+            (found / f"ended-{ended}.bin").write_bytes(_Current(found).data())
             ended += 1
             if not counts:
                 break
     kept = len(list(found.glob("broken-*.txt")))
     print(f"| {name} | {spent:.0f} | {executions:,} | {reached:,} | {kept} | {ended} |", flush=True)
+
+
+def _until_its_end(command: list[str]) -> str:
+    """What a process says on its standard error."""
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace"
+    ) as running:
+        before = -1
+        while True:
+            try:
+                return running.communicate(timeout=_STUCK)[1]
+            except subprocess.TimeoutExpired:
+                fields = Path(f"/proc/{running.pid}/stat").read_text().rpartition(")")[2].split()
+                if (used := int(fields[11]) + int(fields[12])) == before:
+                    running.kill()
+                before = used
+
+
+class _Current:
+    """The input that a process is at: in a file that is there when the process is not."""
+
+    def __init__(self, found: Path) -> None:
+        with (found / "current").open("a+b") as file:
+            file.truncate(_LARGEST + 4)
+            self._memory = mmap.mmap(file.fileno(), _LARGEST + 4)
+
+    def note(self, data: bytes) -> None:
+        self._memory[: 4 + len(data)] = len(data).to_bytes(4, "little") + data
+
+    def data(self) -> bytes:
+        return self._memory[4 : 4 + int.from_bytes(self._memory[:4], "little")]
 
 
 def _of_children() -> float:
@@ -128,10 +162,12 @@ def _fuzz(name: str, found: Path, seconds: float, seeds: Path | None) -> None:
         str(corpus),
     ]
     executions = 0
+    current = _Current(found)
 
     def until(data: bytes) -> None:
         nonlocal executions
         executions += 1
+        current.note(data)
         check(data)
         if time.process_time() > end:  # libFuzzer knows no CPU time
             sys.stderr.write(f"\n#{executions} Done in {time.process_time():.0f} s\n")

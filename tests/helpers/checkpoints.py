@@ -18,12 +18,15 @@ CLASSIFIER = {"objective": "supervised.plain", "supervised.classes": list(CLASSE
 """Of a configuration whose network has a classifier on its backbone."""
 
 
-def save_untrained(config: Config, folder: Path, step: int = 1, seed: int = 0) -> Path:
-    """A checkpoint of the network of `config`, with batch statistics of noise, which let images be told apart."""
+def save_untrained(config: Config, folder: Path, step: int = 1, seed: int = 0, archive: str = "digest") -> Path:
+    """A checkpoint of the network of `config`, with batch statistics of noise, which let images be told apart.
+
+    archive: fingerprint of the one that it says it was trained on.
+    """
     model, side = build_untrained(config, seed), config.data.image_size
     draws = torch.Generator().manual_seed(seed)
     coarse, fine = (torch.randn(24, config.model.in_channels, size, size, generator=draws) for size in (2, side))
     images = functional.interpolate(coarse, (side, side), mode="bilinear") + fine / 2
     recompute_batch_statistics(model, [images])
-    state = {"model": model.state_dict(), "objective": {}, "optimizer": {}, "scaler": {}, "archive": "digest"}
+    state = {"model": model.state_dict(), "objective": {}, "optimizer": {}, "scaler": {}, "archive": archive}
     return save_checkpoint(folder, state | {"step": step, "config": config_to_values(config)}, keep=2)

@@ -93,16 +93,17 @@ def gather(listing: Listing, parts: Sequence[DonePart], skipped: np.ndarray) -> 
         unread = unread.set_column(schema.get_field_index(name), schema.field(name), column)
     table = pa.concat_tables([*tables, unread.cast(schema)])
     none = np.full(len(skipped), -1)
-    row, part, at = (
+    row_of, part_of, place_of = (
         np.concatenate([*columns, last]).astype(np.int64)
         for columns, last in ((rows, skipped), (numbers, none), (places, none))
     )
-    order = np.argsort(row, kind="stable")
-    if (np.diff(row) < 0).any():  # not where every input is an image
+    order = np.argsort(row_of, kind="stable")
+    if (np.diff(row_of) < 0).any():  # not where every input is an image
         table = table.take(pa.array(order))
     codes = pc.index_in(table["outcome"], pa.array(list(_CODES))).to_numpy()
     outcome = np.array(list(_CODES.values()), np.int8)[codes]
-    return Inputs(row[order], outcome, np.full(len(order), -1), table, part[order], at[order], changed, examples)
+    sample = np.full(len(order), -1)
+    return Inputs(row_of[order], outcome, sample, table, part_of[order], place_of[order], changed, examples)
 
 
 def number_samples(

@@ -160,9 +160,7 @@ def _write_tar(plan: ShardPlan, tar: IO[bytes]) -> dict:
         total += len(data)
 
     def write_member(name: str, data: bytes) -> None:
-        write(member_header(name, len(data)))
-        write(data)
-        write(bytes(-len(data) % BLOCK))
+        write(b"".join((member_header(name, len(data)), data, bytes(-len(data) % BLOCK))))
 
     columns = (plan.part, plan.offset, plan.size, plan.extension)
     opened = -1

@@ -38,16 +38,16 @@ def images_of(
     """
     try:
         if isinstance(data, list):
-            yield from _of_dicom_slide(data, decoder, settings)
+            yield from _of_dicom_slide(data, settings)
         elif looks_like_dicom(data):
             if settings.slide.mpp is not None:
                 _refuse_level(data, settings.dicom)
             for found in read_dicom(data, settings.dicom):
-                yield found if isinstance(found, Unusable) else _of_dicom(found, decoder, settings)
+                yield found if isinstance(found, Unusable) else _of_dicom(found, settings)
         elif tiles := slide_tiles(data, settings.slide):
             group = _group_of_file("slide", data)
             for tile in tiles:
-                yield tile if isinstance(tile, Unusable) else _of_tile(tile, Facts(), group, decoder, settings)
+                yield tile if isinstance(tile, Unusable) else _of_tile(tile, Facts(), group, settings)
         else:
             group = ""
             for page in prepare_file(data, decoder, settings.image):
@@ -81,14 +81,13 @@ def picture_of(data: bytes, *, max_pixels: int) -> Image.Image:
     return found.picture
 
 
-def _of_dicom(found: DicomPicture, decoder: TrainingDecoder, settings: FileSettings) -> PreparedImage | Unusable:
+def _of_dicom(found: DicomPicture, settings: FileSettings) -> PreparedImage | Unusable:
     try:
         pixels, painted = without_text(
             np.asarray(found.picture), found.levels, settings.image.burned_in, _said_of_text(found.flags)
         )
         image = encode_picture(
             pixels,
-            decoder,
             settings.image,
             levels=found.levels,
             part=found.part,
@@ -125,9 +124,7 @@ def _refuse_level(data: bytes, settings: DicomSettings) -> None:
         )
 
 
-def _of_dicom_slide(
-    files: list[bytes], decoder: TrainingDecoder, settings: FileSettings
-) -> Iterator[PreparedImage | Unusable]:
+def _of_dicom_slide(files: list[bytes], settings: FileSettings) -> Iterator[PreparedImage | Unusable]:
     found = slide_file(files[0])
     assert found is not None, "a file was taken for one of a slide"
     settings.dicom.filters.check(found.facts.modality, found.flags)
@@ -138,12 +135,10 @@ def _of_dicom_slide(
         raise Unusable("damaged slide: OpenSlide does not know it as one")
     group = _group_of(found.identifiers)
     for tile in tiles:
-        yield tile if isinstance(tile, Unusable) else _of_tile(tile, found.facts, group, decoder, settings)
+        yield tile if isinstance(tile, Unusable) else _of_tile(tile, found.facts, group, settings)
 
 
-def _of_tile(
-    tile: Tile, facts: Facts, group: str, decoder: TrainingDecoder, settings: FileSettings
-) -> PreparedImage | Unusable:
+def _of_tile(tile: Tile, facts: Facts, group: str, settings: FileSettings) -> PreparedImage | Unusable:
     spacing = tile.mpp / 1000
     facts = facts._replace(
         spacing_row=spacing,
@@ -155,7 +150,7 @@ def _of_tile(
     )
     changes = ("slide became tiles",)
     try:
-        image = encode_picture(tile.pixels, decoder, settings.image, part=tile.part, facts=facts, changes=changes)
+        image = encode_picture(tile.pixels, settings.image, part=tile.part, facts=facts, changes=changes)
     except Unusable as unusable:
         return unusable.at(tile.part)
     return image._replace(patient=group)

@@ -11,7 +11,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -258,11 +258,9 @@ class _Walk(Iterator[Found]):
 def _by_its_bytes(found: Found) -> Entry:
     """The entry of a member; where its name does not tell what it is, its first bytes do."""
     if found.entry.skip in UNKNOWN and found.open is not None:
-        try:
+        with suppress(Damaged, *format_errors()):  # which going on tells, if it hurts others too
             if begins_as_dicom(_all(found.open(), DICOM_PREFIX)):
                 return found.entry._replace(skip="")
-        except (Damaged, *format_errors()):
-            pass  # which going on tells, if it hurts others too
     return found.entry
 
 

@@ -58,6 +58,16 @@ def test_sizes_are_refused_before_decoding():
         run(bytes(data))
 
 
+def test_rows_are_not_joined_beyond_their_memory():
+    """Its header says 11 bits, its picture has 8: the library writes rows twice as long as the memory that it has."""
+    data = bytearray(FILES["gray"])
+    bits = data.index(b"\xfc\xfc\xf8\xf8") + 2
+    data[bits] = 0xF8 + 3
+    wanted = r"^damaged or unsupported HEIC: 48 x 32 pixels of 16 bits are decoded to fewer$"
+    with pytest.raises(Unusable, match=wanted):
+        run(bytes(data))
+
+
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_what_is_cut_off_is_refused(share):
     data = FILES["plain"]
