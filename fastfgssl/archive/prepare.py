@@ -73,6 +73,10 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
             ids = Ids(listing, load_key(options.key_file, make=base.path is None))
             base.check_key(ids.key, options.key_file)
             summary.key = key_advice(options.key_file, ids.key)
+            if ids.key.made and options.key is None and place.is_mount:
+                summary.key += (
+                    f"; it lies beside {place.out}, not on the disk there: where a container ends, it is lost"
+                )
             if not (share or options.dry_run):
                 check_writable(options.inputs_file)  # not after hours
             known = base.known(ids.binary, retry=options.retry)

@@ -134,6 +134,15 @@ def test_a_new_key_is_told_and_one_that_others_may_read(tmp_path):
     assert key_advice(path, load_key(path)).startswith(f"{path} can be read by others")
 
 
+def test_a_key_that_goes_with_a_container_is_told(tmp_path, monkeypatch):
+    """Whose --out is mounted, and what lies beside it is not."""
+    source, out = write_files(tmp_path / "source", {"1.png": encode(gradient(), "PNG")}), tmp_path / "archive"
+    out.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == out)
+    assert f"it lies beside {out}, not on the disk there" in prepare(PrepareOptions(sources=[source], out=out)).key
+    assert prepare(PrepareOptions(sources=[source], out=out)).key == ""
+
+
 @given(st.text())
 def test_a_cell_is_no_formula_and_moves_no_cursor(text):
     cell = harmless(text)

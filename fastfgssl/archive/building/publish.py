@@ -39,7 +39,8 @@ class Place:
         self.out = out.resolve()
         self._overwrite = overwrite
         with file_errors("write", out):
-            self._inside = self.out.is_mount()
+            self.is_mount = self.out.is_mount()
+            """Whether another disk begins there, whose place no folder can take: the work is done in it."""
         self.work = self._neighbour("partial")
         """Holds `LISTING`, `PARTS` and `ARCHIVE` while an archive is made."""
         self.archive = self.work / ARCHIVE
@@ -61,14 +62,14 @@ class Place:
         if not self.out.is_dir():
             raise UserError(f"{self.out} is a file: choose another --out")
         names = {path.name for path in self.out.iterdir()} - _WITHIN
-        if MANIFEST not in names and names <= set(_OF_ARCHIVE) and (not names or self._inside):
+        if MANIFEST not in names and names <= set(_OF_ARCHIVE) and (not names or self.is_mount):
             return  # empty, or killed while it was published
         if MANIFEST not in names and not self._overwrite:
             raise UserError(
                 f"{self.out} holds other files and no archive: choose an empty folder or a new one as --out"
             )
         read_manifest(self.out)
-        if not _holds_only(self.out, {*_OF_ARCHIVE, *(_WITHIN if self._inside else ())}):
+        if not _holds_only(self.out, {*_OF_ARCHIVE, *(_WITHIN if self.is_mount else ())}):
             raise UserError(f"{self.out} holds other files than an archive's: move them away, or choose another --out")
 
     @contextmanager
@@ -125,7 +126,7 @@ class Place:
                     os.fsync(file)
             sync_folder(Path(folder))
         self.check()  # again: hours may have passed
-        if self._inside:
+        if self.is_mount:
             if self.holds_archive():
                 self._replaced.mkdir(exist_ok=True)
                 _move(self.out, self._replaced, reversed(_OF_ARCHIVE))
@@ -157,7 +158,7 @@ class Place:
             shutil.rmtree(draft, ignore_errors=True)  # a worker on another machine may end a moment after its run
         if self.holds_archive():
             shutil.rmtree(self._replaced, ignore_errors=True)
-        elif self._inside:
+        elif self.is_mount:
             whole = (self._replaced / TABLE).exists()  # the last to move there: only then does the new archive come in
             for name in _OF_ARCHIVE if whole or not self._replaced.exists() else ():
                 path = self.out / name
@@ -172,7 +173,7 @@ class Place:
             self._replaced.rename(self.out)
 
     def _neighbour(self, what: str) -> Path:
-        return self.out / f".{what}" if self._inside else self.out.with_name(f"{self.out.name}.{what}")
+        return self.out / f".{what}" if self.is_mount else self.out.with_name(f"{self.out.name}.{what}")
 
 
 def _holds_only(folder: Path, names: set[str]) -> bool:
