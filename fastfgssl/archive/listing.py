@@ -21,6 +21,7 @@ from fastfgssl.archive.sources.base import Entry, Source, SourceOptions, display
 from fastfgssl.archive.sources.folder import read_file
 from fastfgssl.archive.sources.opening import open_sources
 from fastfgssl.runtime.errors import UserError
+from fastfgssl.runtime.signals import signals_wait
 
 SCHEMA = pa.schema(
     [
@@ -33,7 +34,8 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS = 1 << 14  # of a batch
-pa.array([0])  # at its first array, Arrow looks for pandas, and takes a signal meanwhile for its absence
+with signals_wait():  # at its first array, Arrow looks for pandas, and takes a signal meanwhile for its absence
+    pa.array([0])
 _SHOWN = 5
 
 

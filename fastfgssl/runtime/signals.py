@@ -149,6 +149,16 @@ def exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """While entered, SIGINT and SIGTERM do not reach this thread: for code that takes them for errors of its own."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run_child(command: Sequence[str], **options: Any) -> int:
     """Runs a command, with `options` of `subprocess.Popen`, and returns its exit code.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastfgssl.config.files import write_config
+from fastfgssl.runtime.signals import signals_wait
 from fastfgssl.training.checkpoint import list_checkpoints, load_checkpoint
 from fastfgssl.training.sinks import read_metrics
 from helpers.paths import TOOLS
@@ -61,6 +62,24 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_signals_wait_for_the_end_of_what_would_take_them_for_its_own():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    done = []
+
+    def work() -> None:
+        with signals_wait():
+            signal.raise_signal(signal.SIGINT)
+            done.append("work")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["work"]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
