@@ -10,6 +10,8 @@ import random
 
 import pytest
 
+from fastfgssl.archive.building.worker import Death, Watch
+from fastfgssl.archive.building.workers import run_tasks
 from helpers import hostile_seeds, mutations
 from helpers.hostile import TARGETS, manifests
 
@@ -42,9 +44,37 @@ def test_mutations(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", [name for name in TARGETS if name != "slide"])  # OpenSlide ends the process at some
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "slide"])
 def test_many_mutations(name):
     check(name, range(MUTATIONS, MANY))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_many_mutations_of_slides():
+    """OpenSlide ends the process at some, which costs that one."""
+    deaths: list[int] = []
+
+    def after(death: Death) -> range:
+        assert not death.timed_out, death
+        deaths.append(death.item)
+        return range(death.item + 1, death.task.stop)
+
+    tasks = (range(begin, min(MANY, begin + MUTATIONS)) for begin in range(MUTATIONS, MANY, MUTATIONS))
+    done = sum(run_tasks(CheckSlides(), tasks, 2, max_seconds=30, after_death=after))
+    assert done + len(deaths) <= MANY
+    assert len(deaths) < MANY // 100
+
+
+class CheckSlides:
+    """What a worker does."""
+
+    def __call__(self, numbers: range, watch: Watch) -> int:
+        for number in numbers:
+            watch.begin(number)
+            check("slide", range(number, number + 1))
+        watch.rest()
+        return len(numbers)
 
 
 def test_a_manifest_of_other_types_is_refused_or_opened():

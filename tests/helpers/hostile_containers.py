@@ -19,12 +19,12 @@ _EXPANDED = 1 << 24
 
 
 def zips(data: bytes) -> bool:
-    good = _members(".zip", data)
+    good, damaged = _members_and_damage(".zip", data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as other:
             names = {info.filename.encode(): info for info in other.infolist()}
             # of members of one name, and where the directory is damaged, others may be meant
-            same = len(names) == len(other.infolist()) and not any(b"!2" in name for name in good)
+            same = len(names) == len(other.infolist()) and not damaged and not any(b"!2" in name for name in good)
             for name, content in good.items() if same else ():
                 if name in names and not names[name].flag_bits & 1:
                     require(other.read(names[name]) == content, f"zipfile reads the same of {name!r}")
@@ -65,7 +65,11 @@ def gzips(data: bytes) -> bool:
 
 
 def _members(suffix: str, data: bytes) -> dict[bytes, bytes]:
-    """What can be read of the members of a container, by their names within it."""
+    return _members_and_damage(suffix, data)[0]
+
+
+def _members_and_damage(suffix: str, data: bytes) -> tuple[dict[bytes, bytes], bool]:
+    """What can be read of the members of a container, by their names within it, and whether any of it is damaged."""
     name = f"a{suffix}"
     options = SourceOptions(depth=2, max_bytes=1 << 22, max_expanded=_EXPANDED)
     source = WithContainers(InMemory(name, data), options)  # type: ignore[arg-type]
@@ -85,4 +89,4 @@ def _members(suffix: str, data: bytes) -> dict[bytes, bytes]:
         require(not isinstance(found, bytes) or len(found) == entry.size, "as many bytes as were listed")
         require(not isinstance(found, OSError), f"what is there can be read: {found}")
     require(sum(len(content) for content in good.values()) <= _EXPANDED, "no more bytes than are allowed")
-    return good
+    return good, any(entry.damaged for entry in entries)

@@ -25,6 +25,8 @@ is background if fewer of its pixels do than the last says."""
 _SAME = 0.01  # by which share magnifications may differ and count as one
 _LOOK = 16  # pixels on a side in which a tile is looked at for tissue, at least
 _MOST_TILES = 1 << 20
+_BYTES_OF_TILE = 16  # of a slide's file, at least, beyond some thousand tiles: its empty regions may take none
+_FREE_TILES = 1 << 12
 _IN_A_ROW = 256  # tiles that cannot be read, after which nothing more is expected
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -74,7 +76,7 @@ def slide_tiles(data: bytes | list[bytes], settings: SlideSettings) -> Iterator[
             slide.close()
             return None
         slide.open()
-        return _tiles(slide, _grid(slide, settings), settings)
+        return _tiles(slide, _grid(slide, settings, sum(map(len, files))), settings)
     except BaseException:
         slide.close()
         raise
@@ -150,7 +152,7 @@ class _Grid(NamedTuple):
     look_side: int
 
 
-def _grid(slide: _Slide, settings: SlideSettings) -> _Grid:
+def _grid(slide: _Slide, settings: SlideSettings, nbytes: int) -> _Grid:
     assert settings.mpp is not None
     properties, found = slide.slide.properties, slide.slide
     across, down = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
@@ -170,6 +172,8 @@ def _grid(slide: _Slide, settings: SlideSettings) -> _Grid:
         raise Unusable(f"slide too small: {width} x {height} pixels where a tile takes {side} x {side}")
     if columns * rows > _MOST_TILES:
         raise Unusable(f"slide too large: {columns * rows} tiles")
+    if columns * rows > max(_FREE_TILES, nbytes // _BYTES_OF_TILE):
+        raise Unusable(f"slide too large: {columns * rows} tiles in {nbytes} bytes")
     step = side * scales[level]
     look = max(n for n, scale in enumerate(scales) if n <= level or step / scale >= _LOOK)
     mpp = across * scales[level] * side / settings.tile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import zipfile
 from collections import Counter, defaultdict
@@ -89,6 +90,21 @@ def test_nothing_is_guessed_and_nothing_enlarged(why):
     for aperio in (True, False):  # its power of 20 is not taken for half a micron
         with pytest.raises(Unusable, match=why):
             tiles(slide(PIXELS, mpp=said, aperio=aperio, dpi=not aperio), mpp, tile)
+
+
+HUGE = base64.b85decode(
+    "Nl7XI2mk;85&-"
+    "@H1ONd500000000011ONd5004jh000321ONd5003YBb^rna0{{a6008Cy000940{{U4000L7000I70{{U4000I6000#M0{{U4000"
+    "93000^R1pom6008U&000{S1pom6008s=000~T0{{U400031001Zf0{{U400093001!o0sssE008^|002S(1ONd5002M$002V)1ON"
+    "d5002M$002Y*1ONm8000O9002b+1ONm8000;P000sK0{{X5000620ss^O1po#B001Zf00000000O82mlBGK%4*o0RR91K%4*o0RR"
+    "91bdh@t$8@vAOj3F0<_Oti6NmXg1W2q?%VqF&*M_uRmlR=fct~L}Gf}G*Wqmo4(QEwO8r|-%t-K<~U(%sA<>u$;!Rqq!_4fDp`2"
+)
+"""Found by `make fuzz`: 329 bytes that say they are a slide of nearly a million tiles, each of them empty."""
+
+
+def test_a_slide_has_no_more_tiles_than_its_bytes_could_hold():
+    with pytest.raises(Unusable, match=r"^slide too large: \d{6} tiles in 329 bytes$"):
+        slide_tiles(HUGE, SlideSettings(mpp=0.5, tile=32))
 
 
 @pytest.mark.parametrize("seed", range(40))
