@@ -24,6 +24,7 @@ from fastfgssl.archive.verification import verify
 from fastfgssl.runtime.errors import UserError
 from helpers.dicom import dicom
 from helpers.images import DECODER, encode, fixed_key, gradient, inputs_of, write_files
+from helpers.ndpi import ndpi_slide
 from helpers.slides import damaged, dicom_slide, slide, tissue
 
 pytest.importorskip("openslide")
@@ -50,6 +51,19 @@ def test_a_tile_shows_its_place_at_the_magnification_asked_for(mpp, scale, aperi
         truth = Image.fromarray(PIXELS[tile.y : tile.y + side, tile.x : tile.x + side]).resize((32, 32))
         difference = tile.pixels.astype(float).mean(axis=(0, 1)) - np.asarray(truth).astype(float).mean(axis=(0, 1))
         assert np.abs(difference).max() < 6
+
+
+@pytest.mark.parametrize("mpp", [0.5, 1.0])
+def test_ndpi(mpp):
+    scale = round(mpp / 0.5)
+    found = tiles(ndpi_slide(PIXELS, mpp=0.5), mpp, 32)
+    assert len(found) == (512 // (32 * scale)) * (768 // (32 * scale))
+    kept = [tile for tile in found if isinstance(tile, Tile)]
+    assert kept
+    for tile in kept:
+        assert (tile.mpp, tile.level) == (pytest.approx(mpp, rel=0.01), scale - 1)
+        truth = PIXELS[tile.y : tile.y + 32 * scale : scale, tile.x : tile.x + 32 * scale : scale]
+        assert np.abs(tile.pixels.astype(float).mean(axis=(0, 1)) - truth.mean(axis=(0, 1))).max() < 6
 
 
 def test_what_is_tissue_is_taken_and_glass_is_not():
@@ -126,6 +140,7 @@ def test_an_archive_of_slides(tmp_path):
     files = {
         "a/1.svs": slide(PIXELS, mpp=0.5),
         "a/2.tif": slide(PIXELS[:, ::-1], mpp=0.5, aperio=False, dpi=True),
+        "a/3.ndpi": ndpi_slide(PIXELS[::-1, ::-1], mpp=0.5),
         "a/damaged.svs": damaged(slide(PIXELS[::-1], mpp=0.5), 12 * 6 + 2),
         "a/unsaid.svs": slide(PIXELS, mpp=None),
         "a/no-slide.svs": b"nothing",
@@ -139,7 +154,7 @@ def test_an_archive_of_slides(tmp_path):
     assert verify(Archive.open(out)) == []
     rows = inputs_of(options)
     per_file = {name: [row for row in rows if row["path"].endswith(f"/{name}")] for name in files}
-    for name in ("a/1.svs", "a/2.tif", "a/damaged.svs"):
+    for name in ("a/1.svs", "a/2.tif", "a/3.ndpi", "a/damaged.svs"):
         outcomes = [row["outcome"] for row in per_file[name]]
         assert len(outcomes) == 4 * 6
         assert {"written", "filtered"} <= set(outcomes)
@@ -152,8 +167,8 @@ def test_an_archive_of_slides(tmp_path):
     assert sorted(set(table["mpp"][~np.isnan(table["mpp"])])) == [1.0]
     by_id = dict(zip(table["id"], table["group"], strict=True))
     groups = {name: {by_id[row["id"]] for row in per_file[name] if row["outcome"] == "written"} for name in files}
-    assert [len(groups[name]) for name in ("a/1.svs", "a/2.tif", "a/damaged.svs")] == [1, 1, 1]
-    assert len(set.union(*groups.values())) == 3 + 1  # what is no slide belongs to no group: -1
+    assert [len(groups[name]) for name in ("a/1.svs", "a/2.tif", "a/3.ndpi", "a/damaged.svs")] == [1] * 4
+    assert len(set.union(*groups.values())) == 4 + 1  # what is no slide belongs to no group: -1
     assert len(written) == summary.samples
     assert sorted(row["part"] for row in written if row["part"]) == sorted(
         f"tile {x} {y}" for x, y in zip(table["slide_x"], table["slide_y"], strict=True) if x >= 0
