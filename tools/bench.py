@@ -1,7 +1,6 @@
 """`fastfgssl bench`, from a checkout."""
 
-from fastfgssl.commands.bench import main
-from fastfgssl.runtime.console import run_tool
+from fastfgssl.commands import run
 
 if __name__ == "__main__":
-    run_tool(main)
+    run("bench")

@@ -1,7 +1,6 @@
 """`fastfgssl evaluate`, from a checkout."""
 
-from fastfgssl.commands.evaluate import main
-from fastfgssl.runtime.console import run_tool
+from fastfgssl.commands import run
 
 if __name__ == "__main__":
-    run_tool(main)
+    run("evaluate")

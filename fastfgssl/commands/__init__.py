@@ -28,9 +28,9 @@ COMMANDS = {
 }
 
 
-def run() -> None:
-    """What `fastfgssl` and `python -m fastfgssl` call."""
-    run_tool(_dispatch)
+def run(name: str | None = None) -> None:
+    """What `fastfgssl` and `python -m fastfgssl` call, and with a command's name `tools/NAME.py`."""
+    run_tool(_dispatch if name is None else lambda: _main_of(name)())
 
 
 def _dispatch() -> int | None:
@@ -51,5 +51,9 @@ def _dispatch() -> int | None:
 def run_command(name: str, *words: str) -> int | None:
     """Runs a command in this process, with the words that a person would type after its name; its exit code."""
     sys.argv = [f"fastfgssl {name}", *words]
+    return _main_of(name)()
+
+
+def _main_of(name: str) -> Callable[[], int | None]:
     main: Callable[[], int | None] = importlib.import_module(f"fastfgssl.commands.{name}").main
-    return main()
+    return main
