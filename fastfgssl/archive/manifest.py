@@ -138,9 +138,8 @@ class Archive:
                     raise UserError(f"archive {path} is damaged: {facts['name']}: {CHECKSUM_DIFFERS}")
         with _table_errors(path):
             table = pa.ipc.open_file(pa.memory_map(os.fsencode(path / facts["name"])))
-        counts = [shard["samples"] for shard in manifest["shards"]]
-        if sum(counts) != manifest["samples"] or len(counts) != table.num_record_batches:
-            raise UserError(f"archive {path} is damaged: {MANIFEST} and {TABLE} disagree on the number of samples")
+        if len(manifest["shards"]) != table.num_record_batches:
+            raise UserError(f"archive {path} is damaged: {MANIFEST} and {TABLE} disagree on the number of shards")
         return cls(path, manifest, table, shards)
 
     def has_column(self, name: str) -> bool:
@@ -218,15 +217,29 @@ class Archive:
     def _check(self, shard: int, name: str) -> None:
         """Raises ArrowInvalid unless a shard's column can be read, and its samples lie within the shard."""
         batch, facts = self._batches[shard], self._manifest["shards"][shard]
+        place = name in ("offset", "size")
+        for used in ("offset", "size") if place else (name,):
+            _require_type(batch.schema.field(used), integer=place)
         column = batch.column(name)
         column.validate(full=pa.types.is_string(column.type))  # by a wrong place any address would be read
         fits = len(batch) == self.shard_sizes[shard]
-        if name in ("offset", "size"):  # readers reserve as much memory as it says
+        if place:  # readers reserve as much memory as it says
             offset, size = (batch.column(name).to_numpy() for name in ("offset", "size"))
             fits &= bool((offset <= facts["bytes"] - np.minimum(size, facts["bytes"])).all())
             fits &= bool((size <= facts["bytes"]).all())
         if not fits:
             raise pa.ArrowInvalid(f"it does not fit {facts['name']}")
+
+
+def _require_type(field: pa.Field, *, integer: bool) -> None:
+    """Raises ArrowInvalid for a column that is neither text nor numbers, or whose nulls no number could stand for."""
+    type, types = field.type, pa.types
+    if types.is_unsigned_integer(type) or integer:
+        fits = types.is_integer(type) and not field.nullable
+    else:
+        fits = types.is_string(type) or types.is_floating(type) or types.is_signed_integer(type)
+    if not fits:
+        raise pa.ArrowInvalid(f"column {field.name} is of {'nullable ' * field.nullable}{type}")
 
 
 def _reopened(path: Path, shards: Shards | None, fingerprint: str) -> Archive:

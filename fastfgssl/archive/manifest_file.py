@@ -44,6 +44,8 @@ def parse_manifest(stored: bytes, where: Path | str) -> dict:
             raise UserError(
                 f"{where} is damaged: {name!r} is missing or is not what it must be; copy the archive again"
             )
+    if manifest["samples"] != sum(shard["samples"] for shard in manifest["shards"]):
+        raise UserError(f"{where} is damaged: its shards hold another number of samples; copy the archive again")
     return manifest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,3 +122,9 @@ def _write_part(place: Place, samples: list[Sample]) -> Path:
     with pa.ipc.new_file(str(folder / parts.ROWS), parts.SCHEMA) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=parts.SCHEMA))
     return folder
+
+
+def edit_manifest(path: Path, **changes: object) -> None:
+    """Lets the manifest of the archive in `path` say something else."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | changes))

@@ -22,7 +22,7 @@ from fastfgssl.archive.images.png import read_png
 from fastfgssl.archive.images.slides import SlideSettings, Tile, slide_tiles
 from fastfgssl.archive.images.strip_jpeg import strip_jpeg
 from fastfgssl.archive.images.strip_png import strip_png
-from fastfgssl.archive.labels.table import Table, read_cells, read_columns
+from fastfgssl.archive.labels.table import Table, is_empty, read_cells, read_columns
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.outcome import NoImage, Unusable
 from fastfgssl.runtime.errors import UserError
@@ -141,7 +141,7 @@ def csvs(data: bytes) -> bool:
             by_rows = None
     require((by_rows is None) == (by_columns is None), "a table that is read by rows is read by columns")
     if by_rows is not None and by_columns is not None:
-        said = [(row[0], *("" if cell.lower() == "nan" else cell for cell in row[1:])) for row in by_rows]
+        said = [(row[0], *("" if is_empty(cell) else cell for cell in row[1:])) for row in by_rows]
         require(by_columns == said, "rows and columns tell the same")
     return by_rows is not None
 
