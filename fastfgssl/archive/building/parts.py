@@ -40,7 +40,7 @@ UNREADABLE = ".unreadable"
 IMAGES, ROWS = "images.bin", "rows.arrow"
 READING, DECODING = 0, 1  # stages of an entry
 _FORMAT = 4  # of a part
-_ENTRIES, _BYTES = 256, 64 << 20  # of a chunk, at most
+_ENTRIES, _BYTES = 256, 16 << 20  # of a chunk, at most: large files take long, and workers should end together
 _ENDS_CHUNK = 128  # one name in so many ends its chunk, so that a file that is added moves few of the others
 
 FACT_TYPES = {
