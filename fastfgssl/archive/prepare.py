@@ -19,10 +19,19 @@ from fastfgssl.archive.building.base import Base
 from fastfgssl.archive.building.ids import Ids
 from fastfgssl.archive.building.inputs import COLUMNS, harmless, read_inputs
 from fastfgssl.archive.building.keys import key_advice, load_key
-from fastfgssl.archive.building.parts import READING, UNREADABLE, Chunk, Part, PartMaker, PartOptions, chunks
+from fastfgssl.archive.building.parts import (
+    READING,
+    UNREADABLE,
+    Chunk,
+    Part,
+    PartMaker,
+    PartOptions,
+    chunks,
+    expect_part_makers,
+)
 from fastfgssl.archive.building.plan import DonePart
 from fastfgssl.archive.building.publish import LISTING, Place
-from fastfgssl.archive.building.worker import NO_ITEM, Death, expect_workers
+from fastfgssl.archive.building.worker import NO_ITEM, Death
 from fastfgssl.archive.building.workers import Pool, Workers, run_in
 from fastfgssl.archive.labels.assignment import Labels, labels_of_folders, read_labels
 from fastfgssl.archive.labels.presets import PRESETS, read_preset
@@ -53,7 +62,7 @@ def prepare(options: PrepareOptions, on_progress: OnProgress = lambda progress: 
         require_alone("an archive", advice=", or give each a --part")
     place = Place(options.out, overwrite=options.overwrite)
     if options.engine is None and not options.dry_run:
-        expect_workers(PartMaker.__module__, "nvidia.dali.fn")
+        expect_part_makers()
     with _cluster(options), place.held(shared=share is not None):
         preset = PRESETS[options.labels_preset] if options.labels_preset else None
         listing = find_images(

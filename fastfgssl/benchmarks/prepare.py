@@ -21,8 +21,8 @@ import pydicom
 from PIL import Image
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
-from fastfgssl.archive.building.parts import PartMaker
-from fastfgssl.archive.building.worker import Death, expect_workers
+from fastfgssl.archive.building.parts import expect_part_makers
+from fastfgssl.archive.building.worker import Death
 from fastfgssl.archive.building.workers import run_tasks
 from fastfgssl.archive.manifest import Archive
 from fastfgssl.archive.phantom import write_phantoms
@@ -50,7 +50,7 @@ class _Kind(NamedTuple):
 def run(settings: Settings) -> Iterator[Record]:
     """JPEG files of two sizes, and slices of a CT as they come from a scanner, and compressed."""
     suite = Suite("prepare", settings).on_host()
-    expect_workers(PartMaker.__module__, "nvidia.dali.fn")  # as prepare does, before what writes files has workers
+    expect_part_makers()  # before what writes files has workers
     for kind in _KINDS:
         with tempfile.TemporaryDirectory() as folder:
             yield from _measure(suite, kind, Path(folder))

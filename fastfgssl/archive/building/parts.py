@@ -27,7 +27,7 @@ import pyarrow as pa
 from fastfgssl import __version__
 from fastfgssl.archive.building.confinement import limit_memory, quiet
 from fastfgssl.archive.building.previews import keep_few, preview_of
-from fastfgssl.archive.building.worker import Watch
+from fastfgssl.archive.building.worker import Watch, expect_workers
 from fastfgssl.archive.images.decoded import FileSettings, images_of
 from fastfgssl.archive.images.training_decoder import TrainingDecoder
 from fastfgssl.archive.listing import Listing
@@ -150,6 +150,11 @@ def chunks(listing: Listing, rows: np.ndarray, options: PartOptions) -> Iterator
 def read_part(folder: Path) -> pa.RecordBatch:
     """The rows of a part."""
     return pa.ipc.open_file((folder / ROWS).read_bytes()).get_batch(0)
+
+
+def expect_part_makers() -> None:
+    """Lets what parts are made with be imported already. Of no effect once there were other workers."""
+    expect_workers(__name__, "nvidia.dali.fn")
 
 
 class PartMaker:
